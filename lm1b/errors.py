@@ -1,0 +1,38 @@
+"""What a user's mistake looks like: one line, exit status 2, no traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend. Its text is one line: what is wrong, what was expected, what to do."""
+
+
+def exit_with(message: str, status: int) -> NoReturn:
+    """Print `message` as one line on stderr (first rank only, so that it appears once) and exit with `status`."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        one_line = " ".join(str(message).split())
+        print(f"lm1b: error: {one_line}", file=sys.stderr, flush=True)
+    sys.exit(status)
+
+
+def run_command(main: Callable[[], int | None]) -> NoReturn:
+    """Run an entry point: a UserError ends with status 2, a full disk or a missing right too, Ctrl-C with 130."""
+    try:
+        sys.exit(main() or 0)
+    except UserError as error:
+        exit_with(str(error), 2)
+    except KeyboardInterrupt:
+        exit_with("interrupted", 130)
+    except BrokenPipeError:
+        # The reader of our output (`| head`) has gone: not a fault of ours, nothing left to say.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        exit_with(f"{error.filename or 'file system'}: {error.strerror}", 2)
