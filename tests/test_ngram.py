@@ -104,9 +104,9 @@ def test_nothing_to_count_is_refused() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not (SHARED / "news_mix").is_dir(), reason="the news_mix corpus is not on this machine")
 def test_perplexities_measured_elsewhere_on_real_news() -> None:
-    from lm1b.data.vocabulary import Vocabulary
+    from lm1b.data.vocabulary import read_given_vocabulary
 
-    vocabulary = Vocabulary.load(SHARED / "news_mix" / "word_vocab.txt")
+    vocabulary = read_given_vocabulary(SHARED / "news_mix" / "word_vocab.txt")[0]
 
     def encoded(pattern: str) -> list[np.ndarray]:
         return [vocabulary.encode(path.read_bytes())[0] for path in sorted(SHARED.glob(pattern))]
