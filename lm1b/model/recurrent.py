@@ -1,0 +1,176 @@
+"""The recurrent layers: IRNN, np-RNN, ReLU and tanh RNN, LSTM, one fused `nn.RNN` or `nn.LSTM` a layer.
+
+1. A stack maps x_TBD and the state of every lane to y_TBH and the new state; states are a dict of names "0.h", "0.c",
+   "1.h", ... to tensors [lanes, width] in the computing dtype, so that they travel and are stored by name.
+2. Dropout, where wanted, is keyed by (seed, step, layer, lane, t, unit): the same whichever rank holds a lane.
+3. Where `resets_TB` is given, the state is zeroed before the step that it marks; the fused layers then run over the
+   stretches of time between marks.
+4. `initialize(seed)` draws each weight from a key of (seed, parameter name): no random state.
+
+T steps, B lanes, D input width, H hidden width (what a layer puts out: the recurrent projection's width where there is one).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lm1b.config import ModelConfig
+from lm1b.randomness import derive_key, keep_mask, normal, uniform
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """What decides which activations are dropped. first_lane: global number of the first lane at hand."""
+
+    probability: float
+    seed: int
+    step: int
+    first_lane: int = 0
+
+    def __call__(self, x_TBD: Tensor, layer: int) -> Tensor:
+        """Zero activations with `probability` and scale the rest by 1 / (1 - probability). layer: which input this is."""
+        if not self.probability:
+            return x_TBD
+        num_steps, num_lanes, width = x_TBD.shape
+        lanes_B = torch.arange(self.first_lane, self.first_lane + num_lanes, device=x_TBD.device)
+        steps_T1 = torch.arange(num_steps, device=x_TBD.device).unsqueeze(1)
+        key = derive_key(self.seed, "dropout", self.step, layer)
+        mask = keep_mask(key, ((steps_T1 << 32) + lanes_B).flatten(), width, self.probability)
+        return x_TBD * (mask.view_as(x_TBD).to(x_TBD.dtype) * (1.0 / (1.0 - self.probability)))
+
+
+class RecurrentStack(nn.Module):
+    """Layers of one kind of cell, as `config.cell` says."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.output_width = config.recurrent_projection or config.hidden
+        self.layers = nn.ModuleList(self._layer(config.embedding if i == 0 else self.output_width) for i in range(config.layers))
+
+    def _layer(self, input_width: int) -> nn.RNNBase:
+        config = self.config
+        if config.cell == "lstm":
+            return nn.LSTM(input_width, config.hidden, proj_size=config.recurrent_projection or 0)
+        return nn.RNN(input_width, config.hidden, nonlinearity="tanh" if config.cell == "tanh_rnn" else "relu")
+
+    def initialize(self, seed: int) -> None:
+        """Set every weight from keys of (seed, parameter name), in place, as `config` says."""
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                parameter.copy_(_initial_value(name, parameter.shape, self.config, seed))
+
+    def zero_state(self, lanes: int, dtype: torch.dtype, device: torch.device | str) -> State:
+        """The state before any input."""
+        state = {}
+        for i in range(self.config.layers):
+            state[f"{i}.h"] = torch.zeros(lanes, self.output_width, dtype=dtype, device=device)
+            if self.config.cell == "lstm":
+                state[f"{i}.c"] = torch.zeros(lanes, self.config.hidden, dtype=dtype, device=device)
+        return state
+
+    def forward(
+        self, x_TBD: Tensor, state: State, *, dropout: Dropout | None = None, resets_TB: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """y_TBH of the last layer and the new state, both in x's dtype.
+
+        resets_TB: bool; where True the lane's state is zero before that step.
+        """
+        y_TBH, new_state, _ = self.run(x_TBD, state, dropout=dropout, resets_TB=resets_TB)
+        return y_TBH, new_state
+
+    def run(
+        self, x_TBD: Tensor, state: State, *, dropout: Dropout | None = None, resets_TB: Tensor | None = None
+    ) -> tuple[Tensor, State, Tensor]:
+        """As `forward`, and the largest absolute output of any layer (float32, no dimensions, detached)."""
+        new_state: State = {}
+        largest = torch.zeros((), device=x_TBD.device)
+        for i, layer in enumerate(self.layers):
+            if dropout is not None:
+                x_TBD = dropout(x_TBD, i)
+            names = [f"{i}.h", f"{i}.c"] if self.config.cell == "lstm" else [f"{i}.h"]
+            x_TBD, values = _run_layer(layer, x_TBD, [state[name] for name in names], resets_TB)
+            new_state.update(zip(names, values, strict=True))
+            low, high = torch.aminmax(x_TBD.detach())
+            largest = torch.maximum(largest, torch.maximum(-low, high).to(torch.float32))
+        return x_TBD, new_state, largest
+
+
+def _run_layer(layer: nn.Module, x_TBD: Tensor, state: list[Tensor], resets_TB: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+    """One layer over the window: whole, or in stretches between resets. state: [h] or [h, c], each [lanes, width]."""
+    if resets_TB is None:
+        return _run_stretch(layer, x_TBD, state)
+    num_steps = len(x_TBD)
+    starts = sorted({0, *torch.nonzero(resets_TB.any(dim=1)).flatten().tolist()})
+    outputs = []
+    for start, end in zip(starts, [*starts[1:], num_steps], strict=True):
+        # torch.where, not a product: a lane that has overflowed restarts from zero, not from NaN.
+        reset_B1 = resets_TB[start].unsqueeze(1)
+        state = [torch.where(reset_B1, torch.zeros_like(value), value) for value in state]
+        y, state = _run_stretch(layer, x_TBD[start:end], state)
+        outputs.append(y)
+    return torch.cat(outputs), state
+
+
+def _run_stretch(layer: nn.Module, x_TBD: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    state = [value.unsqueeze(0) for value in state]
+    y_TBH, new_state = layer(x_TBD, tuple(state) if len(state) == 2 else state[0])
+    return y_TBH, [value.squeeze(0) for value in (new_state if len(state) == 2 else (new_state,))]
+
+
+def _initial_value(name: str, shape: torch.Size, config: ModelConfig, seed: int) -> Tensor:
+    """Initial weight, float64. name: `layers.0.weight_hh_l0` and the like; LSTM's four gates i, f, g, o are stacked in dimension 0."""
+    kind = name.rsplit(".", 1)[-1].removesuffix("_l0")
+    key = derive_key(seed, "weight", name)
+    hidden = config.hidden
+    if kind.startswith("bias"):
+        value = torch.zeros(shape, dtype=torch.float64)
+        if config.cell == "lstm" and kind == "bias_ih":  # on one of the two only: they are added up
+            value[hidden : 2 * hidden] = config.forget_bias
+        return value
+    if kind == "weight_ih":
+        return _input_weight(key, shape, config)
+    if kind == "weight_hr":
+        return glorot_uniform(key, shape)
+    if config.cell == "irnn":
+        return torch.eye(hidden, dtype=torch.float64) * config.identity_scale
+    if config.cell == "np_rnn":
+        return normalized_positive_definite(key, hidden)
+    return _normal_matrix(key, shape) * (config.recurrent_weight_std or 1.0 / math.sqrt(hidden))
+
+
+def _input_weight(key: int, shape: torch.Size, config: ModelConfig) -> Tensor:
+    if config.input_weight == "normal":
+        return _normal_matrix(key, shape) * config.input_weight_std
+    if config.input_weight == "np_rnn":
+        # Talathi and Vartak 2015: N(0, a/N) by its variance, N the number of units.
+        variance = math.sqrt(2.0) * math.exp(1.2 / (max(config.hidden, 6) - 2.4)) / config.hidden
+        return _normal_matrix(key, shape) * math.sqrt(variance)
+    # Each of LSTM's gates is a matrix [H, D] of its own: the limit is that of one gate.
+    return glorot_uniform(key, shape, fan_out=config.hidden)
+
+
+def _normal_matrix(key: int, shape: torch.Size) -> Tensor:
+    return normal(key, torch.arange(shape.numel())).view(shape)
+
+
+def glorot_uniform(key: int, shape: torch.Size, fan_out: int | None = None) -> Tensor:
+    """Uniform in +-sqrt(6 / (fan_in + fan_out)) (Glorot 2010), float64. shape: [out, in]."""
+    limit = math.sqrt(6.0 / (shape[1] + (fan_out or shape[0])))
+    return (uniform(key, torch.arange(shape.numel())).view(shape) * 2.0 - 1.0) * limit
+
+
+def normalized_positive_definite(key: int, size: int) -> Tensor:
+    """np-RNN's recurrent weight (Talathi and Vartak 2015, arXiv 1511.03771), float64: largest eigenvalue 1, all positive.
+
+    R of independent standard normals, A = R^T R / N, W = (A + I) / lambda_max(A + I).
+    """
+    r = _normal_matrix(key, torch.Size((size, size)))
+    a = r.T @ r / size + torch.eye(size, dtype=torch.float64)
+    return a / torch.linalg.eigvalsh(a)[-1]

@@ -1,0 +1,225 @@
+"""From hidden vectors to nats: the sampled softmax of training, the full softmax of evaluation.
+
+Sampled, for a position with hidden vector h and target t, samples s (Jean 2015, arXiv 1412.2007):
+
+    c_k = h . w_k + b_k - log E(k)                      corrected logit, float32
+    nats = log(exp(c_t) + sum over s != t of exp(c_s)) - c_t
+
+1. One product gives a chunk's logits in the computing dtype; small blocks of positions go through float32, where the
+   correction, the mask and the softmax happen, and leave as the gradient of the logits, in place.
+2. Two more products turn that into the gradients of hidden vectors and of sampled rows: all is ready when the forward pass
+   ends, and backward only multiplies by the gradient of the sum.
+3. The target's own logit is computed apart in float32, its gradient too, for sampled targets and others alike.
+
+Full: blocks over the vocabulary with a running maximum and sum of exponentials, so that any cut of the vocabulary over
+blocks or ranks can be put together (`FullSoftmax.merge`, `FullSoftmax.reduce`).
+
+N positions, P hidden width, S samples, U rows at hand (samples first), L rows of this rank, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lm1b.distributed import Ranks
+
+# Bytes of logits (in the computing dtype) held at a time, and elements of a block that goes through float32: the
+# first is large enough for the products to run at full speed, the second stays in a core's second-level cache.
+_CHUNK_BYTES = 48 << 20
+_BLOCK_ELEMENTS = 1 << 17
+
+
+def sampled_softmax(
+    hidden_NP: Tensor, rows_UP: Tensor, bias_U: Tensor, target_positions_N: Tensor, log_expected_U: Tensor, num_samples: int
+) -> Tensor:
+    """Sum over positions of -log p(target) under the sampled softmax: float64, no dimensions, in nats.
+
+    hidden_NP: the computing dtype. rows_UP, bias_U, log_expected_U: float32, of which the first num_samples are the samples.
+    target_positions_N: int64, the target's place among the U; below num_samples if and only if it was sampled.
+    Differentiable once with respect to hidden_NP (gradient in its dtype), rows_UP and bias_U (gradients in float32).
+    """
+    result: Any = _SampledSoftmax.apply(hidden_NP, rows_UP, bias_U, target_positions_N, log_expected_U, num_samples)
+    return result
+
+
+class _SampledSoftmax(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_NP: Tensor, rows_UP: Tensor, bias_U: Tensor, targets_N: Tensor, log_expected_U: Tensor, num_samples: int
+    ) -> Tensor:
+        needs_gradient = any(ctx.needs_input_grad[:3])
+        nats, ctx.gradients = _nats_and_gradients(hidden_NP, rows_UP, bias_U - log_expected_U, targets_N, num_samples, needs_gradient)
+        return nats
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError("sampled_softmax: its gradient was taken already (retain_graph is not supported)")
+        # Handed over, not kept: autograd may then use these tensors as the leaves' gradients without a copy.
+        hidden_gradient, rows_gradient, bias_gradient = ctx.gradients
+        ctx.gradients = None
+        for gradient in (hidden_gradient, rows_gradient, bias_gradient):
+            gradient.mul_(gradients[0].to(gradient.dtype))
+        return hidden_gradient, rows_gradient, bias_gradient, None, None, None
+
+
+def _nats_and_gradients(
+    hidden_NP: Tensor, rows_UP: Tensor, offset_U: Tensor, targets_N: Tensor, num_samples: int, needs_gradient: bool
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:
+    """Nats summed (float64) and the gradients of that sum by hidden vectors, rows and bias."""
+    dtype = hidden_NP.dtype
+    rows_SP = rows_UP[:num_samples].to(dtype)
+    chunk = max(1, _CHUNK_BYTES // (num_samples * hidden_NP.element_size() * (1 if dtype != torch.float32 else 3)))
+    nats = torch.zeros((), dtype=torch.float64, device=hidden_NP.device)
+    hidden_gradient = torch.empty_like(hidden_NP)
+    rows_gradient = torch.zeros_like(rows_UP)
+    bias_gradient = torch.zeros_like(offset_U)
+    for start in range(0, len(hidden_NP), chunk):
+        hidden, targets = hidden_NP[start : start + chunk], targets_N[start : start + chunk]
+        target_rows = rows_UP.index_select(0, targets).to(dtype).to(torch.float32)
+        target_logits = (hidden.to(torch.float32) * target_rows).sum(1) + offset_U[targets]
+        logits = hidden @ rows_SP.T
+        nats_chunk, column_sums = _softmax_in_place(logits, offset_U[:num_samples], targets, target_logits)
+        nats += nats_chunk.sum(dtype=torch.float64)
+        if not needs_gradient:
+            continue
+        # d nats / d target logit = p - 1 = expm1(-nats): exact where p is near 1.
+        target_gradient = torch.expm1(-nats_chunk)
+        hidden_gradient[start : start + chunk] = (logits @ rows_SP).to(torch.float32).addcmul_(target_gradient.unsqueeze(1), target_rows)
+        rows_gradient += torch.ops.aten.embedding_dense_backward(
+            hidden.to(torch.float32) * target_gradient.unsqueeze(1), targets, len(rows_UP), -1, False
+        )
+        if dtype == torch.float32:
+            rows_gradient[:num_samples].addmm_(logits.T, hidden)
+        else:
+            rows_gradient[:num_samples] += logits.T @ hidden
+        bias_gradient.index_add_(0, targets, target_gradient)
+        bias_gradient[:num_samples] += column_sums
+    return nats, (hidden_gradient, rows_gradient, bias_gradient) if needs_gradient else None
+
+
+def _softmax_in_place(logits_nS: Tensor, offset_S: Tensor, targets_n: Tensor, target_logits_n: Tensor) -> tuple[Tensor, Tensor]:
+    """Replace raw logits by the samples' probabilities, block by block in float32.
+
+    The probability of a sample that is the position's target becomes 0. Returns nats_n and the probabilities' column sums,
+    both float32.
+    """
+    num_positions, num_samples = logits_nS.shape
+    block = max(1, _BLOCK_ELEMENTS // num_samples)
+    nats_n = torch.empty_like(target_logits_n)
+    column_sums = torch.zeros_like(offset_S)
+    buffer = torch.empty(min(block, num_positions), num_samples, device=logits_nS.device)
+    is_sampled = targets_n < num_samples
+    # A target outside the samples masks nothing: it points at column 0 and puts back what is there.
+    columns_n1 = torch.where(is_sampled, targets_n, 0).unsqueeze(1)
+    for start in range(0, num_positions, block):
+        logits = logits_nS[start : start + block]
+        here = slice(start, start + len(logits))
+        values = buffer[: len(logits)]
+        values.copy_(logits)
+        values += offset_S
+        masked = torch.where(is_sampled[here].unsqueeze(1), -torch.inf, values.gather(1, columns_n1[here]))
+        values.scatter_(1, columns_n1[here], masked)
+        target = target_logits_n[here]
+        largest = torch.maximum(values.amax(1), target)
+        values.sub_(largest.unsqueeze(1)).exp_()
+        total = values.sum(1) + torch.exp(target - largest)
+        nats_n[here] = torch.log(total) + largest - target
+        values *= (1.0 / total).unsqueeze(1)
+        column_sums += values.sum(0)
+        logits.copy_(values)
+    return nats_n, column_sums
+
+
+@dataclass
+class FullSoftmax:
+    """What part of a vocabulary says about N positions. Parts over disjoint words merge into the whole.
+
+    largest_N: float32, largest logit. total_N: float64, sum of exp(logit - largest). target_N: float32, the target's logit,
+    -inf where the target is not in this part.
+    """
+
+    largest_N: Tensor
+    total_N: Tensor
+    target_N: Tensor
+
+    def merge(self, other: FullSoftmax) -> FullSoftmax:
+        """Both parts together."""
+        largest = torch.maximum(self.largest_N, other.largest_N)
+        total = self.total_N * torch.exp(self.largest_N.double() - largest) + other.total_N * torch.exp(other.largest_N.double() - largest)
+        return FullSoftmax(largest, total, torch.maximum(self.target_N, other.target_N))
+
+    def reduce(self, ranks: Ranks) -> FullSoftmax:
+        """All ranks' parts together, on every rank. A collective."""
+        if ranks.size == 1:
+            return self
+        largest, target = self.largest_N.clone(), self.target_N.clone()
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        dist.all_reduce(target, dist.ReduceOp.MAX)
+        total = self.total_N * torch.exp(self.largest_N.double() - largest)
+        dist.all_reduce(total)
+        return FullSoftmax(largest, total, target)
+
+    def nats(self) -> Tensor:
+        """-log p(target) of each position, float64 [N]; meaningful once the parts cover the vocabulary."""
+        return torch.log(self.total_N) + self.largest_N.double() - self.target_N.double()
+
+
+@torch.no_grad()
+def full_softmax_part(hidden_NP: Tensor, rows_LP: Tensor, bias_L: Tensor, places_N: Tensor, block: int = 8192) -> FullSoftmax:
+    """What the rows at hand say, worked through `block` rows at a time.
+
+    hidden_NP: the computing dtype. rows_LP, bias_L: float32 (rows are cast block by block). places_N: int64, the target's place
+    among these rows, -1 where it is not among them (on rank r of R: `places_of_targets`).
+    """
+    num_positions = len(hidden_NP)
+    here = places_N >= 0
+    places = places_N.clamp(min=0)
+    target_rows = rows_LP.index_select(0, places).to(hidden_NP.dtype).to(torch.float32)
+    target_N = (hidden_NP.to(torch.float32) * target_rows).sum(1) + bias_L[places]
+    target_N = torch.where(here, target_N, -torch.inf)
+    result = FullSoftmax(
+        torch.full((num_positions,), -torch.inf, device=hidden_NP.device),
+        torch.zeros(num_positions, dtype=torch.float64, device=hidden_NP.device),
+        target_N,
+    )
+    sub_block = max(1, _BLOCK_ELEMENTS // block)
+    for first in range(0, len(rows_LP), block):
+        rows, bias = rows_LP[first : first + block].to(hidden_NP.dtype), bias_L[first : first + block]
+        chunk = max(1, _CHUNK_BYTES // (len(rows) * hidden_NP.element_size()))
+        for start in range(0, num_positions, chunk):
+            logits_nL = hidden_NP[start : start + chunk] @ rows.T
+            for low in range(0, len(logits_nL), sub_block):
+                part = slice(start + low, start + min(low + sub_block, len(logits_nL)))
+                _accumulate(result, part, logits_nL[low : low + sub_block].to(torch.float32) + bias, places_N[part] - first)
+    return result
+
+
+def _accumulate(result: FullSoftmax, part: slice, logits: Tensor, columns: Tensor) -> None:
+    """Take a block of float32 logits into the running maximum and sum of the positions `part`."""
+    inside = torch.nonzero((columns >= 0) & (columns < logits.shape[1])).flatten()
+    # The target's logit is the one computed in float32, in the sum too.
+    logits[inside, columns[inside]] = result.target_N[part][inside]
+    old = result.largest_N[part]
+    largest = torch.maximum(old, logits.amax(1))
+    sums = logits.sub_(largest.unsqueeze(1)).exp_().sum(1)
+    # exp(-inf - largest) = 0 takes care of the first block.
+    result.total_N[part] = result.total_N[part] * torch.exp(old.double() - largest) + sums
+    result.largest_N[part] = largest
+
+
+def full_softmax_nats(hidden_NP: Tensor, rows_VP: Tensor, bias_V: Tensor, targets_N: Tensor, block: int = 8192) -> Tensor:
+    """-log p(target) under the full softmax over V rows at hand: float64 [N]. See `full_softmax_part`; targets_N: int64 ids."""
+    return full_softmax_part(hidden_NP, rows_VP, bias_V, targets_N, block).nats()
+
+
+def places_of_targets(targets_N: Tensor, ranks: Ranks) -> Tensor:
+    """Where each target's row is among this rank's rows (row r lives on rank r % R at r // R), -1 where it is not here."""
+    places = torch.div(targets_N, ranks.size, rounding_mode="floor")
+    return torch.where(targets_N % ranks.size == ranks.rank, places, -1)

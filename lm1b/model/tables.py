@@ -1,0 +1,180 @@
+"""Vocabulary tables: input rows, output rows and output bias, cut by rows over the ranks, with sparse Adagrad.
+
+Row r lives on rank r % N, at place r // N there, in float32 beside its accumulator. A training step:
+
+1. `request_inputs` and `request_outputs` find the distinct ids that this rank needs, and `RowRequest` tells the owners
+   (one exchange of ids, whatever the number of tables that are cut alike).
+2. `table.fetch(request, dtype)` brings the rows, sent in the compute precision, as one float32 tensor rows_UD.
+3. Autograd leaves the gradient of those rows in rows_UD.grad, summed over micro-batches.
+4. `table.apply(request, gradient_UD, ...)` sends it back the same way; the owners sum over ranks, in rank order and in
+   float32, and update just these rows and accumulators.
+
+With N = 1 nothing is sent. Example with N = 2, ids [4, 7, 1]: rank 0 is asked for its place 2, rank 1 for its places 3 and 0.
+
+U distinct ids of this rank's request, D width of a row, N ranks or positions (as said).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lm1b.distributed import Ranks
+from lm1b.model.sampler import Samples
+from lm1b.randomness import derive_key, uniform
+
+# Elements worked on at a time: with a handful of float32 temporaries this stays within a core's second-level cache.
+_BLOCK_ELEMENTS = 1 << 16
+
+
+class RowRequest:
+    """Which rows this rank wants, and which are wanted of it. A collective when made on several ranks.
+
+    ids_U: int64, distinct, any order, on ranks.device.
+    """
+
+    def __init__(self, ids_U: Tensor, ranks: Ranks) -> None:
+        self.ids_U = ids_U
+        self.ranks = ranks
+        # In which dtype each table's rows came: its gradient goes back in the same.
+        self.wire_dtypes: dict[str, torch.dtype] = {}
+        if ranks.size == 1:
+            self.updated_places = ids_U
+            return
+        owner_U = ids_U % ranks.size
+        self._by_owner = torch.argsort(owner_U, stable=True)
+        self._from_owner_order = torch.argsort(self._by_owner)
+        counts_sent = torch.bincount(owner_U, minlength=ranks.size)
+        counts_received = torch.empty_like(counts_sent)
+        dist.all_to_all_single(counts_received, counts_sent)
+        self._num_wanted: list[int] = counts_sent.tolist()
+        self._num_asked: list[int] = counts_received.tolist()
+        places_sent = torch.div(ids_U, ranks.size, rounding_mode="floor")[self._by_owner]
+        # Places of the rows that the ranks want of this one: rank 0's, then rank 1's, ...
+        self._asked_places = torch.empty(sum(self._num_asked), dtype=torch.int64, device=ids_U.device)
+        dist.all_to_all_single(self._asked_places, places_sent, self._num_asked, self._num_wanted)
+        self.updated_places, self._asked_index = torch.unique(self._asked_places, return_inverse=True)
+
+    def bring(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
+        """rows: this rank's part of a table, float32 -> rows_UD float32 that went through `dtype`. A collective."""
+        if self.ranks.size == 1:
+            rows_UD = rows.index_select(0, self.ids_U)
+            return rows_UD if dtype == torch.float32 else rows_UD.to(dtype).to(torch.float32)
+        sent = rows.index_select(0, self._asked_places).to(dtype)
+        received = sent.new_empty(len(self.ids_U), rows.shape[1])
+        dist.all_to_all_single(received, sent, self._num_wanted, self._num_asked)
+        return received.index_select(0, self._from_owner_order).to(torch.float32)
+
+    def return_sum(self, gradient_UD: Tensor, dtype: torch.dtype) -> Tensor:
+        """Gradients of the wanted rows, float32 -> those of rows at `updated_places`, float32, summed over ranks in rank order.
+
+        A collective. What travels is in `dtype`.
+        """
+        if self.ranks.size == 1:
+            return gradient_UD
+        sent = gradient_UD.index_select(0, self._by_owner).to(dtype)
+        received = sent.new_empty(len(self._asked_places), gradient_UD.shape[1])
+        dist.all_to_all_single(received, sent, self._num_asked, self._num_wanted)
+        total = torch.zeros(len(self.updated_places), gradient_UD.shape[1], device=gradient_UD.device)
+        # One rank after another: a rank's ids are distinct, so each row's sum has one fixed order.
+        for index, part in zip(self._asked_index.split(self._num_asked), received.split(self._num_asked), strict=True):
+            total.index_add_(0, index, part.to(torch.float32))
+        return total
+
+
+class VocabularyTable:
+    """One table, cut by rows. Not a module and no parameter of DeepSpeed's (see design: state per rank falls as 1/N).
+
+    rows, accumulators: float32 [rows of this rank, width], contiguous; `local_ids()` says which ids they are. Rows start
+    uniform in +-initial_scale * sqrt(3 / width), keyed (seed, name, id, column), so the cut does not change them.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        num_rows: int,
+        width: int,
+        *,
+        seed: int,
+        initial_scale: float,
+        initial_accumulator: float,
+        ranks: Ranks,
+    ) -> None:
+        """width 1 is a bias; initial_scale 0 starts with zeros."""
+        self.name = name
+        self.num_rows = num_rows
+        self.width = width
+        self.ranks = ranks
+        num_local = len(range(ranks.rank, num_rows, ranks.size))
+        self.rows = torch.zeros(num_local, width, device=ranks.device)
+        self.accumulators = torch.full((num_local, width), float(initial_accumulator), device=ranks.device)
+        if initial_scale:
+            self._initialize(derive_key(seed, "table", name), initial_scale * math.sqrt(3.0 / width))
+
+    def _initialize(self, key: int, limit: float) -> None:
+        """Fill the rows block by block, so that no second table ever exists."""
+        columns = torch.arange(self.width, device=self.rows.device)
+        ids = self.local_ids()
+        block = max(1, _BLOCK_ELEMENTS // self.width)
+        for start in range(0, len(ids), block):
+            counters = ids[start : start + block, None] * self.width + columns
+            self.rows[start : start + block] = (uniform(key, counters) * 2.0 - 1.0) * limit
+
+    def local_ids(self) -> Tensor:
+        """Ids of this rank's rows in order, int64, on its device."""
+        return torch.arange(self.ranks.rank, self.num_rows, self.ranks.size, device=self.rows.device)
+
+    def fetch(self, request: RowRequest, dtype: torch.dtype) -> Tensor:
+        """The requested rows rows_UD, float32, rounded to `dtype` whether they travel or not. A collective."""
+        request.wire_dtypes[self.name] = dtype
+        return request.bring(self.rows, dtype)
+
+    def apply(
+        self,
+        request: RowRequest,
+        gradient_UD: Tensor,
+        *,
+        learning_rate: float,
+        epsilon: float = 1e-10,
+        gradient_scale: float = 1.0,
+    ) -> None:
+        """One Adagrad update (Duchi 2011) of the requested rows, whoever asked for them. A collective.
+
+        gradient_UD: float32, this rank's gradient of the rows it fetched; it is overwritten where gradient_scale is not 1.
+        It is multiplied by gradient_scale before it travels, in the dtype of the last fetch.
+        """
+        if gradient_scale != 1.0:
+            gradient_UD.mul_(gradient_scale)
+        gradient = request.return_sum(gradient_UD, request.wire_dtypes.get(self.name, torch.float32))
+        block = max(1, _BLOCK_ELEMENTS // self.width)
+        for start in range(0, len(gradient), block):
+            places = request.updated_places[start : start + block]
+            self._update(places, gradient[start : start + block], learning_rate, epsilon)
+
+    def _update(self, places: Tensor, gradient: Tensor, learning_rate: float, epsilon: float) -> None:
+        accumulators = self.accumulators.index_select(0, places).addcmul_(gradient, gradient)
+        self.accumulators.index_copy_(0, places, accumulators)
+        rows = self.rows.index_select(0, places).addcdiv_(gradient, accumulators.sqrt_().add_(epsilon), value=-learning_rate)
+        self.rows.index_copy_(0, places, rows)
+
+
+def request_inputs(inputs_N: Tensor, ranks: Ranks) -> tuple[RowRequest, Tensor]:
+    """Ask for the distinct ids among `inputs_N` (int64, any shape). Returns the request and each input's place in it."""
+    ids_U, positions = torch.unique(inputs_N, return_inverse=True)
+    return RowRequest(ids_U, ranks), positions
+
+
+def request_outputs(samples: Samples, targets_N: Tensor, ranks: Ranks) -> tuple[RowRequest, Tensor]:
+    """Ask for the samples, in their order, and after them for the targets that are none of them, ascending.
+
+    targets_N: int64, any shape. Returns the request and each target's place in it: < S if and only if it was sampled.
+    """
+    num_samples = len(samples.ids_S)
+    places = torch.searchsorted(samples.ids_S, targets_N).clamp_(max=num_samples - 1)
+    is_sampled = samples.ids_S[places] == targets_N
+    others, places_of_others = torch.unique(targets_N[~is_sampled], return_inverse=True)
+    places[~is_sampled] = places_of_others + num_samples
+    return RowRequest(torch.cat([samples.ids_S, others]), ranks), places
