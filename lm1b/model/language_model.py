@@ -127,5 +127,6 @@ class _GatherRows(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (positions,) = ctx.saved_tensors
-        gradient = gradients[0].to(torch.float32)
-        return torch.ops.aten.embedding_dense_backward(gradient, positions, ctx.num_rows, -1, False), None, None
+        gradient = gradients[0].flatten(0, -2).to(torch.float32)
+        total = torch.zeros(ctx.num_rows, gradient.shape[1], device=gradient.device)
+        return total.index_add_(0, positions.flatten(), gradient), None, None

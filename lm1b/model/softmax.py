@@ -31,7 +31,7 @@ from lm1b.distributed import Ranks
 # Bytes of logits (in the computing dtype) held at a time, and elements of a block that goes through float32: the
 # first is large enough for the products to run at full speed, the second stays in a core's second-level cache.
 _CHUNK_BYTES = 48 << 20
-_BLOCK_ELEMENTS = 1 << 17
+_BLOCK_ELEMENTS = 1 << 18
 
 
 def sampled_softmax(
@@ -73,35 +73,74 @@ def _nats_and_gradients(
     hidden_NP: Tensor, rows_UP: Tensor, offset_U: Tensor, targets_N: Tensor, num_samples: int, needs_gradient: bool
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:
     """Nats summed (float64) and the gradients of that sum by hidden vectors, rows and bias."""
-    dtype = hidden_NP.dtype
+    dtype, device = hidden_NP.dtype, hidden_NP.device
     rows_SP = rows_UP[:num_samples].to(dtype)
-    chunk = max(1, _CHUNK_BYTES // (num_samples * hidden_NP.element_size() * (1 if dtype != torch.float32 else 3)))
-    nats = torch.zeros((), dtype=torch.float64, device=hidden_NP.device)
-    hidden_gradient = torch.empty_like(hidden_NP)
-    rows_gradient = torch.zeros_like(rows_UP)
-    bias_gradient = torch.zeros_like(offset_U)
+    chunk = min(len(hidden_NP), max(1, _chunk_bytes(dtype) // (num_samples * hidden_NP.element_size())))
+    nats = torch.zeros((), dtype=torch.float64, device=device)
+    gradients = _Gradients(hidden_NP, rows_UP, num_samples) if needs_gradient else None
+    buffer = _scratch("logits", (chunk, num_samples), dtype, device)
     for start in range(0, len(hidden_NP), chunk):
         hidden, targets = hidden_NP[start : start + chunk], targets_N[start : start + chunk]
         target_rows = rows_UP.index_select(0, targets).to(dtype).to(torch.float32)
         target_logits = (hidden.to(torch.float32) * target_rows).sum(1) + offset_U[targets]
-        logits = hidden @ rows_SP.T
+        logits = torch.mm(hidden, rows_SP.T, out=buffer[: len(hidden)])
         nats_chunk, column_sums = _softmax_in_place(logits, offset_U[:num_samples], targets, target_logits)
         nats += nats_chunk.sum(dtype=torch.float64)
-        if not needs_gradient:
-            continue
-        # d nats / d target logit = p - 1 = expm1(-nats): exact where p is near 1.
-        target_gradient = torch.expm1(-nats_chunk)
-        hidden_gradient[start : start + chunk] = (logits @ rows_SP).to(torch.float32).addcmul_(target_gradient.unsqueeze(1), target_rows)
-        rows_gradient += torch.ops.aten.embedding_dense_backward(
-            hidden.to(torch.float32) * target_gradient.unsqueeze(1), targets, len(rows_UP), -1, False
-        )
-        if dtype == torch.float32:
-            rows_gradient[:num_samples].addmm_(logits.T, hidden)
+        if gradients is not None:
+            gradients.add_samples(start, hidden, logits, rows_SP, column_sums)
+            # d nats / d target logit = p - 1 = expm1(-nats), exact where p is near 1.
+            gradients.add_targets(start, hidden, targets, target_rows, torch.expm1(-nats_chunk))
+    return nats, (gradients.hidden_NP, gradients.rows_UP, gradients.bias_U) if gradients is not None else None
+
+
+class _Gradients:
+    """The gradients of the sum of nats, gathered chunk by chunk: hidden_NP in the computing dtype, rows_UP and bias_U in float32."""
+
+    def __init__(self, hidden_NP: Tensor, rows_UP: Tensor, num_samples: int) -> None:
+        self.num_samples = num_samples
+        self.hidden_NP = torch.empty_like(hidden_NP)
+        self.rows_UP = torch.empty_like(rows_UP)
+        self.rows_UP[num_samples:] = 0.0
+        self.bias_U = torch.zeros(len(rows_UP), device=rows_UP.device)
+
+    def add_samples(self, start: int, hidden: Tensor, probabilities: Tensor, rows_SP: Tensor, column_sums: Tensor) -> None:
+        """A chunk's part through the samples' logits; the first chunk (start 0) sets what later ones add to."""
+        torch.mm(probabilities, rows_SP, out=self.hidden_NP[start : start + len(hidden)])
+        rows = self.rows_UP[: self.num_samples]
+        if hidden.dtype == torch.float32:
+            torch.addmm(rows, probabilities.T, hidden, beta=1 if start else 0, out=rows)
+        elif start:
+            rows += probabilities.T @ hidden
         else:
-            rows_gradient[:num_samples] += logits.T @ hidden
-        bias_gradient.index_add_(0, targets, target_gradient)
-        bias_gradient[:num_samples] += column_sums
-    return nats, (hidden_gradient, rows_gradient, bias_gradient) if needs_gradient else None
+            rows.copy_(probabilities.T @ hidden)
+        self.bias_U[: self.num_samples] += column_sums
+
+    def add_targets(self, start: int, hidden: Tensor, targets: Tensor, target_rows: Tensor, target_gradient: Tensor) -> None:
+        """A chunk's part through the targets' logits, in float32. Comes after `add_samples`."""
+        here = self.hidden_NP[start : start + len(hidden)]
+        here.copy_(torch.addcmul(here, target_gradient.unsqueeze(1), target_rows))
+        self.rows_UP.index_add_(0, targets, target_gradient.unsqueeze(1) * hidden)
+        self.bias_U.index_add_(0, targets, target_gradient)
+
+
+def _chunk_bytes(dtype: torch.dtype) -> int:
+    """Bytes of logits held at a time: all of a usual step's in half precision, a fifth of them in float32."""
+    return _CHUNK_BYTES if dtype.itemsize < 4 else _CHUNK_BYTES // 3
+
+
+_scratch_space: dict[tuple[str, torch.dtype], Tensor] = {}
+
+
+def _scratch(name: str, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """An uninitialised tensor for use within one call. On the CPU its memory is kept: fresh pages for the logits of every
+    step cost a tenth of the whole sampled softmax there, while CUDA's allocator keeps memory by itself."""
+    if device.type != "cpu":
+        return torch.empty(shape, dtype=dtype, device=device)
+    size = shape[0] * shape[1]
+    space = _scratch_space.get((name, dtype))
+    if space is None or space.numel() < size:
+        space = _scratch_space[name, dtype] = torch.empty(size, dtype=dtype)
+    return space[:size].view(shape)
 
 
 def _softmax_in_place(logits_nS: Tensor, offset_S: Tensor, targets_n: Tensor, target_logits_n: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,7 +153,7 @@ def _softmax_in_place(logits_nS: Tensor, offset_S: Tensor, targets_n: Tensor, ta
     block = max(1, _BLOCK_ELEMENTS // num_samples)
     nats_n = torch.empty_like(target_logits_n)
     column_sums = torch.zeros_like(offset_S)
-    buffer = torch.empty(min(block, num_positions), num_samples, device=logits_nS.device)
+    buffer = _scratch("block", (min(block, num_positions), num_samples), torch.float32, logits_nS.device)
     is_sampled = targets_n < num_samples
     # A target outside the samples masks nothing: it points at column 0 and puts back what is there.
     columns_n1 = torch.where(is_sampled, targets_n, 0).unsqueeze(1)
