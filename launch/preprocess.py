@@ -1,0 +1,48 @@
+"""Corpus -> vocabulary -> token shards: `python launch/preprocess.py --config configs/irnn_lm.json`.
+
+Does nothing where that is done already, and goes on where it was killed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from lm1b.config import load_config
+from lm1b.data.preprocess import preprocess
+from lm1b.data.shards import SPLITS, TokenDirectory
+from lm1b.errors import run_command
+
+
+def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Make the vocabulary and the token shards of a corpus.")
+    parser.add_argument("--config", required=True, help="the experiment's JSON file")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=VALUE", help="override a field of the config; repeatable")
+    parser.add_argument("--verify", action="store_true", help="also check the SHA-256 of every shard")
+    return parser.parse_args(arguments)
+
+
+def describe(tokens: TokenDirectory) -> str:
+    """A few lines on what is there."""
+    lines = [f"{tokens.directory}: vocabulary of {tokens.manifest['vocabulary']['size']:,} words, fingerprint {tokens.fingerprint[:12]}"]
+    for name in SPLITS:
+        split = tokens.split(name)
+        unknown = split.num_unknown / max(1, split.num_words)
+        lines.append(
+            f"  {name:<10} {split.num_tokens:>13,} tokens = {split.num_words:,} words + {split.num_sentences:,} sentences, {unknown:.2%} of the words unknown"
+        )
+    if tokens.corpus["official"]:
+        lines.append("  the official 1 Billion Word benchmark: every MD5 and every published count is right")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    arguments = parse_arguments(sys.argv[1:])
+    tokens = preprocess(load_config(arguments.config, arguments.set))
+    if arguments.verify:
+        tokens.verify()
+    print(describe(tokens))
+
+
+if __name__ == "__main__":
+    run_command(main)

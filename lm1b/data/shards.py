@@ -1,0 +1,221 @@
+"""Token shards: what preprocessing writes and training reads.
+
+1. A tokens directory holds `manifest.json` (written last), `vocabulary.txt` and, for every shard, `NAME.tokens.npy` (ids,
+   uint16 where the vocabulary fits, else uint32) and `NAME.ends.npy` (int64: where each sentence ends, exclusive).
+2. `write_shard` writes one pair of files atomically and returns its `ShardInfo`.
+3. `TokenDirectory.open` reads the manifest and checks format, vocabulary and file sizes; `verify` also checks every SHA-256.
+4. `TokenSplit.tokens(i)` maps shard i into memory: nothing is read until it is used.
+
+>>> tokens = TokenDirectory.open(Path("data/tokens"))
+>>> tokens.split("validation").num_tokens          # words + sentences = predictions
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from lm1b.config import Split
+from lm1b.data.vocabulary import Vocabulary
+from lm1b.errors import UserError
+from lm1b.files import atomic_file, digest_of_file, read_json
+
+FORMAT = "lm1b-tokens"
+VERSION = 1
+MANIFEST_NAME = "manifest.json"
+VOCABULARY_NAME = "vocabulary.txt"
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One shard. num_tokens = num_words + num_sentences; bytes and hashes are those of the two .npy files."""
+
+    name: str
+    num_tokens: int
+    num_words: int
+    num_sentences: int
+    num_unknown: int
+    tokens_bytes: int
+    tokens_sha256: str
+    ends_bytes: int
+    ends_sha256: str
+
+    @property
+    def tokens_name(self) -> str:
+        return f"{self.name}.tokens.npy"
+
+    @property
+    def ends_name(self) -> str:
+        return f"{self.name}.ends.npy"
+
+    def files(self, directory: Path) -> Iterator[tuple[Path, int, str]]:
+        """(path, size in bytes, SHA-256) of both files."""
+        yield directory / self.tokens_name, self.tokens_bytes, self.tokens_sha256
+        yield directory / self.ends_name, self.ends_bytes, self.ends_sha256
+
+    def is_there(self, directory: Path) -> bool:
+        """Whether both files are there with their size (contents are not read)."""
+        return all(path.is_file() and path.stat().st_size == size for path, size, _ in self.files(directory))
+
+
+def write_array(path: Path, array: np.ndarray) -> tuple[int, str]:
+    """Write one .npy file atomically -> (bytes, SHA-256)."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    digest = hashlib.sha256()
+    num_bytes = 0
+    with atomic_file(path) as file:
+        # Not ndarray.tofile: on a full disk that raises an error without its number.
+        for part in (header.getbuffer(), np.ascontiguousarray(array).data.cast("B")) if array.size else (header.getbuffer(),):
+            file.write(part)
+            digest.update(part)
+            num_bytes += len(part)
+    return num_bytes, digest.hexdigest()
+
+
+def write_shard(directory: Path, name: str, tokens: np.ndarray, end_id: int, unknown_id: int) -> ShardInfo:
+    """Write the shard `name`. tokens: uint16 or uint32 (n,), ending with `end_id`. Raises OSError where the disk is full."""
+    ends = np.flatnonzero(tokens == end_id).astype(np.int64) + 1
+    assert len(tokens) == (int(ends[-1]) if len(ends) else 0), "a shard holds whole sentences"
+    ends_bytes, ends_sha256 = write_array(directory / f"{name}.ends.npy", ends)
+    tokens_bytes, tokens_sha256 = write_array(directory / f"{name}.tokens.npy", tokens)
+    num_unknown = int(np.count_nonzero(tokens == unknown_id))
+    return ShardInfo(
+        name, len(tokens), len(tokens) - len(ends), len(ends), num_unknown, tokens_bytes, tokens_sha256, ends_bytes, ends_sha256
+    )
+
+
+class TokenSplit:
+    """The shards of one split, in the corpus's order."""
+
+    def __init__(self, name: str, directory: Path, shards: list[ShardInfo], token_dtype: np.dtype) -> None:
+        self.name = name
+        self.directory = directory
+        self.shards = shards
+        self.token_dtype = token_dtype
+        self.num_tokens = sum(shard.num_tokens for shard in shards)
+        self.num_words = sum(shard.num_words for shard in shards)
+        self.num_sentences = sum(shard.num_sentences for shard in shards)
+        self.num_unknown = sum(shard.num_unknown for shard in shards)
+
+    def _map(self, name: str, dtype: np.dtype, length: int) -> np.ndarray:
+        path = self.directory / name
+        try:
+            array = np.load(path, mmap_mode="r" if length else None, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: not a token shard ({error}): run launch/preprocess.py again") from None
+        if array.dtype != dtype or array.shape != (length,):
+            raise UserError(f"{path}: holds {array.dtype}{list(array.shape)}, the manifest says {dtype}[{length}]: run launch/preprocess.py again")
+        return np.asarray(array)  # a plain view of the map: numpy's memmap class makes every slice slow
+
+    def tokens(self, index: int) -> np.ndarray:
+        """Ids of shard `index`: uint16 or uint32 (n,), mapped, read-only."""
+        return self._map(self.shards[index].tokens_name, self.token_dtype, self.shards[index].num_tokens)
+
+    def sentence_ends(self, index: int) -> np.ndarray:
+        """Where each sentence of shard `index` ends, exclusive: int64 (num_sentences,), mapped, read-only."""
+        return self._map(self.shards[index].ends_name, np.dtype(np.int64), self.shards[index].num_sentences)
+
+    def joined(self) -> tuple[np.ndarray, np.ndarray]:
+        """All shards one after another, in memory: (ids, sentence ends int64). For held-out splits."""
+        tokens = [self.tokens(index) for index in range(len(self.shards))]
+        starts = np.cumsum([0] + [len(part) for part in tokens])
+        ends = [self.sentence_ends(index) + starts[index] for index in range(len(self.shards))]
+        return np.concatenate(tokens), np.concatenate(ends)
+
+
+class TokenDirectory:
+    """A complete folder of vocabulary and token shards."""
+
+    def __init__(self, directory: Path, manifest: dict[str, Any]) -> None:
+        self.directory = directory
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, directory: Path) -> TokenDirectory:
+        """Read and check the manifest. Raises UserError where the folder is not complete or its parts do not belong together."""
+        directory = Path(directory)
+        path = directory / MANIFEST_NAME
+        if not path.is_file():
+            raise UserError(f"{directory}: no {MANIFEST_NAME}, so no prepared tokens here: run `python launch/preprocess.py --config ...` first")
+        manifest = read_json(path)
+        if not isinstance(manifest, dict) or (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
+            raise UserError(f"{path}: expected format {FORMAT} version {VERSION}: run launch/preprocess.py again with another tokens.directory")
+        tokens = cls(directory, manifest)
+        tokens._check_files()
+        return tokens
+
+    def _check_files(self) -> None:
+        """The vocabulary is the manifest's, and every shard has its size."""
+        path = self.directory / VOCABULARY_NAME
+        if not path.is_file() or digest_of_file(path) != self.manifest["vocabulary"]["sha256"]:
+            raise UserError(f"{path}: missing, or not the vocabulary these shards were made with: run launch/preprocess.py again")
+        for name in SPLITS:
+            for shard in self.split(name).shards:
+                if not shard.is_there(self.directory):
+                    raise UserError(f"{self.directory}: shard {shard.name} is missing or not of its size: run launch/preprocess.py again")
+
+    def verify(self) -> None:
+        """Check the SHA-256 of every shard. Raises UserError that names the first damaged file."""
+        for name in SPLITS:
+            for shard in self.split(name).shards:
+                for path, _, sha256 in shard.files(self.directory):
+                    if digest_of_file(path) != sha256:
+                        raise UserError(f"{path}: damaged (its SHA-256 is not the manifest's): delete it and run launch/preprocess.py again")
+
+    @property
+    def fingerprint(self) -> str:
+        """The vocabulary's fingerprint."""
+        return self.manifest["vocabulary"]["fingerprint"]
+
+    @property
+    def corpus(self) -> dict[str, Any]:
+        """The corpus's identity: kind, whether official, and every file's split, name, bytes and SHA-256."""
+        return self.manifest["corpus"]
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The vocabulary, read when first asked for. Raises UserError where it is not the shards'."""
+        vocabulary = Vocabulary.load(self.directory / VOCABULARY_NAME)
+        if vocabulary.fingerprint != self.fingerprint:
+            raise UserError(
+                f"{self.directory / VOCABULARY_NAME}: its fingerprint {vocabulary.fingerprint[:12]} is not the shards' {self.fingerprint[:12]}: "
+                "run launch/preprocess.py again"
+            )
+        return vocabulary
+
+    def split(self, name: Split) -> TokenSplit:
+        """The shards of `train`, `validation` or `test`."""
+        shards = [ShardInfo(**record) for record in self.manifest["splits"][name]["shards"]]
+        return TokenSplit(name, self.directory, shards, np.dtype(self.manifest["token_dtype"]))
+
+
+def make_manifest(
+    vocabulary: Vocabulary, vocabulary_sha256: str, shards: dict[Split, list[ShardInfo]], corpus: dict[str, Any], made_from: dict[str, Any]
+) -> dict[str, Any]:
+    """The manifest of a complete directory. `made_from`: whatever tells preprocessing that nothing has changed since."""
+    totals = ("num_tokens", "num_words", "num_sentences", "num_unknown")
+    splits = {
+        name: {total: sum(getattr(shard, total) for shard in shards[name]) for total in totals}
+        | {"shards": [asdict(shard) for shard in shards[name]]}
+        for name in SPLITS
+    }
+    digest = hashlib.sha256("".join(shard.tokens_sha256 for name in SPLITS for shard in shards[name]).encode()).hexdigest()
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "vocabulary": {"size": vocabulary.size, "fingerprint": vocabulary.fingerprint, "sha256": vocabulary_sha256},
+        "token_dtype": vocabulary.token_dtype.name,
+        "tokens_sha256": digest,
+        "corpus": corpus,
+        "splits": splits,
+        "made_from": made_from,
+    }

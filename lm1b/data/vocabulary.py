@@ -1,0 +1,186 @@
+"""The words that have an id, by falling training count.
+
+1. `build_vocabulary` takes counted training words: those seen `minimum_count` times or more get an id, the rest are
+   counted for `<UNK>`. Ids fall by count, ties go by bytes, because the log-uniform sampler takes id k for the k-th
+   most frequent word. `</S>` and `<UNK>` are sorted among the words by their own counts; `<S>` never occurs in the
+   stream and has the last id (Chelba et al. 2013 count it in their 793,471).
+2. `Vocabulary.save` writes `word count` lines in id order; `Vocabulary.load` reads them back.
+3. `read_given_vocabulary` reads someone else's list.
+4. The fingerprint is the SHA-256 of the words in id order: it travels with shards, checkpoints and reports.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lm1b.data.text import END, RESERVED, START, UNKNOWN, check_utf8, blocks_of, words_of
+from lm1b.errors import UserError
+from lm1b.files import atomic_file
+
+
+class Vocabulary:
+    """Words in id order with their training counts.
+
+    counts_V: int64 (V,). `<S>` must be the last word; `</S>` and `<UNK>` must be among the words.
+    """
+
+    def __init__(self, words: pa.BinaryArray, counts_V: np.ndarray) -> None:
+        assert len(words) == len(counts_V) and counts_V.dtype == np.int64
+        self._words = words
+        self.counts_V = counts_V
+
+    @property
+    def size(self) -> int:
+        """V, the symbols included."""
+        return len(self._words)
+
+    @cached_property
+    def words(self) -> list[str]:
+        """Words in id order."""
+        return self._words.cast(pa.string()).to_pylist()
+
+    @cached_property
+    def end_id(self) -> int:
+        """Id of `</S>`."""
+        return self._id_of_symbol(END)
+
+    @cached_property
+    def unknown_id(self) -> int:
+        """Id of `<UNK>`."""
+        return self._id_of_symbol(UNKNOWN)
+
+    @property
+    def start_id(self) -> int:
+        """Id of `<S>`, which is always the last."""
+        return self.size - 1
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of the words in id order."""
+        digest = hashlib.sha256(b"lm1b vocabulary 1\n")
+        digest.update(_joined(self._words, b"\n"))
+        return digest.hexdigest()
+
+    @property
+    def token_dtype(self) -> np.dtype:
+        """The narrowest of uint16 and uint32 that holds every id."""
+        return np.dtype(np.uint16 if self.size <= 1 << 16 else np.uint32)
+
+    @cached_property
+    def _keys(self) -> pa.BinaryArray:
+        """The words as `words_of` shows them: with one trailing space."""
+        return pc.binary_join_element_wise(self._words, pa.scalar(b""), pa.scalar(b" ", pa.binary()))
+
+    def _id_of_symbol(self, symbol: str) -> int:
+        return pc.index(self._words, pa.scalar(symbol.encode(), pa.binary())).as_py()
+
+    def ids_of(self, keys: pa.BinaryArray) -> np.ndarray:
+        """Ids of words given with their trailing space; unknown words get `unknown_id`. -> uint32, same length."""
+        ids = pc.index_in(keys, value_set=self._keys)
+        return pc.fill_null(ids, self.unknown_id).to_numpy(zero_copy_only=False).astype(np.uint32, copy=False)
+
+    def encode(self, data: bytes, source: str = "text") -> tuple[np.ndarray, int]:
+        """The stream of tokenized text: (ids uint32 (n,) with `end_id` at every sentence end, number of unknown words).
+
+        Raises UserError that names `source` where the text is not UTF-8.
+        """
+        check_utf8(data, source)
+        parts = [self.ids_of(words_of(block)) for block in blocks_of(data)]
+        ids = np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint32)
+        return ids, int(np.count_nonzero(ids == self.unknown_id))
+
+    def counted(self, words: pa.BinaryArray, counts: np.ndarray) -> Vocabulary:
+        """The same words in the same order, with the counts of a training text (other words are counted for `<UNK>`)."""
+        places = pc.index_in(words, value_set=self._words)
+        ids = pc.fill_null(places, self.unknown_id).to_numpy(zero_copy_only=False)
+        return Vocabulary(self._words, np.bincount(ids, weights=counts, minlength=self.size).astype(np.int64))
+
+    def save(self, path: Path) -> None:
+        """Write `word count` lines in id order, atomically."""
+        counts = pa.array(self.counts_V).cast(pa.string()).cast(pa.binary())
+        lines = pc.binary_join_element_wise(self._words, counts, pa.scalar(b" ", pa.binary()))
+        with atomic_file(path) as file:
+            file.write(_joined(lines, b"\n"))
+
+    @classmethod
+    def load(cls, path: Path) -> Vocabulary:
+        """Read what `save` wrote: the lines' order is the ids'. Raises UserError where it is not such a file."""
+        words, counts = _read_lines(path)
+        if counts is None or not words or words[-1] != START.encode():
+            raise UserError(f"{path}: not a vocabulary written by preprocessing (`word count` lines, `{START}` last): run launch/preprocess.py again")
+        return cls(pa.array(words, pa.binary()), np.array(counts, dtype=np.int64))
+
+
+def _joined(words: pa.BinaryArray, separator: bytes) -> bytes:
+    """Every item followed by `separator`."""
+    return b"".join(item + separator for item in words.to_pylist())
+
+
+def build_vocabulary(words: pa.BinaryArray, counts: np.ndarray, minimum_count: int) -> Vocabulary:
+    """The vocabulary of counted training words.
+
+    words: distinct, without trailing space, the stream's own `</S>` (and perhaps `<UNK>`) among them. counts: int64, same length.
+    """
+    reserved = pc.is_in(words, value_set=pa.array([symbol.encode() for symbol in RESERVED], pa.binary())).to_numpy(zero_copy_only=False)
+    by_symbol = dict(zip(words.filter(pa.array(reserved)).to_pylist(), counts[reserved].tolist(), strict=True))
+    kept = (counts >= minimum_count) & ~reserved
+    num_unknown = int(counts[~kept & ~reserved].sum()) + by_symbol.get(UNKNOWN.encode(), 0)
+    names = pa.concat_arrays([words.filter(pa.array(kept)), pa.array([END.encode(), UNKNOWN.encode()], pa.binary())])
+    totals = np.concatenate([counts[kept], [by_symbol.get(END.encode(), 0), num_unknown]]).astype(np.int64)
+    return _sorted(names, totals)
+
+
+def _sorted(names: pa.BinaryArray, totals: np.ndarray) -> Vocabulary:
+    """By falling count, ties by bytes; `<S>` is put last."""
+    table = pa.table({"word": names, "count": totals})
+    order = pc.sort_indices(table, sort_keys=[("count", "descending"), ("word", "ascending")])
+    words = pa.concat_arrays([names.take(order), pa.array([START.encode()], pa.binary())])
+    return Vocabulary(words, np.append(totals[order.to_numpy()], 0))
+
+
+def _read_lines(path: Path) -> tuple[list[bytes], list[int] | None]:
+    """Words, and counts where every line has one. Raises UserError naming the line that is wrong."""
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such vocabulary file") from None
+    check_utf8(data, str(path))
+    words: list[bytes] = []
+    counts: list[int] = []
+    for number, line in enumerate(data.split(b"\n"), 1):
+        fields = line.split()
+        if not fields:
+            continue
+        if len(fields) > 2 or (len(fields) == 2 and not fields[1].isdigit()) or (words and (len(fields) == 2) != bool(counts)):
+            raise UserError(f"{path}:{number}: expected `word count` on every line, or one word on every line")
+        words.append(fields[0])
+        if len(fields) == 2:
+            counts.append(int(fields[1]))
+    if len(set(words)) != len(words):
+        seen: set[bytes] = set()
+        twice = next(word for word in words if word in seen or seen.add(word))
+        raise UserError(f"{path}: the word `{twice.decode()}` is there twice; expected every word once")
+    return words, counts or None
+
+
+def read_given_vocabulary(path: Path) -> tuple[Vocabulary, bool]:
+    """Someone's own word list -> (vocabulary, whether the file had counts).
+
+    With counts the words are sorted by them; without, the file's order is the ids' order and counts are 0. `<S>` is
+    moved to the end. Raises UserError where `</S>` or `<UNK>` is missing.
+    """
+    words, counts = _read_lines(path)
+    for symbol in (END, UNKNOWN):
+        if symbol.encode() not in words:
+            raise UserError(f"{path}: has no `{symbol}`; expected a vocabulary with `{START}`, `{END}` and `{UNKNOWN}` among its {len(words)} words")
+    kept = [index for index, word in enumerate(words) if word != START.encode()]
+    names = pa.array([words[index] for index in kept], pa.binary())
+    if counts is not None:
+        return _sorted(names, np.array([counts[index] for index in kept], dtype=np.int64)), True
+    return Vocabulary(pa.concat_arrays([names, pa.array([START.encode()], pa.binary())]), np.zeros(len(kept) + 1, dtype=np.int64)), False

@@ -1,0 +1,85 @@
+"""Processes that preprocess side by side: a bounded number of tasks in flight, clean ends.
+
+With one process everything runs in this one. Workers are spawned (a fork would copy Arrow's threads half-alive), leave
+Ctrl-C to the parent, and end by themselves when the parent has gone.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection, get_context, parent_process
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+from lm1b.errors import UserError
+
+Result = TypeVar("Result")
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    pa.set_cpu_count(1)
+
+
+class Workers:
+    """`num_processes` processes; use as a context manager."""
+
+    def __init__(self, num_processes: int) -> None:
+        self.num_processes = num_processes
+        self._pool = (
+            ProcessPoolExecutor(num_processes, mp_context=get_context("spawn"), initializer=_start_worker) if num_processes > 1 else None
+        )
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def run(self, function: Callable[..., Result], tasks: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
+        """`function(*task)` for every task, in whatever order they end; one more task than processes is in flight.
+
+        The first exception of a task is raised here; later tasks are not begun.
+        """
+        if self._pool is None:
+            for task in tasks:
+                yield function(*task)
+            return
+        pending: set[Future[Result]] = set()
+        try:
+            for task in tasks:
+                pending.add(self._pool.submit(function, *task))
+                if len(pending) > self.num_processes:
+                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in done)
+            while pending:
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        except BrokenProcessPool:
+            raise UserError(
+                "a preprocessing process was killed, perhaps for want of memory; run it again to go on from there, "
+                "with --set tokens.processes=1 to use less memory"
+            ) from None
+        finally:
+            for future in pending:
+                future.cancel()
