@@ -286,3 +286,11 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     for override in overrides or []:
         _apply_override(value, override)
     return parse_config(value, str(path))
+
+
+def override_config(config: Config, overrides: list[str]) -> Config:
+    """A config with `a.b=value` overrides applied, validated anew. Raises UserError that names every problem."""
+    value = config.as_json()
+    for override in overrides:
+        _apply_override(value, override)
+    return parse_config(value, "--set")

@@ -1,0 +1,63 @@
+"""Exact perplexity of a run's checkpoints: `python launch/evaluate.py --run runs/irnn_lm [--watch]`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from lm1b.config import Config, override_config
+from lm1b.distributed import single_process
+from lm1b.errors import UserError, run_command
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True, help="the run's directory")
+    parser.add_argument("--checkpoint", default="latest", help="latest, best (by validation so far) or a step")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--split", choices=["validation", "test", "train"], default="validation", help="looks at test are counted")
+    what.add_argument("--files", nargs="+", type=Path, help="tokenized text files, one sentence a line, instead of a split")
+    parser.add_argument("--state", choices=["carry", "reset"], help="of the run's config where not given, like the next three")
+    parser.add_argument("--weights", choices=["ema", "raw", "both"])
+    parser.add_argument("--precision", choices=["fp32", "bf16"])
+    parser.add_argument("--lanes", type=int)
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="a GPU if there is one where not given")
+    parser.add_argument("--watch", action="store_true", help="score every new checkpoint beside the training, until it has ended")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="override the run's config")
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    import torch
+
+    from lm1b.evaluation.watcher import Evaluator, choose_checkpoint, count_test_looks, describe, watch
+    from lm1b.training.run_log import best_step, read_run_config
+
+    if arguments.watch and (arguments.files or arguments.split != "validation" or arguments.checkpoint != "latest"):
+        raise UserError("--watch scores every new checkpoint on validation; leave out --checkpoint, --split and --files")
+    config = _with_overrides(read_run_config(arguments.run), arguments)
+    ranks = single_process(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if arguments.watch:
+        evaluator = Evaluator(arguments.run, config, ranks=ranks)
+        reason = watch(arguments.run, evaluator, lambda line: print(describe(line), flush=True))
+        print(f"watching ended: {reason}")
+        return 0
+    checkpoint = choose_checkpoint(arguments.run, arguments.checkpoint, best_step(arguments.run))
+    evaluator = Evaluator(arguments.run, config, None if arguments.files else arguments.split, arguments.files, ranks=ranks)
+    for line in evaluator.score(checkpoint):
+        print(describe(line))
+    if evaluator.text.is_test:
+        print(f"this run has now been scored on test {count_test_looks(arguments.run)} times: choose nothing by it")
+    return 0
+
+
+def _with_overrides(config: Config, arguments: argparse.Namespace) -> Config:
+    """The run's config with what the command line asks for."""
+    names = ("state", "weights", "precision", "lanes")
+    asked = [f"evaluation.{name}={getattr(arguments, name)}" for name in names if getattr(arguments, name) is not None]
+    return override_config(config, [*arguments.set, *asked])
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,25 @@
+"""Tables and curves of runs: `python launch/report.py runs/irnn_lm runs/lstm_lm`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from lm1b.errors import run_command
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories")
+    parser.add_argument("--out", type=Path, help="folder for report.md and curves.png (default: report/ of the first run)")
+    arguments = parser.parse_args()
+    from lm1b.evaluation.report import report
+
+    out = arguments.out or arguments.runs[0] / "report"
+    print(report(arguments.runs, out))
+    print(f"\nwritten: {out / 'report.md'}, {out / 'curves.png'}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

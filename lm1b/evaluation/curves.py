@@ -1,0 +1,94 @@
+"""A run as its folder tells it, and the curves of several runs in one picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lm1b.config import Config
+from lm1b.files import atomic_file, read_json_lines
+from lm1b.training.run_log import read_run_config
+
+SMOOTHED_POINTS = 25
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run directory tells. evaluations: sorted by text and step; metrics: as logged."""
+
+    name: str
+    directory: Path
+    config: Config
+    evaluations: list[dict[str, Any]]
+    metrics: list[dict[str, Any]]
+
+    @classmethod
+    def read(cls, directory: Path) -> Run:
+        """Raises UserError where the folder holds no run."""
+        directory = Path(directory)
+        config = read_run_config(directory)
+        lines = read_json_lines(directory / "evaluations.jsonl")
+        evaluations = sorted(lines, key=lambda line: (line["split"], line["files"], line["state"], line["step"], line["weights"]))
+        return cls(directory.resolve().name, directory, config, evaluations, read_json_lines(directory / "metrics.jsonl"))
+
+    def tokens_at(self, step: int) -> int:
+        """Training tokens (words and sentence ends) seen after `step` steps."""
+        return step * self.config.batches.lanes * self.config.batches.steps
+
+    def best(self) -> dict[str, Any] | None:
+        """The line with the lowest word perplexity on validation."""
+        scored = [line for line in self.evaluations if line["split"] == "validation" and line["word_perplexity"] is not None]
+        return min(scored, key=lambda line: line["word_perplexity"], default=None)
+
+
+def draw_curves(runs: list[Run], path: Path) -> None:
+    """Two panels against training tokens: sampled training loss in nats, exact validation perplexity. PNG, written whole."""
+    # Matplotlib is slow to import and only needed here; this canvas draws without a display.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 8), layout="constrained")
+    FigureCanvasAgg(figure)
+    above, below = figure.subplots(2, 1, sharex=True)
+    for number, run in enumerate(runs):
+        color = f"C{number % 10}"
+        _draw_training(above, run, color)
+        _draw_validation(below, run, color)
+    above.set_ylabel("sampled training loss, nats a word")
+    below.set_ylabel("exact validation perplexity")
+    below.set_yscale("log")
+    below.set_xlabel("training tokens seen (words and sentence ends)")
+    for axes in (above, below):
+        axes.grid(alpha=0.3, which="both")
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=120)
+
+
+def _draw_training(axes: Any, run: Run, color: str) -> None:
+    points = [(run.tokens_at(line["step"]), line["nats_per_word"]) for line in run.metrics if line.get("nats_per_word") is not None]
+    if not points:
+        return
+    tokens, nats = np.array(points, float).T
+    axes.plot(tokens, nats, color=color, alpha=0.25, linewidth=0.8)
+    width = min(SMOOTHED_POINTS, len(nats))
+    smooth = np.convolve(nats, np.full(width, 1 / width), "valid")
+    axes.plot(tokens[width - 1 :], smooth, color=color, label=run.name)
+    checked = [line for line in run.metrics if line.get("true_nats_checked") is not None]
+    if checked:
+        tokens, nats = [run.tokens_at(line["step"]) for line in checked], [line["true_nats_checked"] for line in checked]
+        axes.plot(tokens, nats, ".", color=color, markersize=4, alpha=0.7, label=f"{run.name}, full softmax on a few positions")
+
+
+def _draw_validation(axes: Any, run: Run, color: str) -> None:
+    series: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    for line in run.evaluations:
+        if line["split"] == "validation" and line["word_perplexity"] is not None:
+            series.setdefault((line["state"], line["weights"]), []).append((run.tokens_at(line["step"]), line["word_perplexity"]))
+    styles = {"ema": "o-", "raw": "s--"}
+    for (state, weights), points in series.items():
+        axes.plot(*zip(*sorted(points), strict=True), styles[weights], color=color, markersize=4, label=f"{run.name} ({state}, {weights})")

@@ -1,0 +1,217 @@
+"""Exact perplexity: full softmax over the whole vocabulary, sums of nats in float64, divided once.
+
+1. The text becomes *sequences*, each from zero state after `</S>`: with `carry` the text is cut at sentence ends into a few
+   long lanes, with `reset` every sentence is a sequence of its own. Nothing is dropped.
+2. Sequences of like length go through the recurrent layers side by side, a window of steps at a time, so that each
+   call of the softmax gets some thousand positions: long matrix products, and no more memory than one window.
+3. Every position's -log P(target) is added up in float64: word_perplexity = exp(nats / (words + sentences)).
+
+Worked example: two sentences of 3 and 1 words give 6 predictions (the `</S>` of each is predicted); 30 nats in all are a
+word perplexity of exp(30 / 6) = 148.4.
+
+Letters: T steps, B sequences side by side, D embedding, P output width, V vocabulary, U distinct words of the text,
+N positions (at most T*B, padding left out).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lm1b.config import Config
+from lm1b.data.batches import cut_into_lanes
+from lm1b.distributed import Ranks, all_reduce_sum, single_process
+from lm1b.errors import UserError
+from lm1b.evaluation.texts import ScoredText
+from lm1b.model.language_model import LanguageModel
+from lm1b.model.softmax import full_softmax_part, places_of_targets
+from lm1b.training.checkpoint import Checkpoint
+from lm1b.training.run_log import now
+
+POSITIONS = 4096  # in one call of the softmax: long enough for matrix products near their ceiling
+Weights = Literal["raw", "ema"]
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A model with the rows it needs. Each rank holds all input rows of the text, and its own rows of the output table.
+
+    input_ids_U: int64, rising, the words that occur; input_rows_UD, output_rows_VP (row r on rank r % ranks), output_bias_V:
+    in the computing precision (bias float32).
+    """
+
+    model: LanguageModel
+    input_ids_U: np.ndarray
+    input_rows_UD: Tensor
+    output_rows_VP: Tensor
+    output_bias_V: Tensor
+    end_id: int
+    vocabulary_block: int
+    ranks: Ranks
+
+    def nats(self, sequences: Sequence[np.ndarray], side_by_side: int, on_scored: Callable[[int], object] = lambda n: None) -> float:
+        """Nats of all tokens of the sequences, each from zero state after `</S>`; float64. on_scored is told of each N."""
+        total = 0.0
+        for group in _groups(sequences, side_by_side):
+            total += self._nats_side_by_side(group, on_scored)
+        return total
+
+    @torch.no_grad()
+    def _nats_side_by_side(self, group: list[np.ndarray], on_scored: Callable[[int], object]) -> float:
+        """The group's sequences run from longest to shortest, so that those still running are always the first B."""
+        device = self.ranks.device
+        state = self.model.zero_state(len(group), device)
+        total, start = 0.0, 0
+        while start < len(group[0]):
+            running = sum(len(sequence) > start for sequence in group)
+            steps = min(max(1, POSITIONS // running), len(group[0]) - start)
+            inputs_TB, targets_TB, real_TB = self._window(group[:running], start, steps)
+            state = {name: value[:running] for name, value in state.items()}
+            x_TBD = self.input_rows_UD[torch.from_numpy(inputs_TB).to(device)]
+            hidden_TBP, state = self.model.hidden(x_TBD, state)
+            real = torch.from_numpy(real_TB).to(device)
+            targets_N = torch.from_numpy(targets_TB).to(device)[real]
+            places_N = places_of_targets(targets_N, self.ranks)
+            part = full_softmax_part(hidden_TBP[real], self.output_rows_VP, self.output_bias_V, places_N, self.vocabulary_block)
+            total += float(part.reduce(self.ranks).nats().sum())
+            start += steps
+            on_scored(len(targets_N))
+        return total
+
+    def _window(self, running: list[np.ndarray], start: int, steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Inputs (as places in input_ids_U), targets, and where a target is real: int64, int64, bool, each (T, B)."""
+        inputs_TB = np.full((steps, len(running)), self.end_id, np.int64)
+        targets_TB = np.full((steps, len(running)), self.end_id, np.int64)
+        real_TB = np.zeros((steps, len(running)), bool)
+        for lane, sequence in enumerate(running):
+            here = sequence[start : start + steps]
+            targets_TB[: len(here), lane] = here
+            real_TB[: len(here), lane] = True
+            inputs_TB[1 : len(here), lane] = here[:-1]
+            if start:
+                inputs_TB[0, lane] = sequence[start - 1]
+        return np.searchsorted(self.input_ids_U, inputs_TB), targets_TB, real_TB
+
+
+def _groups(sequences: Sequence[np.ndarray], side_by_side: int) -> Iterator[list[np.ndarray]]:
+    """Sequences from longest to shortest; short ones in groups that fill a window, long ones `side_by_side` at a time."""
+    order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
+    start = 0
+    while start < len(order):
+        count = max(side_by_side, POSITIONS // len(sequences[order[start]]))
+        yield [sequences[i] for i in order[start : start + count]]
+        start += count
+
+
+def cut_for_scoring(text: ScoredText, state: str, lanes: int) -> list[np.ndarray]:
+    """The text as sequences that start from zero state: `lanes` pieces cut at sentence ends (`carry`), or sentences (`reset`)."""
+    if state == "carry":
+        return [lane for lane in cut_into_lanes(text.tokens_N, text.sentence_ends, lanes) if len(lane)]
+    return np.split(text.tokens_N, text.sentence_ends[:-1])
+
+
+def load_scorer(
+    checkpoint: Checkpoint, config: Config, words_N: np.ndarray, end_id: int, ranks: Ranks, dtype: torch.dtype
+) -> tuple[Scorer, dict[Weights, dict[str, Tensor]]]:
+    """Read what scoring the words `words_N` needs, and the core's weights by kind. Called while the checkpoint is leased.
+
+    The input table is read whole but only the rows that occur are kept; the output table stays cut over the ranks.
+    """
+    checkpoint.verify()
+    input_ids_U = np.union1d(words_N, [end_id]).astype(np.int64)
+    ids_U = torch.from_numpy(input_ids_U)
+    mine_U = ids_U % ranks.size == ranks.rank
+    table = checkpoint.read_table("input_table", ranks.rank, ranks.size)
+    rows_UD = torch.zeros(len(ids_U), table.shape[1])
+    rows_UD[mine_U] = table[ids_U[mine_U] // ranks.size]
+    del table
+    rows_UD = all_reduce_sum(rows_UD.to(ranks.device), ranks).to(dtype)
+    rows_VP = checkpoint.read_table("output_table", ranks.rank, ranks.size).to(ranks.device, dtype)
+    bias_V = checkpoint.read_table("output_bias", ranks.rank, ranks.size).flatten().to(ranks.device)
+    cores = {kind: checkpoint.core(name) for kind, name in (("raw", "weights"), ("ema", "ema"))}
+    model = LanguageModel(config.model, config.run.seed).to(ranks.device).eval()
+    block = config.evaluation.vocabulary_block
+    scorer = Scorer(model, input_ids_U, rows_UD, rows_VP, bias_V, end_id, block, ranks)
+    return scorer, {kind: core for kind, core in cores.items() if core is not None}  # type: ignore[misc]
+
+
+def evaluate_checkpoint(
+    checkpoint: Checkpoint,
+    config: Config,
+    text: ScoredText,
+    *,
+    fingerprint: str,
+    end_id: int,
+    ranks: Ranks | None = None,
+    on_scored: Callable[[int], object] = lambda n: None,
+) -> list[dict[str, Any]]:
+    """Score `text` with one checkpoint: one result a kind of weights asked for, as evaluations.jsonl keeps them.
+
+    config: the run's, its `evaluation` section says how. on_scored is told of every number of predictions done.
+    Raises UserError where the checkpoint has gone, is damaged, or belongs to another vocabulary.
+    """
+    ranks = ranks or single_process()
+    settings = config.evaluation
+    started = time.monotonic()
+    with checkpoint.lease():
+        state = checkpoint.state()
+        if state["vocabulary"] != fingerprint:
+            raise UserError(
+                f"{checkpoint.path}: trained with vocabulary {state['vocabulary'][:12]}, but {config.tokens.directory} "
+                f"has {fingerprint[:12]}; evaluate with the token directory it was trained on"
+            )
+        dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+        scorer, cores = load_scorer(checkpoint, config, np.unique(text.tokens_N), end_id, ranks, dtype)
+    sequences = cut_for_scoring(text, settings.state, settings.lanes)
+    loading_seconds = time.monotonic() - started
+    results = []
+    for kind in _kinds(settings.weights, cores):
+        started = time.monotonic()
+        scorer.model.load_state_dict(cores[kind])
+        scorer.model.to(dtype)
+        nats = scorer.nats(sequences, settings.lanes, on_scored)
+        predictions = len(text.tokens_N)
+        result = {
+            "step": checkpoint.step,
+            "checkpoint": checkpoint.path.name,
+            "split": text.split,
+            "files": text.files,
+            "state": settings.state,
+            "lanes": settings.lanes if settings.state == "carry" else None,
+            "precision": settings.precision,
+            "weights": kind,
+            "nats": nats,
+            "predictions": predictions,
+            "words": text.words,
+            "sentences": text.sentences,
+            "unknown": text.unknown,
+            "word_perplexity": _perplexity(nats, predictions),
+            "label": "closed",
+            "official": text.official,
+            "vocabulary": fingerprint,
+            "vocabulary_size": state["tables"]["output_table"]["num_rows"],
+            "epoch": state.get("epoch"),
+            "seconds": round(loading_seconds + time.monotonic() - started, 3),
+            "finished_at": now(),
+        }
+        results.append(result)
+    return results
+
+
+def _kinds(asked: str, cores: dict[Weights, Any]) -> list[Weights]:
+    """Kinds of weights to score; `ema` falls back to `raw` where training kept no average."""
+    averaged: Weights = "ema" if "ema" in cores else "raw"
+    return {"raw": ["raw"], "ema": [averaged], "both": sorted({averaged, "raw"})}[asked]  # type: ignore[return-value]
+
+
+def _perplexity(nats: float, predictions: int) -> float | None:
+    """exp(nats / predictions); None where the model is so wrong (or not finite) that no number says it."""
+    mean = nats / predictions
+    return math.exp(mean) if math.isfinite(mean) and mean < 700 else None

@@ -1,0 +1,95 @@
+"""What is scored: a split of the token directory or text files, as one array of tokens with its counts.
+
+Official files of the 1 Billion Word benchmark are recognised by MD5, whatever they are called, and their counts are
+checked, so that a figure said to be on heldout-00000 is on heldout-00000.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from lm1b.config import Split
+from lm1b.data.official import HELD_OUT_COUNTS, VOCABULARY_SIZE, official_name_of
+from lm1b.data.shards import TokenDirectory
+from lm1b.data.vocabulary import Vocabulary
+from lm1b.errors import UserError
+
+# The benchmark's test file: every look at it is counted.
+TEST_FILE = "news.en.heldout-00000-of-00050"
+
+
+@dataclass(frozen=True)
+class ScoredText:
+    """Whole sentences to score. tokens_N: unsigned integers (N,); sentence_ends: int64, exclusive ends in tokens_N."""
+
+    split: str
+    files: list[str]
+    tokens_N: np.ndarray
+    sentence_ends: np.ndarray
+    unknown: int
+    official: str | None = None
+
+    @property
+    def sentences(self) -> int:
+        return len(self.sentence_ends)
+
+    @property
+    def words(self) -> int:
+        return len(self.tokens_N) - self.sentences
+
+    @property
+    def is_test(self) -> bool:
+        """Whether this is a look at a test text."""
+        return self.split == "test" or self.official == TEST_FILE
+
+
+def text_of_split(tokens: TokenDirectory, name: Split) -> ScoredText:
+    """A whole split. Raises UserError where it is empty."""
+    split = tokens.split(name)
+    if split.num_tokens == 0:
+        raise UserError(f"the {name} split of {tokens.directory} holds no tokens; nothing to score")
+    tokens_N, ends = split.joined()
+    text = ScoredText(name, [shard.name for shard in split.shards], tokens_N, ends, split.num_unknown)
+    return _check_official(text, [None], tokens.vocabulary.size)
+
+
+def text_of_files(vocabulary: Vocabulary, files: list[Path]) -> ScoredText:
+    """Tokenized text files, one sentence a line, in the given order. Raises UserError: missing, empty or not UTF-8."""
+    parts, ends, official_names, unknown, length = [], [], [], 0, 0
+    for path in files:
+        try:
+            data = Path(path).read_bytes()
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file; --files takes tokenized text, one sentence a line") from None
+        token_ids, unknown_here = vocabulary.encode(data, str(path))
+        if len(token_ids) == 0:
+            raise UserError(f"{path}: no sentence in it; nothing to score")
+        ends.append(np.flatnonzero(token_ids == vocabulary.end_id) + 1 + length)
+        parts.append(token_ids)
+        official_names.append(official_name_of(hashlib.md5(data, usedforsecurity=False).hexdigest()))
+        unknown, length = unknown + unknown_here, length + len(token_ids)
+    text = ScoredText("files", [str(path) for path in files], np.concatenate(parts), np.concatenate(ends), unknown)
+    return _check_official(text, official_names, vocabulary.size)
+
+
+def _check_official(text: ScoredText, names: list[str | None], vocabulary_size: int) -> ScoredText:
+    """Call a single official file by its name. Raises UserError where its counts are not the official ones."""
+    name = names[0] if len(names) == 1 else None
+    if name is None:
+        return text
+    name = name.rsplit("/", 1)[-1]
+    if name in HELD_OUT_COUNTS:
+        found = (text.sentences, len(text.tokens_N), text.unknown)
+        sentences, predictions, unknown = HELD_OUT_COUNTS[name]
+        # How many words are unknown depends on the vocabulary; the published number is that of the official one.
+        expected = (sentences, predictions, unknown if vocabulary_size == VOCABULARY_SIZE else text.unknown)
+        if found != expected:
+            raise UserError(
+                f"{text.files[0]} is the official {name} by its MD5, but (sentences, predictions, unknown words) are {found} where the "
+                f"benchmark has {expected}; run launch/preprocess.py again with another tokens.directory"
+            )
+    return replace(text, official=name)

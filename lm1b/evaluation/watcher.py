@@ -1,0 +1,238 @@
+"""Scores of a run: one checkpoint on demand, or every new one beside the training.
+
+1. `Evaluator` holds what stays the same from one checkpoint to the next: the run's config, its vocabulary, the text.
+2. Every result goes to evaluations.jsonl and TensorBoard as soon as it is there.
+3. `watch` takes the newest checkpoint that has no result yet, again and again, until the training has ended and all that
+   is left on disk is scored. What evaluations.jsonl already has is not scored again, so a killed watcher goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from lm1b.config import Config, Split
+from lm1b.data.shards import TokenDirectory
+from lm1b.distributed import Ranks, single_process
+from lm1b.errors import UserError
+from lm1b.evaluation.perplexity import evaluate_checkpoint
+from lm1b.evaluation.texts import TEST_FILE, ScoredText, text_of_files, text_of_split
+from lm1b.files import append_json_line, read_json, read_json_lines
+from lm1b.training.checkpoint import Checkpoint, list_checkpoints
+from lm1b.training.run_log import read_run_config
+
+POLL_SECONDS = 2.0
+GRACE_SECONDS = 30.0  # no trainer and no end: how long a watcher waits for one to start
+
+
+class Evaluator:
+    """Scores checkpoints of one run on one text.
+
+    config: the run's, with the `evaluation` section as asked for. split: of the token directory, or None for `files`.
+    """
+
+    def __init__(
+        self,
+        run_directory: Path,
+        config: Config,
+        split: Split | None = "validation",
+        files: list[Path] | None = None,
+        *,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self.run_directory = Path(run_directory)
+        self.config = config
+        self.ranks = ranks or single_process()
+        tokens = TokenDirectory.open(Path(config.tokens.directory))
+        self.fingerprint = tokens.fingerprint
+        self.end_id = tokens.vocabulary.end_id
+        self.text: ScoredText = text_of_files(tokens.vocabulary, files or []) if split is None else text_of_split(tokens, split)
+
+    @property
+    def log(self) -> Path:
+        return self.run_directory / "evaluations.jsonl"
+
+    def score(self, checkpoint: Checkpoint) -> list[dict[str, Any]]:
+        """Score one checkpoint; its lines are written to the run's logs. Raises UserError where it cannot be read."""
+        passes = 2 if self.config.evaluation.weights == "both" else 1
+        with tqdm(
+            total=passes * len(self.text.tokens_N),
+            unit="word",
+            unit_scale=True,
+            desc=f"{checkpoint.path.name} on {self.text.split}",
+            file=sys.stderr,
+            disable=None if self.ranks.is_first else True,  # None: no bar where stderr is no terminal
+        ) as bar:
+            lines = evaluate_checkpoint(
+                checkpoint,
+                self.config,
+                self.text,
+                fingerprint=self.fingerprint,
+                end_id=self.end_id,
+                ranks=self.ranks,
+                on_scored=bar.update,
+            )
+        if self.ranks.is_first:
+            with SummaryWriter(str(self.run_directory / "tensorboard")) as board:
+                for line in lines:
+                    append_json_line(self.log, line)
+                    if line["word_perplexity"] is not None:
+                        name = f"evaluation/{line['split']}_{line['state']}_{line['weights']}_word_perplexity"
+                        board.add_scalar(name, line["word_perplexity"], line["step"])
+        return lines
+
+    def scored_steps(self) -> set[int]:
+        """Steps that evaluations.jsonl already has for this text and these settings."""
+        settings = self.config.evaluation
+        wanted: dict[str, Any] = {
+            "split": self.text.split,
+            "state": settings.state,
+            "precision": settings.precision,
+            "vocabulary": self.fingerprint,
+        }
+        if settings.state == "carry":
+            wanted["lanes"] = settings.lanes
+        steps = set()
+        for line in read_json_lines(self.log):
+            # ema falls back to raw where training kept no average, so a raw line counts for either.
+            fits = settings.weights != "raw" or line.get("weights") == "raw"
+            if fits and line.get("predictions") == len(self.text.tokens_N) and all(line.get(k) == v for k, v in wanted.items()):
+                steps.add(line["step"])
+        return steps
+
+
+def count_test_looks(run_directory: Path) -> int:
+    """How many results on the test split, or on the benchmark's test file, the run's log holds."""
+    lines = read_json_lines(Path(run_directory) / "evaluations.jsonl")
+    return sum(line.get("split") == "test" or line.get("official") == TEST_FILE for line in lines)
+
+
+def describe(line: dict[str, Any]) -> str:
+    """A result in words, one line."""
+    on = line["official"] or (line["split"] if line["split"] != "files" else ", ".join(Path(file).name for file in line["files"]))
+    perplexity = "not a finite number" if line["word_perplexity"] is None else f"{line['word_perplexity']:.2f}"
+    pieces = f", {line['lanes']} lanes" if line["lanes"] else ""
+    checked = " (official file: MD5 and counts agree)" if line["official"] else ""
+    return (
+        f"step {line['step']}: word perplexity {perplexity} on {on}{checked}: {line['predictions']:,} predictions, "
+        f"{100 * line['unknown'] / line['predictions']:.2f} % unknown, {line['state']}{pieces}, {line['weights']} weights, "
+        f"{line['precision']}, {line['seconds']:.1f} s"
+    )
+
+
+def choose_checkpoint(run_directory: Path, wanted: str, best_step: int | None) -> Checkpoint:
+    """`latest`, `best` (by validation so far) or a step. Raises UserError that lists what there is."""
+    checkpoints = list_checkpoints(run_directory)
+    if not checkpoints:
+        raise UserError(f"{run_directory}: no checkpoint to evaluate; train first, or wait for its first checkpoint with --watch")
+    if wanted == "latest":
+        return checkpoints[-1]
+    if wanted == "best" and best_step is None:
+        raise UserError(f"{run_directory}: nothing has been scored on validation yet, so there is no best; use --checkpoint latest")
+    step = best_step if wanted == "best" else int(wanted) if wanted.isdecimal() else None
+    for checkpoint in checkpoints:
+        if checkpoint.step == step:
+            return checkpoint
+    there = ", ".join(str(checkpoint.step) for checkpoint in checkpoints)
+    found = f"the best one, of step {step}, is not there any more" if wanted == "best" else f"found {wanted}"
+    raise UserError(f"{run_directory}: --checkpoint must be latest, best or a step that is there ({there}); {found}")
+
+
+def trainer_state(run_directory: Path) -> str:
+    """`alive`, `dead` (it left its mark and is gone) or `absent` (no mark). On another host it is taken to be alive."""
+    mark = Path(run_directory) / "training.pid"
+    try:
+        trainer = read_json(mark)
+    except UserError:
+        return "absent"  # also half-written: looked at again in a moment
+    if trainer["host"] != socket.gethostname():
+        return "alive"
+    try:
+        os.kill(trainer["pid"], 0)
+    except ProcessLookupError:
+        return "dead"
+    except PermissionError:
+        pass
+    return "alive"
+
+
+def training_has_finished(checkpoints: list[Checkpoint], config: Config) -> bool:
+    """Whether the last checkpoint is the end of the training that config.json asks for now (it may have been made longer)."""
+    if not checkpoints:
+        return False
+    try:
+        state = checkpoints[-1].state()
+    except UserError:
+        return False
+    length = (config.training.epochs, config.training.total_steps)
+    trained = state.get("config", {}).get("training", {})
+    return bool(state.get("finished")) and length == (trained.get("epochs", length[0]), trained.get("total_steps", length[1]))
+
+
+@contextlib.contextmanager
+def only_watcher(run_directory: Path) -> Iterator[None]:
+    """Wait until no other process watches this run, then keep others waiting: two would score the same checkpoints twice."""
+    with open(Path(run_directory) / ".watcher.lock", "ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def watch(
+    run_directory: Path,
+    evaluator: Evaluator,
+    on_line: Callable[[dict[str, Any]], object],
+    *,
+    poll_seconds: float = POLL_SECONDS,
+    grace_seconds: float = GRACE_SECONDS,
+) -> str:
+    """Score every new checkpoint, newest first, until the training has ended and all is scored. Returns why it ended.
+
+    Raises UserError at the end where a checkpoint could not be scored although it is still there.
+    """
+    with only_watcher(run_directory):
+        done, problems = evaluator.scored_steps(), []
+        give_up_at = time.monotonic() + grace_seconds
+        while True:
+            # Asked before the checkpoints are listed: what a trainer wrote before it ended is then always seen.
+            trainer = trainer_state(run_directory)
+            checkpoints = list_checkpoints(run_directory)
+            pending = [checkpoint for checkpoint in checkpoints if checkpoint.step not in done]
+            if pending:
+                done.add(pending[-1].step)
+                try:
+                    for line in evaluator.score(pending[-1]):
+                        on_line(line)
+                except UserError as error:
+                    # Retention may have been faster; what is still there and cannot be scored is told at the end.
+                    if (pending[-1].path / "manifest.json").exists():
+                        problems.append(str(error))
+                continue
+            reason = _why_ended(run_directory, checkpoints, trainer, time.monotonic() > give_up_at)
+            if reason and problems:
+                raise UserError("; ".join(problems))
+            if reason:
+                return reason
+            if trainer == "alive":
+                give_up_at = 0.0  # it was here: when it has gone there is nothing to wait for
+            time.sleep(poll_seconds)
+
+
+def _why_ended(run_directory: Path, checkpoints: list[Checkpoint], trainer: str, waited_enough: bool) -> str | None:
+    """Why there is nothing more to come once all checkpoints are scored, or None."""
+    if training_has_finished(checkpoints, read_run_config(run_directory)):
+        return "the training has ended and every checkpoint is scored"
+    if trainer == "dead":
+        return "the trainer died before the end of the training (its process is gone); every checkpoint that it left is scored"
+    if trainer == "absent" and waited_enough:
+        return "no training is running here and it had not reached its end; every checkpoint that is there is scored"
+    return None

@@ -1,0 +1,82 @@
+"""A run directory made by hand: random text, random weights, no training. For the tests of evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from lm1b.config import Config, parse_config
+from lm1b.data.shards import MANIFEST_NAME, VOCABULARY_NAME, TokenDirectory, make_manifest, write_shard
+from lm1b.data.vocabulary import Vocabulary, build_vocabulary
+from lm1b.distributed import single_process
+from lm1b.files import digest_of_file, write_json
+from lm1b.model.language_model import LanguageModel
+from lm1b.model.tables import VocabularyTable
+from lm1b.training.checkpoint import Checkpoint, save_checkpoint
+
+WORDS = 40
+
+
+def made_vocabulary() -> Vocabulary:
+    words = [*(f"w{k}".encode() for k in range(WORDS)), b"</S>"]
+    return build_vocabulary(pa.array(words, pa.binary()), np.arange(len(words), 0, -1, dtype=np.int64) * 3, 3)
+
+
+def made_text(seed: int, sentences: int) -> str:
+    """Sentences of 1 to 12 words, a few of them unknown."""
+    generator = np.random.default_rng(seed)
+    return "".join(" ".join(f"w{k}" for k in generator.integers(0, WORDS + 3, generator.integers(1, 13))) + "\n" for _ in range(sentences))
+
+
+def made_tokens(folder: Path) -> TokenDirectory:
+    """A token directory of two training shards, two validation shards and one of test."""
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary = made_vocabulary()
+    vocabulary.save(folder / VOCABULARY_NAME)
+    shards: dict[Any, Any] = {"train": [], "validation": [], "test": []}
+    for number, (split, sentences) in enumerate([("train", 300), ("train", 200), ("validation", 30), ("validation", 11), ("test", 20)]):
+        tokens, _ = vocabulary.encode(made_text(number, sentences).encode())
+        name = f"{split}-{number}"
+        shards[split].append(write_shard(folder, name, tokens.astype(vocabulary.token_dtype), vocabulary.end_id, vocabulary.unknown_id))
+    corpus = {"kind": "text", "official": False}
+    write_json(folder / MANIFEST_NAME, make_manifest(vocabulary, digest_of_file(folder / VOCABULARY_NAME), shards, corpus, {}))
+    return TokenDirectory.open(folder)
+
+
+def made_config(folder: Path, **model: Any) -> Config:
+    shape = {"cell": "lstm", "layers": 2, "embedding": 6, "hidden": 8, "projection": 5} | model
+    return parse_config(
+        {
+            "run": {"directory": str(folder / "run")},
+            "corpus": {"kind": "text", "train": ["train.txt"], "validation": ["validation.txt"]},
+            "tokens": {"directory": str(folder / "tokens")},
+            "batches": {"lanes": 4, "steps": 5},
+            "model": shape,
+            "training": {"total_steps": 30},
+            "evaluation": {"lanes": 3, "vocabulary_block": 16},
+        }
+    )
+
+
+def made_checkpoint(config: Config, step: int, *, finished: bool = False, ema: bool = True, scale: float = 1.0) -> Checkpoint:
+    """One checkpoint of random weights; the averaged ones are others."""
+    tokens = TokenDirectory.open(Path(config.tokens.directory))
+    run = Path(config.run.directory)
+    write_json(run / "config.json", {"config": config.as_json(), "history": []})
+    model = LanguageModel(config.model, seed=step)
+    average = LanguageModel(config.model, seed=step + 1000)
+    core = {f"weights/{name}": value for name, value in model.state_dict().items()}
+    if ema:
+        core |= {f"ema/{name}": value for name, value in average.state_dict().items()}
+    ranks = single_process()
+    size = tokens.vocabulary.size
+    tables = [
+        VocabularyTable(name, size, width, seed=step, initial_scale=scale, initial_accumulator=1.0, ranks=ranks)
+        for name, width in (("input_table", config.model.embedding), ("output_table", model.output_width), ("output_bias", 1))
+    ]
+    state = {"step": step, "epoch": step / 10, "finished": finished, "vocabulary": tokens.fingerprint, "config": config.as_json()}
+    return save_checkpoint(run, state, core, {"0.h": torch.zeros(1, 1)}, tables, ranks)

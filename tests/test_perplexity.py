@@ -1,0 +1,215 @@
+"""Exact evaluation against a float64 loop over positions, on every way to cut the text, and at the benchmark's size."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_run import made_checkpoint, made_config, made_text, made_tokens
+from torch import Tensor
+
+from lm1b.config import Config, ModelConfig, override_config
+from lm1b.data.shards import TokenDirectory
+from lm1b.distributed import single_process
+from lm1b.errors import UserError
+from lm1b.evaluation import perplexity
+from lm1b.evaluation.perplexity import Scorer, cut_for_scoring, evaluate_checkpoint
+from lm1b.evaluation.texts import ScoredText, text_of_files, text_of_split
+from lm1b.model.language_model import LanguageModel
+from lm1b.training.checkpoint import Checkpoint
+
+
+def brute_force_nats(model: LanguageModel, input_rows_VD: Tensor, output_rows_VP: Tensor, bias_V: Tensor, sequence: list[int], end: int) -> float:
+    """Nats of one sequence from zero state, one position at a time, everything in float64."""
+    model = model.double()
+    state = model.zero_state(1, "cpu")
+    total, before = 0.0, end
+    for token in sequence:
+        hidden_1P, state = model.hidden(input_rows_VD[before].double().view(1, 1, -1), state)
+        logits_V = output_rows_VP.double() @ hidden_1P.flatten() + bias_V.double()
+        total -= float(torch.log_softmax(logits_V, 0)[token].detach())
+        before = token
+    return total
+
+
+def made_scorer(seed: int, size: int, *, block: int = 7, cell: str = "lstm", end: int = 1) -> tuple[Scorer, Tensor]:
+    """A random model over `size` words, and its input table."""
+    config = ModelConfig(cell=cell, layers=2, embedding=4, hidden=6, projection=3)  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(seed)
+    input_rows_VD, output_rows_VP, bias_V = (torch.randn(size, width, generator=generator) for width in (4, 3, 1))
+    ids = np.arange(size)
+    return Scorer(LanguageModel(config, seed), ids, input_rows_VD, output_rows_VP, bias_V.flatten(), end, block, single_process()), input_rows_VD
+
+
+SEQUENCES = st.lists(st.lists(st.integers(0, 19), min_size=1, max_size=30), min_size=1, max_size=9)
+
+
+@settings(deadline=None, max_examples=25)
+@given(SEQUENCES, st.integers(1, 40), st.integers(1, 5), st.sampled_from(["lstm", "irnn", "tanh_rnn"]))
+def test_sequences_of_any_lengths_equal_brute_force(sequences: list[list[int]], positions: int, side_by_side: int, cell: str) -> None:
+    scorer, input_rows = made_scorer(3, 20, cell=cell)
+    told: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(perplexity, "POSITIONS", positions)
+        nats = scorer.nats([np.array(sequence, np.uint16) for sequence in sequences], side_by_side, told.append)
+    expected = sum(
+        brute_force_nats(scorer.model, input_rows, scorer.output_rows_VP, scorer.output_bias_V, sequence, 1) for sequence in sequences
+    )
+    assert nats == pytest.approx(expected, rel=1e-6)
+    assert sum(told) == sum(map(len, sequences))
+
+
+def test_300_positions_at_the_benchmark_s_vocabulary_size() -> None:
+    size, width, positions, end = 793_471, 16, 300, 2
+    config = ModelConfig(cell="lstm", embedding=8, hidden=16)
+    model = LanguageModel(config, 5)
+    generator = torch.Generator().manual_seed(5)
+    output_rows_VP = torch.randn(size, width, generator=generator) * 4
+    bias_V = torch.randn(size, generator=generator)
+    tokens_N = np.random.default_rng(5).integers(0, size, positions)
+    ids_U = np.union1d(tokens_N, [end])
+    input_rows_UD = torch.randn(len(ids_U), 8, generator=generator)
+    scorer = Scorer(model, ids_U, input_rows_UD, output_rows_VP, bias_V, end, 8192, single_process())
+    lanes = np.split(tokens_N, [90, 200])
+    nats = scorer.nats(lanes, 3)
+    # The reference: every logit of every position in float64, from the same inputs.
+    expected = 0.0
+    reference = LanguageModel(config, 5).double()
+    rows, bias = output_rows_VP.double(), bias_V.double()
+    with torch.no_grad():
+        for lane in lanes:
+            inputs = np.searchsorted(ids_U, np.concatenate([[end], lane[:-1]]))
+            hidden_T1P, _ = reference.hidden(input_rows_UD[inputs].double().unsqueeze(1), reference.zero_state(1, "cpu"))
+            logits_TV = torch.addmm(bias, hidden_T1P.squeeze(1), rows.T)
+            expected += float((torch.logsumexp(logits_TV, 1) - logits_TV[torch.arange(len(lane)), torch.from_numpy(lane)]).sum())
+    assert nats == pytest.approx(expected, rel=1e-6)
+    # The test would not notice a lost block of words if it weighed less than its tolerance.
+    assert 8192 / size > 1e-4
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=30), st.integers(1, 12), st.sampled_from(["carry", "reset"]))
+def test_cutting_drops_nothing_and_cuts_at_sentence_ends_only(lengths: list[int], lanes: int, state: str) -> None:
+    tokens = np.concatenate([[*range(3, 3 + length), 0] for length in lengths])
+    text = ScoredText("validation", ["x"], tokens, np.cumsum(np.array(lengths) + 1), 0)
+    sequences = cut_for_scoring(text, state, lanes)
+    np.testing.assert_array_equal(np.concatenate(sequences), tokens)
+    assert all(sequence[-1] == 0 for sequence in sequences)
+    assert len(sequences) == len(lengths) if state == "reset" else len(sequences) <= lanes
+    assert text.words + text.sentences == len(tokens)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, TokenDirectory, Checkpoint]:
+    folder = tmp_path_factory.mktemp("made")
+    tokens = made_tokens(folder / "tokens")
+    config = made_config(folder)
+    return config, tokens, made_checkpoint(config, 10)
+
+
+def evaluate(config: Config, tokens: TokenDirectory, checkpoint: Checkpoint, text: ScoredText) -> list[dict]:
+    return evaluate_checkpoint(checkpoint, config, text, fingerprint=tokens.fingerprint, end_id=tokens.vocabulary.end_id)
+
+
+@pytest.mark.parametrize("state", ["carry", "reset"])
+def test_a_checkpoint_scored_is_the_brute_force_figure(made: tuple[Config, TokenDirectory, Checkpoint], state: str) -> None:
+    config, tokens, checkpoint = made
+    config = override_config(config, [f"evaluation.state={state}", "evaluation.weights=both"])
+    text = text_of_split(tokens, "validation")
+    lines = evaluate(config, tokens, checkpoint, text)
+    assert [line["weights"] for line in lines] == ["ema", "raw"]
+    split = tokens.split("validation")
+    for line in lines:
+        model = LanguageModel(config.model, 0)
+        model.load_state_dict(checkpoint.core({"ema": "ema", "raw": "weights"}[line["weights"]]) or {})
+        tables = [checkpoint.read_table(name) for name in ("input_table", "output_table", "output_bias")]
+        sequences = [sequence.tolist() for sequence in cut_for_scoring(text, state, 3)]
+        nats = sum(brute_force_nats(model, tables[0], tables[1], tables[2].flatten(), s, tokens.vocabulary.end_id) for s in sequences)
+        assert line["nats"] == pytest.approx(nats, rel=1e-6)
+        assert line["word_perplexity"] == pytest.approx(math.exp(nats / (split.num_words + split.num_sentences)), rel=1e-5)
+        assert (line["words"], line["sentences"], line["unknown"]) == (split.num_words, split.num_sentences, split.num_unknown)
+        assert line["predictions"] == split.num_tokens == split.num_words + split.num_sentences
+        assert (line["step"], line["split"], line["state"], line["precision"]) == (10, "validation", state, "fp32")
+        assert line["vocabulary"] == tokens.fingerprint
+        assert line["files"] == ["validation-2", "validation-3"]
+    assert lines[0]["nats"] != lines[1]["nats"]
+
+
+def test_bfloat16_is_close_and_no_average_falls_back_to_raw(made: tuple[Config, TokenDirectory, Checkpoint]) -> None:
+    config, tokens, _ = made
+    checkpoint = made_checkpoint(config, 11, ema=False)
+    text = text_of_split(tokens, "validation")
+    (exact,) = evaluate(config, tokens, checkpoint, text)
+    (rough,) = evaluate(override_config(config, ["evaluation.precision=bf16"]), tokens, checkpoint, text)
+    assert (exact["weights"], rough["weights"], rough["precision"]) == ("raw", "raw", "bf16")
+    assert rough["nats"] == pytest.approx(exact["nats"], rel=1e-2)
+    assert rough["nats"] != exact["nats"]
+
+
+def test_files_give_what_a_split_of_the_same_text_gives(made: tuple[Config, TokenDirectory, Checkpoint], tmp_path: Path) -> None:
+    config, tokens, checkpoint = made
+    for name, (seed, sentences) in {"a": (2, 30), "b": (3, 11)}.items():
+        (tmp_path / name).write_text(made_text(seed, sentences))
+    by_files = text_of_files(tokens.vocabulary, [tmp_path / "a", tmp_path / "b"])
+    by_split = text_of_split(tokens, "validation")
+    np.testing.assert_array_equal(by_files.tokens_N, by_split.tokens_N)
+    np.testing.assert_array_equal(by_files.sentence_ends, by_split.sentence_ends)
+    assert by_files.unknown == by_split.unknown > 0
+    assert evaluate(config, tokens, checkpoint, by_files)[0]["nats"] == evaluate(config, tokens, checkpoint, by_split)[0]["nats"]
+
+
+def test_a_user_s_mistakes_are_told_in_one_line(made: tuple[Config, TokenDirectory, Checkpoint], tmp_path: Path) -> None:
+    config, tokens, checkpoint = made
+    vocabulary = tokens.vocabulary
+    (tmp_path / "latin").write_bytes("caf\u00e9 .\n".encode("latin-1"))
+    (tmp_path / "empty").write_bytes(b"\n")
+    for name, message in [("none", "no such file"), ("latin", "not UTF-8"), ("empty", "no sentence")]:
+        with pytest.raises(UserError, match=message):
+            text_of_files(vocabulary, [tmp_path / name])
+    with pytest.raises(UserError, match="trained with vocabulary"):
+        evaluate_checkpoint(checkpoint, config, text_of_split(tokens, "test"), fingerprint="0" * 64, end_id=vocabulary.end_id)
+    gone = Checkpoint(99, checkpoint.path.with_name("step_00000099"))
+    with pytest.raises(UserError, match="deleted"):
+        evaluate(config, tokens, gone, text_of_split(tokens, "test"))
+
+
+def test_a_damaged_checkpoint_is_refused_by_name(made: tuple[Config, TokenDirectory, Checkpoint]) -> None:
+    config, tokens, _ = made
+    checkpoint = made_checkpoint(config, 12)
+    file = next(checkpoint.path.glob("output_table.*"))
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(UserError, match=r"output_table.*damaged"):
+        evaluate(config, tokens, checkpoint, text_of_split(tokens, "validation"))
+
+
+def test_official_files_are_known_by_their_content(made: tuple[Config, TokenDirectory, Checkpoint], tmp_path: Path) -> None:
+    _, tokens, _ = made
+    shared = Path(__file__).resolve().parents[2] / "shared" / "data" / "lm1b" / "heldout-monolingual.tokenized.shuffled"
+    if not shared.is_dir():
+        pytest.skip("the benchmark's held-out files are not on this machine")
+    (tmp_path / "renamed").write_bytes((shared / "news.en.heldout-00010-of-00050").read_bytes())
+    text = text_of_files(tokens.vocabulary, [tmp_path / "renamed"])
+    assert text.official == "news.en.heldout-00010-of-00050"
+    assert (text.sentences, text.words) == (6_111, 155_717)
+    assert not text.is_test
+
+
+def test_official_counts_that_differ_are_refused(
+    made: tuple[Config, TokenDirectory, Checkpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, tokens, _ = made
+    (tmp_path / "file").write_text("w1 w2\nnever w3\n")
+    monkeypatch.setattr("lm1b.evaluation.texts.official_name_of", lambda md5: "heldout/news.en.heldout-00000-of-00050")
+    monkeypatch.setattr("lm1b.evaluation.texts.HELD_OUT_COUNTS", {"news.en.heldout-00000-of-00050": (2, 6, 5)})
+    text = text_of_files(tokens.vocabulary, [tmp_path / "file"])  # another vocabulary: another number of unknown words is right
+    assert (text.official, text.is_test, text.unknown) == ("news.en.heldout-00000-of-00050", True, 1)
+    monkeypatch.setattr("lm1b.evaluation.texts.VOCABULARY_SIZE", tokens.vocabulary.size)
+    with pytest.raises(UserError, match="official"):
+        text_of_files(tokens.vocabulary, [tmp_path / "file"])
