@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from lm1b.errors import UserError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -62,3 +68,19 @@ def all_gather_objects(value: object, ranks: Ranks) -> list[object]:
     gathered = [torch.zeros_like(padded) for _ in range(ranks.size)]
     dist.all_gather(gathered, padded)
     return [json.loads(bytes(part[: int(n)].cpu().numpy()).decode()) for part, n in zip(gathered, lengths, strict=True)]
+
+
+def agree(ranks: Ranks, action: Callable[[], T]) -> T:
+    """Run `action` on every rank; where it is a user's mistake on any of them, raise that UserError on all.
+
+    No rank is then left waiting for one that has ended. The action must not itself be a collective that can fail alone.
+    """
+    result, problem = None, None
+    try:
+        result = action()
+    except UserError as error:
+        problem = str(error)
+    problems = [found for found in all_gather_objects(problem, ranks) if found is not None]
+    if problems:
+        raise UserError(str(problems[0]))
+    return result  # type: ignore[return-value]

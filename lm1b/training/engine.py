@@ -1,0 +1,350 @@
+"""DeepSpeed around the dense core: the only file that knows it.
+
+The core (recurrent layers, projection) is what `deepspeed.initialize` gets; the vocabulary tables are not its business.
+Three things DeepSpeed leaves to its caller live here, each tried at stages 1 to 3, in fp32 and bf16:
+
+1. A step that must be skipped everywhere: the core's gradient is made non-finite and `step()` is called all the same, so
+   that DeepSpeed's own guard skips it, clears its buffers and lowers the fp16 scale.
+2. Reading and setting the float32 weights and optimizer state by parameter name, whatever the stage.
+3. A moving average of the weights, kept on each rank for its own partition of the float32 weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import platform
+import socket
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lm1b.config import Config
+from lm1b.distributed import Ranks, current_ranks, local_rank
+from lm1b.errors import UserError
+
+TIME_LIMIT = timedelta(seconds=60)
+OWNED_KEYS = {
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "bf16",
+    "fp16",
+    "data_types",
+    "optimizer",
+    "scheduler",
+    "sparse_gradients",
+}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def _import_deepspeed() -> Any:
+    """DeepSpeed, quiet: its own log says nothing that ours does not."""
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    return deepspeed
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep DeepSpeed's prints of memory and built operations off the terminal."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+def start_ranks() -> Ranks:
+    """Join the process group that the launcher describes, or be the only process where there is no launcher."""
+    use_cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
+    if not use_cuda:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    device = torch.device("cuda", local_rank()) if use_cuda else torch.device("cpu")
+    if use_cuda:
+        torch.cuda.set_device(device)
+    backend = "nccl" if use_cuda else "gloo"
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group(backend, timeout=TIME_LIMIT)
+    else:
+        os.environ["LOCAL_RANK"] = "0"  # DeepSpeed asks for it
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIME_LIMIT)
+    with _quiet():
+        _import_deepspeed().init_distributed(dist_backend=backend)
+    return current_ranks(device)
+
+
+def stop_ranks() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _cpu_flags() -> set[str]:
+    if platform.system() != "Linux":
+        return set()
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return set(next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), []))
+
+
+def resolve_precision(wanted: str, cell: str, device: torch.device) -> str:
+    """The computing precision for `auto`, or the wanted one if this device can do it. Raises UserError if it cannot."""
+    if device.type == "cuda":
+        return "bf16" if wanted == "auto" else wanted
+    flags = _cpu_flags()
+    if wanted == "auto":
+        return "bf16" if "avx512_bf16" in flags else "fp32"
+    if wanted == "fp16":
+        raise UserError("training.precision=fp16 needs a GPU (DeepSpeed refuses it on CPU); use bf16, fp32 or auto")
+    if wanted == "bf16" and cell == "lstm" and "avx512f" not in flags:
+        raise UserError("training.precision=bf16 with model.cell=lstm needs a CPU with AVX-512; use fp32 or auto")
+    return wanted
+
+
+def _known_deepspeed_keys() -> set[str]:
+    """Top-level names that DeepSpeed reads: the string constants of its own constants modules."""
+    import deepspeed.runtime.constants as constants
+
+    names = {value for value in vars(constants).values() if isinstance(value, str)}
+    return names | {"zero_optimization", "activation_checkpointing", "comms_logger", "flops_profiler", "aio", "compression_training"}
+
+
+def deepspeed_config(config: Config, precision: str, ranks: Ranks, core_size: int) -> dict[str, Any]:
+    """DeepSpeed's own dictionary. Raises UserError for a pass-through key that DeepSpeed does not know or that we own."""
+    training = config.training
+    lanes_per_step = config.batches.lanes // ranks.size // training.micro_batches
+    zero = {"stage": training.zero_stage, "reduce_bucket_size": core_size, "allgather_bucket_size": core_size, "overlap_comm": False}
+    if training.zero_stage == 3:
+        zero |= {"stage3_param_persistence_threshold": 0, "stage3_prefetch_bucket_size": core_size}
+    result: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": lanes_per_step,
+        "gradient_accumulation_steps": training.micro_batches,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+        "gradient_clipping": config.optimizer.clip_norm or 0.0,
+    }
+    if precision == "bf16":
+        result |= {"bf16": {"enabled": True, "check_grad_overflow": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+    if precision == "fp16":
+        result |= {"fp16": {"enabled": True, "initial_scale_power": 16}, "data_types": {"grad_accum_dtype": "fp32"}}
+    known = _known_deepspeed_keys() if config.deepspeed else set()
+    for key, value in config.deepspeed.items():
+        if key in OWNED_KEYS:
+            raise UserError(f"deepspeed.{key}: is set by the config's own fields (training, optimizer, batches); remove it")
+        if key not in known:
+            raise UserError(f"deepspeed.{key}: no such DeepSpeed key")
+        merged = key in result and isinstance(result[key], dict)
+        result[key] = {**result[key], **value} if merged else value
+    return result
+
+
+def _make_optimizer(config: Config, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    settings = config.optimizer
+    if settings.kind == "adagrad":
+        return torch.optim.Adagrad(
+            parameters, lr=settings.learning_rate, initial_accumulator_value=settings.initial_accumulator, eps=settings.epsilon
+        )
+    if settings.kind == "adam":
+        return torch.optim.Adam(parameters, lr=settings.learning_rate, betas=(settings.beta1, settings.beta2), eps=settings.epsilon)
+    return torch.optim.SGD(parameters, lr=settings.learning_rate, momentum=settings.momentum)
+
+
+class Engine:
+    """The dense core under DeepSpeed."""
+
+    def __init__(self, model: nn.Module, config: Config, precision: str, ranks: Ranks):
+        """model: float32, the same on every rank. Raises UserError for a bad `deepspeed` section."""
+        deepspeed = _import_deepspeed()
+        self.ranks = ranks
+        self.dtype = DTYPES[precision]
+        self.micro_batches = config.training.micro_batches
+        self._stage = config.training.zero_stage
+        self._uses_loss_scale = precision == "fp16"
+        self._names = [name for name, _ in model.named_parameters()]
+        weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        self.core_size = sum(weight.numel() for weight in weights.values())
+        settings = deepspeed_config(config, precision, ranks, self.core_size)
+        parameters = list(model.parameters())
+        optimizer = _make_optimizer(config, parameters)
+        with _quiet():
+            self._engine, *_ = deepspeed.initialize(
+                model=model.to(ranks.device), optimizer=optimizer, model_parameters=parameters, config=settings
+            )
+        self._initial_weights = weights
+        self._micro_batches_done = 0
+        self._ema: list[Tensor] | None = None
+
+    @property
+    def module(self) -> nn.Module:
+        """The module as DeepSpeed holds it (its parameters are in the computing precision)."""
+        return self._engine.module
+
+    def forward(self, *arguments: Any, **keywords: Any) -> Any:
+        """The module's forward pass of one micro-batch, with DeepSpeed's hooks."""
+        # DeepSpeed would count its own step() calls, one a micro-batch; ours is called once a step.
+        self._engine.set_gradient_accumulation_boundary(self._micro_batches_done == self.micro_batches - 1)
+        return self._engine(*arguments, **keywords)
+
+    def backward(self, loss: Tensor) -> None:
+        """Backward of one micro-batch; leaves get 1 / micro_batches of the gradient, times the loss scale."""
+        self._engine.backward(loss)
+        self._micro_batches_done += 1
+
+    @property
+    def loss_scale(self) -> float:
+        """The factor that fp16's dynamic loss scale puts on every gradient of this step; 1 in other precisions."""
+        return float(self._engine.optimizer.loss_scale) if self._uses_loss_scale else 1.0
+
+    def step(self, *, finite: bool, learning_rate: float) -> bool:
+        """Update the core, or skip where `finite` is False or its own gradient is not. True if the update was applied."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        if not finite:
+            self._poison_gradient()
+        assert self._micro_batches_done == self.micro_batches
+        self._micro_batches_done = 0
+        self._engine.step()
+        return bool(self._engine.was_step_applied())
+
+    def gradient_norm(self) -> float:
+        """Global norm of the core's gradient before clipping, at the last step."""
+        return float(self._engine.get_global_grad_norm() or 0.0)
+
+    def _poison_gradient(self) -> None:
+        """Make the core's gradient NaN, so that DeepSpeed's own guard skips this step on every rank."""
+        from deepspeed.utils import safe_set_full_grad
+
+        parameter = next(self._engine.module.parameters())
+        accumulated = getattr(parameter, "_hp_grad", None)
+        if accumulated is not None:  # bf16 at stage 1 accumulates apart from the parameter's own gradient
+            accumulated.fill_(float("nan"))
+            return
+        shape = getattr(parameter, "ds_shape", parameter.shape)
+        safe_set_full_grad(parameter, torch.full(tuple(shape), float("nan"), device=self.ranks.device, dtype=torch.float32))
+
+    # Weights and optimizer state by name -------------------------------------------------------------------------
+
+    def prime(self, zero_loss: Callable[[], Tensor], weights: dict[str, Tensor] | None = None) -> None:
+        """Set the float32 weights (a checkpoint's, or the initial ones) and make the optimizer's state exist.
+
+        One step that changes nothing does it: DeepSpeed reaches optimizer state only after a first step, and the model's
+        own weights follow the float32 ones only in a step. zero_loss: runs a small forward pass, returns its loss times 0.
+        """
+        self._set_full(weights or self._initial_weights, None)
+        self._initial_weights = {}
+        for _ in range(self.micro_batches):
+            self.backward(zero_loss())
+        self.step(finite=True, learning_rate=0.0)
+        self._set_optimizer_steps(0)
+
+    def core_state(self) -> dict[str, Tensor]:
+        """Every rank calls it: `weights/<name>`, `ema/<name>` and `optimizer/<key>/<name>`, whole, float32, on CPU."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        state = {f"weights/{name}": tensor for name, tensor in self._full_weights().items()}
+        if self._ema is not None:
+            self._swap_ema()
+            state |= {f"ema/{name}": tensor for name, tensor in self._full_weights().items()}
+            self._swap_ema()
+        for key in self._optimizer_keys():
+            for name, parameter in self._parameters():
+                state[f"optimizer/{key}/{name}"] = safe_get_full_optimizer_state(parameter, key).cpu().clone()
+        return state
+
+    def restore(
+        self, weights: dict[str, Tensor], ema: dict[str, Tensor] | None, optimizer: dict[str, dict[str, Tensor]], updates: int
+    ) -> None:
+        """Set what a checkpoint holds beside the weights that `prime` was given: moving average and optimizer state by key."""
+        if ema is not None:
+            self._set_full(ema, None)
+            self.start_ema()
+            self._set_full(weights, None)
+        for key, tensors in optimizer.items():
+            self._set_full(tensors, key)
+        self._set_optimizer_steps(updates)
+
+    def start_ema(self) -> None:
+        """Begin the moving average at the present weights."""
+        self._ema = [partition.clone() for partition in self._partitions()]
+
+    def update_ema(self, decay: float) -> None:
+        """ema <- decay * ema + (1 - decay) * weights, float32, each rank on its own partition."""
+        assert self._ema is not None
+        torch._foreach_lerp_(self._ema, self._partitions(), 1.0 - decay)
+
+    def _parameters(self) -> list[tuple[str, nn.Parameter]]:
+        return list(zip(self._names, self._engine.module.parameters(), strict=True))
+
+    def _partitions(self) -> list[Tensor]:
+        """This rank's own flat float32 weights: bf16 at stage 1, stages 1 and 2, stage 3."""
+        optimizer = self._engine.optimizer
+        for name in ("fp32_groups_flat_partition", "single_partition_of_fp32_groups", "fp32_partitioned_groups_flat"):
+            if hasattr(optimizer, name):
+                return [partition.detach() for partition in getattr(optimizer, name)]
+        raise AssertionError(f"unknown DeepSpeed optimizer {type(optimizer).__name__}")
+
+    def _swap_ema(self) -> None:
+        assert self._ema is not None
+        for average, partition in zip(self._ema, self._partitions(), strict=True):
+            kept = partition.clone()
+            partition.copy_(average)
+            average.copy_(kept)
+
+    def _full_weights(self) -> dict[str, Tensor]:
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        return {name: safe_get_full_fp32_param(parameter).cpu().clone() for name, parameter in self._parameters()}
+
+    def _set_full(self, tensors: dict[str, Tensor], key: str | None) -> None:
+        """Set weights (key None) or one kind of optimizer state from whole tensors."""
+        from deepspeed.utils import (
+            safe_set_full_fp32_param,
+            safe_set_full_optimizer_state,
+            safe_set_local_fp32_param,
+            safe_set_local_optimizer_state,
+        )
+
+        for name, parameter in self._parameters():
+            value = tensors[name].to(self.ranks.device, torch.float32)
+            if self._stage == 3:
+                # Partitions are padded to equal size there, which the setters of whole tensors do not allow for.
+                size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+                padded = torch.zeros(size * self.ranks.size, device=value.device)
+                padded[: value.numel()] = value.flatten()
+                value = padded[size * self.ranks.rank : size * (self.ranks.rank + 1)]
+                if key is None:
+                    safe_set_local_fp32_param(parameter, value)
+                else:
+                    safe_set_local_optimizer_state(parameter, value, key)
+            elif key is None:
+                safe_set_full_fp32_param(parameter, value)
+            else:
+                safe_set_full_optimizer_state(parameter, value, key)
+
+    def _base_optimizer_states(self) -> list[dict[str, Any]]:
+        return list(self._engine.optimizer.optimizer.state.values())
+
+    def _optimizer_keys(self) -> list[str]:
+        """State that has a weight's shape: `sum`, or `exp_avg` and `exp_avg_sq`, or `momentum_buffer`."""
+        states = self._base_optimizer_states()
+        return sorted(key for key, value in states[0].items() if torch.is_tensor(value) and value.dim() > 0) if states else []
+
+    def _set_optimizer_steps(self, updates: int) -> None:
+        """Adam's bias correction counts updates; the priming step does not count as one."""
+        for state in self._base_optimizer_states():
+            if torch.is_tensor(state.get("step")):
+                state["step"].fill_(updates)
+            elif "step" in state:
+                state["step"] = updates
+
+
+def host_name() -> str:
+    """This host's name, for the run's records."""
+    return socket.gethostname()

@@ -1,0 +1,246 @@
+"""One training step, from the batch to the updated weights.
+
+    fetch rows -> forward and loss -> backward (every micro-batch) -> one all-reduce of "all finite?", "stop?" and the loss
+    -> the engine updates the core, or skips -> if and only if it did: tables, moving average, schedule
+
+`step` counts data (batches, sampler, dropout) and always advances; `updates` counts applied updates (schedule, average).
+The loss that is differentiated is nats summed over the T steps, averaged over the lanes of the global batch; a table's
+gradient is that of the sum of nats over all tokens of the step.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lm1b.config import Config
+from lm1b.data.batches import Batches
+from lm1b.distributed import Ranks, all_reduce_sum
+from lm1b.model.language_model import LanguageModel
+from lm1b.model.sampler import LogUniformSampler, Samples
+from lm1b.model.softmax import full_softmax_part, places_of_targets, sampled_softmax
+from lm1b.model.tables import VocabularyTable, request_inputs, request_outputs
+from lm1b.training.engine import Engine
+from lm1b.training.schedule import learning_rate_factor
+
+CHECKED = ("loss", "recurrent state", "input table's gradient", "output table's gradient", "output bias's gradient")
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The three vocabulary tables of a model, this rank's rows of each."""
+
+    input: VocabularyTable
+    output: VocabularyTable
+    bias: VocabularyTable
+
+    @staticmethod
+    def create(config: Config, vocabulary_size: int, output_width: int, ranks: Ranks) -> Tables:
+        """Initial tables: rows uniform, bias zero."""
+        scale, accumulator = config.tables.initial_scale, config.tables.initial_accumulator
+
+        def table(name: str, width: int, initial_scale: float) -> VocabularyTable:
+            return VocabularyTable(
+                name, vocabulary_size, width, seed=config.run.seed, initial_scale=initial_scale, initial_accumulator=accumulator, ranks=ranks
+            )
+
+        return Tables(
+            table("input_table", config.model.embedding, scale), table("output_table", output_width, scale), table("output_bias", 1, 0.0)
+        )
+
+    def all(self) -> list[VocabularyTable]:
+        return [self.input, self.output, self.bias]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step did, the same on every rank."""
+
+    nats: float  # sampled loss, summed over the step's tokens of all ranks; finite parts only where the step was skipped
+    applied: bool
+    stop: bool  # some rank was asked to stop
+    gradient_norm: float
+    largest_activation: float
+    learning_rate_factor: float
+    not_finite: list[str]  # "rank 1: loss", ...
+    lanes_restarted: int  # this rank's lanes whose state was not finite
+    gap: tuple[float, float] | None  # sampled and true nats a word on the same few positions
+
+
+class TrainingStep:
+    """Holds what a step reads and changes; `run()` does one step."""
+
+    def __init__(self, config: Config, engine: Engine, tables: Tables, sampler: LogUniformSampler, batches: Batches, ranks: Ranks):
+        self.config, self.engine, self.tables, self.sampler, self.batches, self.ranks = config, engine, tables, sampler, batches, ranks
+        self.lanes_here = config.batches.lanes // ranks.size
+        self.first_lane = self.lanes_here * ranks.rank
+        self.step = 0
+        self.updates = 0
+        self.total_updates = 1
+        self.model: LanguageModel = engine.module  # type: ignore[assignment]
+        self.carry = self.zero_carry()
+
+    def zero_carry(self) -> dict[str, Tensor]:
+        """State of this rank's lanes at an epoch's start."""
+        return self.model.zero_state(self.lanes_here, self.ranks.device, self.engine.dtype)
+
+    def zero_loss(self) -> Tensor:
+        """A forward pass over one made-up token in every lane, its loss times 0: what `Engine.prime` needs."""
+        device, settings = self.ranks.device, self.config.model
+        input_rows = torch.zeros(1, settings.embedding, device=device, requires_grad=True)
+        output_rows = torch.zeros(2, self.model.output_width, device=device, requires_grad=True)
+        bias_U = torch.zeros(2, device=device, requires_grad=True)
+        lanes = self.lanes_here // self.engine.micro_batches
+        state = self.model.zero_state(lanes, device, self.engine.dtype)
+        positions = torch.zeros(1, lanes, dtype=torch.int64, device=device)
+        targets = torch.ones(lanes, dtype=torch.int64, device=device)
+        parts = self.engine.forward(input_rows, positions, output_rows, bias_U, targets, torch.zeros(2, device=device), 1, state, step=0)
+        return parts.nats.float() * 0.0
+
+    def run(self, *, stop_requested: bool = False, check_gap: bool = False) -> StepResult:
+        """One step. Every rank calls it at the same time."""
+        device, engine, tables = self.ranks.device, self.engine, self.tables
+        batch = self.batches.at(self.step, self.first_lane, self.lanes_here)
+        if batch.starts_epoch:
+            self.carry = self.zero_carry()
+        inputs_TB = torch.from_numpy(batch.inputs_TB).to(device)
+        targets_TB = torch.from_numpy(batch.targets_TB).to(device)
+
+        samples = self.sampler.draw(self.step, device)
+        input_request, input_positions_N = request_inputs(inputs_TB.flatten(), self.ranks)
+        output_request, target_positions_N = request_outputs(samples, targets_TB.flatten(), self.ranks)
+        input_rows_UD = tables.input.fetch(input_request, engine.dtype).requires_grad_()
+        output_rows_UP = tables.output.fetch(output_request, engine.dtype).requires_grad_()
+        bias_U1 = tables.bias.fetch(output_request, torch.float32).requires_grad_()
+        log_expected_U = self.sampler.log_expected(output_request.ids_U, samples.num_draws)
+
+        micro_lanes = self.lanes_here // engine.micro_batches
+        input_positions_TB = input_positions_N.view_as(inputs_TB)
+        target_positions_TB = target_positions_N.view_as(targets_TB)
+        nats = torch.zeros((), dtype=torch.float64, device=device)
+        largest_activation = torch.zeros((), device=device)
+        states, gap = [], None
+        for first in range(0, self.lanes_here, micro_lanes):
+            lanes = slice(first, first + micro_lanes)
+            parts = engine.forward(
+                input_rows_UD,
+                input_positions_TB[:, lanes],
+                output_rows_UP,
+                bias_U1.squeeze(1),
+                target_positions_TB[:, lanes].flatten(),
+                log_expected_U,
+                len(samples.ids_S),
+                {name: tensor[lanes] for name, tensor in self.carry.items()},
+                step=self.step,
+                first_lane=self.first_lane + first,
+                resets_TB=self._resets(inputs_TB[:, lanes]),
+            )
+            engine.backward((parts.nats / micro_lanes).float())
+            nats += parts.nats.detach()
+            largest_activation = torch.maximum(largest_activation, parts.largest_activation.float())
+            states.append(parts.state)
+            if check_gap and first == 0:
+                positions = target_positions_TB[:, lanes].flatten()
+                gap = self._check_gap(
+                    parts.hidden_NP, targets_TB[:, lanes].flatten(), positions, output_rows_UP.detach(), bias_U1.detach(), log_expected_U, samples
+                )
+        new_carry = {name: torch.cat([state[name] for state in states]) for name in self.carry}
+        row_gradients = [input_rows_UD.grad, output_rows_UP.grad, bias_U1.grad]
+        assert all(gradient is not None for gradient in row_gradients)
+
+        status = self._reduce_status(nats, new_carry, row_gradients, largest_activation, stop_requested)
+        factor = learning_rate_factor(self.config.schedule, self.updates, self.total_updates)
+        # A leaf's gradient carries the loss scale and is not averaged over ranks, while the core's is both unscaled and averaged.
+        row_scale = self.config.tables.gradient_scale * self.config.batches.lanes / (self.ranks.size * engine.loss_scale)
+        applied = engine.step(finite=not status.not_finite, learning_rate=self.config.optimizer.learning_rate * factor)
+        lanes_restarted = 0
+        if applied:
+            rate = self.config.tables.learning_rate * factor
+            for table, request, gradient in zip(
+                tables.all(), (input_request, output_request, output_request), row_gradients, strict=True
+            ):
+                table.apply(request, gradient, learning_rate=rate, gradient_scale=row_scale)
+            if self.config.training.ema_decay is not None:
+                engine.update_ema(self.config.training.ema_decay)
+            self.updates += 1
+        else:
+            new_carry, lanes_restarted = _restart_lanes(new_carry)
+        self.carry = new_carry
+        self.step += 1
+        norm = engine.gradient_norm() if applied else math.nan
+        return StepResult(
+            status.nats, applied, status.stop, norm, status.largest_activation, factor, status.not_finite, lanes_restarted, gap
+        )
+
+    def _resets(self, inputs_TB: Tensor) -> Tensor | None:
+        return inputs_TB == self.batches.end_id if self.config.batches.state == "reset" else None
+
+    def _reduce_status(
+        self, nats: Tensor, carry: dict[str, Tensor], row_gradients: list[Any], largest_activation: Tensor, stop: bool
+    ) -> _Status:
+        """One all-reduce: the loss, the stop signal, and from every rank what was not finite and its largest activation."""
+        ranks, width = self.ranks, len(CHECKED) + 1
+        # A sum is finite only where every element is (or it overflows, which is as bad).
+        sums = [nats, sum(tensor.float().sum() for tensor in carry.values()), *(gradient.sum() for gradient in row_gradients)]
+        bad = torch.stack([~torch.isfinite(torch.as_tensor(value)) for value in sums]).double()
+        activation = largest_activation.double().nan_to_num(nan=math.inf).clamp(max=1e300)
+        vector = torch.zeros(2 + ranks.size * width, dtype=torch.float64, device=ranks.device)
+        vector[0] = nats.nan_to_num(0.0, 0.0, 0.0)
+        vector[1] = float(stop)
+        start = 2 + ranks.rank * width
+        vector[start : start + width] = torch.cat([bad, activation.reshape(1)])
+        values = all_reduce_sum(vector, ranks).tolist()
+        not_finite, activations = [], []
+        for rank in range(ranks.size):
+            *flags, activation_there = values[2 + rank * width : 2 + (rank + 1) * width]
+            activations.append(activation_there)
+            not_finite += [f"rank {rank}: {name}" for name, flag in zip(CHECKED, flags, strict=True) if flag]
+        return _Status(values[0], values[1] > 0, not_finite, max(activations))
+
+    def _check_gap(
+        self,
+        hidden_NP: Tensor,
+        targets_N: Tensor,
+        positions_N: Tensor,
+        rows_UP: Tensor,
+        bias_U1: Tensor,
+        log_expected_U: Tensor,
+        samples: Samples,
+    ) -> tuple[float, float]:
+        """Sampled and true nats a word on a few of the first rank's positions, evenly spread."""
+        count = min(self.config.training.gap_positions, len(targets_N))
+        chosen = torch.linspace(0, len(targets_N) - 1, count, device=targets_N.device).long()
+        hidden_KP, targets_K = hidden_NP[chosen].contiguous(), targets_N[chosen].contiguous()
+        if self.ranks.size > 1:
+            dist.broadcast(hidden_KP, 0)
+            dist.broadcast(targets_K, 0)
+        with torch.no_grad():
+            sampled = sampled_softmax(hidden_NP[chosen], rows_UP, bias_U1.squeeze(1), positions_N[chosen], log_expected_U, len(samples.ids_S))
+            places_K = places_of_targets(targets_K, self.ranks)
+            part = full_softmax_part(
+                hidden_KP, self.tables.output.rows, self.tables.bias.rows.squeeze(1), places_K, self.config.evaluation.vocabulary_block
+            )
+        values = torch.stack([sampled, part.reduce(self.ranks).nats().sum()]) / count
+        if self.ranks.size > 1:
+            dist.broadcast(values, 0)
+        return tuple(values.tolist())  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class _Status:
+    nats: float
+    stop: bool
+    not_finite: list[str]
+    largest_activation: float
+
+
+def _restart_lanes(carry: dict[str, Tensor]) -> tuple[dict[str, Tensor], int]:
+    """After a skipped step: lanes whose state is not finite restart from zero. Returns the state and how many did."""
+    finite_B = torch.stack([torch.isfinite(tensor).all(dim=1) for tensor in carry.values()]).all(dim=0)
+    kept = {name: torch.where(finite_B.unsqueeze(1), tensor, torch.zeros_like(tensor)) for name, tensor in carry.items()}
+    return kept, int((~finite_B).sum())
