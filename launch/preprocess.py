@@ -28,9 +28,8 @@ def describe(tokens: TokenDirectory) -> str:
     for name in SPLITS:
         split = tokens.split(name)
         unknown = split.num_unknown / max(1, split.num_words)
-        lines.append(
-            f"  {name:<10} {split.num_tokens:>13,} tokens = {split.num_words:,} words + {split.num_sentences:,} sentences, {unknown:.2%} of the words unknown"
-        )
+        counts = f"{split.num_tokens:>13,} tokens = {split.num_words:,} words + {split.num_sentences:,} sentences"
+        lines.append(f"  {name:<10} {counts}, {unknown:.2%} of the words unknown")
     if tokens.corpus["official"]:
         lines.append("  the official 1 Billion Word benchmark: every MD5 and every published count is right")
     return "\n".join(lines)

@@ -69,8 +69,8 @@ class Batches:
     def __init__(self, split: TokenSplit, *, end_id: int, lanes: int, steps: int, seed: int, block_tokens: int) -> None:
         if split.num_tokens < lanes * steps:
             raise UserError(
-                f"the {split.name} split has {split.num_tokens} tokens, fewer than batches.lanes x batches.steps (={lanes} x {steps} = {lanes * steps}): "
-                "use fewer lanes or more text"
+                f"the {split.name} split has {split.num_tokens} tokens, fewer than batches.lanes x batches.steps "
+                f"(={lanes} x {steps} = {lanes * steps}): use fewer lanes or more text"
             )
         self._tokens = [split.tokens(index) for index in range(len(split.shards))]
         self._end_id = end_id
@@ -115,7 +115,7 @@ class Batches:
 
     def at(self, step: int, first_lane: int, num_lanes: int) -> Batch:
         """The batch of `step` (from 0, over all epochs) for lanes first_lane .. first_lane + num_lanes - 1."""
-        assert 0 <= first_lane and first_lane + num_lanes <= self._lanes, "lanes out of range"
+        assert 0 <= first_lane <= self._lanes - num_lanes, "lanes out of range"
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         order = self._order_of(epoch)
         lane_tokens = self.steps_per_epoch * self._steps

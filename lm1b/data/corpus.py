@@ -90,7 +90,7 @@ class Corpus(Protocol):
     origin: dict[str, Any]
     total_bytes: int
 
-    def pieces(self, is_wanted: Callable[[Piece], bool], progress: Callable[[int], None]) -> Iterator[Piece]:
+    def pieces(self, is_wanted: Callable[[Piece], bool], progress: Callable[[int], object]) -> Iterator[Piece]:
         """Every piece; those not wanted may come without their data. `progress` is told bytes of `total_bytes` passed by."""
         ...
 
@@ -115,7 +115,7 @@ class FilesCorpus:
         self.total_bytes = sum(piece.stop - piece.start for piece in self._pieces)
         self.origin: dict[str, Any] = {"files": [[piece.split, piece.shard, piece.identity] for piece in self._pieces]}
 
-    def pieces(self, is_wanted: Callable[[Piece], bool], progress: Callable[[int], None]) -> Iterator[Piece]:
+    def pieces(self, is_wanted: Callable[[Piece], bool], progress: Callable[[int], object]) -> Iterator[Piece]:
         for piece in self._pieces:
             yield piece
             progress(piece.stop - piece.start)
@@ -193,9 +193,11 @@ class ArchiveCorpus:
         self.total_bytes = status.st_size
         self.origin: dict[str, Any] = {"archive": path.name, "bytes": status.st_size, "changed_ns": status.st_mtime_ns}
 
-    def pieces(self, is_wanted: Callable[[Piece], bool], progress: Callable[[int], None]) -> Iterator[Piece]:
+    def pieces(self, is_wanted: Callable[[Piece], bool], progress: Callable[[int], object]) -> Iterator[Piece]:
         places = []
-        damaged = f"{self._path}: damaged or cut short; expected a .tar.gz archive (the benchmark's has SHA-256 {TARBALL_SHA256}): get it again"
+        damaged = (
+            f"{self._path}: damaged or cut short; expected a .tar.gz archive (the benchmark's has SHA-256 {TARBALL_SHA256}): get it again"
+        )
         passed = 0
         try:
             with open(self._path, "rb") as raw, tarfile.open(fileobj=raw, mode="r|*", bufsize=1 << 20) as archive:
@@ -254,7 +256,8 @@ def open_corpus(config: CorpusConfig) -> Corpus:
     """
     if config.kind == "text":
         return _open_text(config)
-    assert config.kind == "lm1b" and config.path is not None
+    assert config.kind == "lm1b", "the news sample is tokenized first"
+    assert config.path is not None, "the config has checked it"
     path = Path(config.path)
     if path.is_dir():
         return _open_folder(path)

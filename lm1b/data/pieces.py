@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lm1b.data.corpus import Piece
+from lm1b.data.official import official_md5
 from lm1b.data.shards import ShardInfo, write_array, write_shard
 from lm1b.data.text import blocks_of, check_utf8, words_of
 from lm1b.data.vocabulary import Vocabulary
@@ -100,7 +101,7 @@ def count_piece(piece: Piece, work: Path) -> CountedPiece:
         official_name=piece.official_name,
         num_bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
-        md5=hashlib.md5(data, usedforsecurity=False).hexdigest() if piece.official_name else None,
+        md5=hashlib.md5(data, usedforsecurity=False).hexdigest() if piece.official_name in official_md5() else None,
         num_tokens=len(codes),
     )
     write_json(work / f"{piece.shard}.count.json", asdict(counted))

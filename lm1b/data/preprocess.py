@@ -19,10 +19,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
-from lm1b.config import Config, VocabularyConfig
+from lm1b.config import Config, Split, VocabularyConfig
 from lm1b.data import official
 from lm1b.data.corpus import Corpus, Piece, open_corpus
 from lm1b.data.pieces import (
@@ -154,7 +153,9 @@ def _fill(work: _Work, corpus: Corpus, config: Config, made_from: dict[str, Any]
         # Shards of an earlier run that was killed belong to another vocabulary: their text must be read again.
         _count(work, corpus, keep_shards=False)
     _encode(work, [shard for shard in order if shard not in work.shards], vocabulary.fingerprint)
-    shards = {name: [work.shards[shard] for shard in order if work.counted[shard].split == name] for name in SPLITS}
+    shards: dict[Split, list[ShardInfo]] = {
+        name: [work.shards[shard] for shard in order if work.counted[shard].split == name] for name in SPLITS
+    }
     if is_official:
         _assert_official_counts(work, shards["train"], vocabulary, config.vocabulary)
     for name in ("train", "validation"):
@@ -177,7 +178,9 @@ def _count(work: _Work, corpus: Corpus, *, keep_shards: bool) -> list[str]:
         if counted is None or not has_words(work.unfinished, piece.shard):
             return True
         work.counted[piece.shard] = counted
-        return not has_codes(work.unfinished, piece.shard) and not (keep_shards and (work.unfinished / f"{piece.shard}.shard.json").is_file())
+        return not has_codes(work.unfinished, piece.shard) and not (
+            keep_shards and (work.unfinished / f"{piece.shard}.shard.json").is_file()
+        )
 
     order: list[str] = []
     with work.bar("counting words", corpus.total_bytes, "B") as bar:
@@ -230,7 +233,9 @@ def _check_official(counted: list[CountedPiece]) -> bool:
     wrong = [piece for piece in named if piece not in right]
     if right and wrong:
         name = wrong[0].official_name or ""
-        raise UserError(f"{name}: its MD5 is {wrong[0].md5}, the benchmark's is {expected[name]}: damaged, or not all files are of the benchmark")
+        raise UserError(
+            f"{name}: its MD5 is {wrong[0].md5}, the benchmark's is {expected[name]}: damaged, or not all files are of the benchmark"
+        )
     return len(right) == official.NUM_TRAINING_FILES + 2 == len(counted)
 
 
@@ -253,7 +258,12 @@ def _assert_official_counts(work: _Work, training: list[ShardInfo], vocabulary: 
 def _identity(config: Config, counted: list[CountedPiece], is_official: bool) -> dict[str, Any]:
     """What the corpus is, wherever it lies."""
     files = [
-        {"split": piece.split, "name": piece.official_name or Path(piece.identity["source"]).name, "bytes": piece.num_bytes, "sha256": piece.sha256}
+        {
+            "split": piece.split,
+            "name": piece.official_name or Path(piece.identity["source"]).name,
+            "bytes": piece.num_bytes,
+            "sha256": piece.sha256,
+        }
         for piece in counted
     ]
     return {"kind": config.corpus.kind, "official": is_official, "files": files}

@@ -1,8 +1,219 @@
+"""Raw text and the news sample into tokenized files: sentences split, tokenized, without duplicates, shuffled, cut into splits.
+
+1. The text is cut into chunks of whole lines (a line is a paragraph; an article of the news sample is a line).
+2. A worker splits and tokenizes a chunk and writes its sentences sorted by a keyed hash of the sentence. A chunk that an
+   earlier, killed run has written is not done again.
+3. Merging the sorted chunks gives all sentences in the order of their hash: this order is the seeded shuffle, equal sentences
+   meet and are kept once, and memory does not grow with the text.
+4. The first sentences by hash, until they hold `held_out_words` words, are for validation, the next as many for test, all
+   others for training. So a sentence's split depends on its hash alone, and no sentence is in two splits.
+
+The files stay in `tokenized/` of the tokens directory; `done.json` there is written last.
+"""
+
 from __future__ import annotations
-from typing import Any
+
+import hashlib
+import heapq
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from lm1b.config import CorpusConfig
+from typing import Any
+
+from tqdm import tqdm
+
+from lm1b.config import CorpusConfig, Split
+from lm1b.data import news_sample
+from lm1b.data.corpus import FilesCorpus, Piece, SourceFile
+from lm1b.data.sentences import split_sentences, tokenize
+from lm1b.data.shards import SPLITS
+from lm1b.data.text import check_utf8
+from lm1b.data.workers import Workers
+from lm1b.errors import UserError
+from lm1b.files import atomic_file, read_json, write_json
+
+RULES_VERSION = 1  # changes where the same raw text would give other sentences
+FOLDER_NAME = "tokenized"
+CHUNK_BYTES = 16 << 20
+CHUNKS_A_PROCESS = 8  # fewer bytes a chunk for a small text, so that all cores have work and the bar moves
+FILE_BYTES = 40 << 20  # about a file of the benchmark
+_HASH_KEY = b"lm1b sentence order 1"
+_HASH_DIGITS = 16
+
+
 def is_raw(config: CorpusConfig) -> bool:
-    return config.kind == "news_sample" or not config.tokenized
-def raw_origin(config): raise NotImplementedError
-def tokenized_corpus(config, directory, workers, progress): raise NotImplementedError
+    """Whether the corpus must be tokenized first."""
+    return config.kind == "news_sample" or (config.kind == "text" and not config.tokenized)
+
+
+def raw_origin(config: CorpusConfig) -> dict[str, Any]:
+    """What the tokenized files depend on; cheap. Raises UserError where a raw file is missing."""
+    rules = {"rules": RULES_VERSION, "held_out_words": config.held_out_words}
+    if config.kind == "news_sample":
+        return rules | {"wheel_sha256": news_sample.WHEEL_SHA256}
+    files = []
+    for name in config.train or []:
+        path = Path(name)
+        if not path.is_file():
+            raise UserError(f"{path}: no such corpus file; expected raw text (corpus.train)")
+        files.append([path.name, path.stat().st_size, path.stat().st_mtime_ns])
+    return rules | {"files": files}
+
+
+def _hashed(sentence: bytes) -> bytes:
+    """`hash sentence` as one line, which sorts by the hash."""
+    digest = hashlib.blake2b(sentence, digest_size=_HASH_DIGITS // 2, key=_HASH_KEY).hexdigest()
+    return digest.encode() + b" " + sentence + b"\n"
+
+
+def tokenize_chunk(chunk: Piece, path: Path) -> int:
+    """Write a chunk's tokenized sentences to `path`, sorted by hash, each once. -> bytes of raw text."""
+    data = chunk.read()
+    check_utf8(data, chunk.source, chunk.start)
+    lines: set[bytes] = set()
+    for paragraph in data.decode("utf-8").splitlines():
+        lines.update(_hashed(sentence.encode()) for sentence in map(tokenize, split_sentences(paragraph)) if sentence)
+    with atomic_file(path) as file:
+        file.write(b"".join(sorted(lines)))
+    return len(data)
+
+
+def _cut_texts(texts: Iterable[str], chunk_bytes: int) -> Iterator[bytes]:
+    """Join texts, a line each, into chunks."""
+    lines: list[bytes] = []
+    num_bytes = 0
+    for text in texts:
+        lines.append(text.encode() + b"\n")
+        num_bytes += len(lines[-1])
+        if num_bytes >= chunk_bytes:
+            yield b"".join(lines)
+            lines, num_bytes = [], 0
+    if lines:
+        yield b"".join(lines)
+
+
+def _chunks(config: CorpusConfig, num_processes: int) -> list[Piece]:
+    """The raw text in chunks of whole lines."""
+    if config.kind == "news_sample":
+        path = news_sample.wheel_path(config.path)
+        texts = list(news_sample.read_articles(path))
+        chunk_bytes = _chunk_bytes(sum(map(len, texts)), num_processes)
+        return [
+            Piece("train", f"raw-{number:05d}", str(path), 0, len(data), len(data), 0, None, data=data)
+            for number, data in enumerate(_cut_texts(texts, chunk_bytes))
+        ]
+    chunks: list[Piece] = []
+    sizes = {Path(name): Path(name).stat() for name in config.train or []}
+    chunk_bytes = _chunk_bytes(sum(status.st_size for status in sizes.values()), num_processes)
+    for path, status in sizes.items():
+        for start in range(0, status.st_size, chunk_bytes):
+            stop = min(start + chunk_bytes, status.st_size)
+            chunks.append(Piece("train", f"raw-{len(chunks):05d}", str(path), start, stop, status.st_size, status.st_mtime_ns, path))
+    return chunks
+
+
+def _chunk_bytes(total_bytes: int, num_processes: int) -> int:
+    return min(CHUNK_BYTES, max(1 << 16, total_bytes // (CHUNKS_A_PROCESS * num_processes) + 1))
+
+
+def _chunk_path(folder: Path, chunk: Piece, origin: dict[str, Any]) -> Path:
+    """Where a chunk's sentences go: the name tells what they are of, so that a later run may take them as they are."""
+    what = json.dumps([origin, chunk.identity, hashlib.sha256(chunk.data or b"").hexdigest()], sort_keys=True)
+    return folder / f"{chunk.shard}-{hashlib.sha256(what.encode()).hexdigest()[:16]}.sorted"
+
+
+def _merged(paths: list[Path]) -> Iterator[bytes]:
+    """The sentences of sorted chunks in the order of their hash, each once, with newline."""
+    with ExitStack() as stack:
+        files = [stack.enter_context(open(path, "rb")) for path in paths]
+        previous = b""
+        for line in heapq.merge(*files):
+            if line != previous:
+                yield line[_HASH_DIGITS + 1 :]
+                previous = line
+
+
+@dataclass
+class _Written:
+    """The file being filled, and how many words each split has."""
+
+    split: Split
+    number: int
+    sentences: list[bytes]
+    num_bytes: int
+
+
+def _write_splits(sentences: Iterable[bytes], folder: Path, held_out_words: int) -> dict[Split, dict[str, Any]]:
+    """Write validation, test and training files in this order. -> split -> {"words", "files": [[name, bytes]]}."""
+    order: list[Split] = ["validation", "test", "train"]
+    splits: dict[Split, dict[str, Any]] = {split: {"words": 0, "files": []} for split in order}
+    current = _Written(order[0], 0, [], 0)
+
+    def write() -> None:
+        name = f"{current.split}-{current.number:05d}.txt"
+        with atomic_file(folder / name) as file:
+            file.write(b"".join(current.sentences))
+        splits[current.split]["files"].append([name, current.num_bytes])
+
+    for sentence in sentences:
+        if current.split != "train" and splits[current.split]["words"] >= held_out_words:
+            write()
+            current = _Written(order[order.index(current.split) + 1], 0, [], 0)
+        elif current.num_bytes >= FILE_BYTES:
+            write()
+            current = _Written(current.split, current.number + 1, [], 0)
+        current.sentences.append(sentence)
+        current.num_bytes += len(sentence)
+        splits[current.split]["words"] += sentence.count(b" ") + 1
+    if current.sentences:
+        write()
+    return splits
+
+
+def _make(config: CorpusConfig, folder: Path, origin: dict[str, Any], workers: Workers, progress: bool) -> None:
+    """All the steps of this page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for partial in folder.glob("*.partial"):
+        partial.unlink()
+    chunks = _chunks(config, workers.num_processes)
+    paths = [_chunk_path(folder, chunk, origin) for chunk in chunks]
+    todo = [(chunk, path) for chunk, path in zip(chunks, paths, strict=True) if not path.is_file()]
+    total = sum(chunk.stop - chunk.start for chunk, _ in todo)
+    with tqdm(total=total, desc="tokenizing", unit="B", unit_scale=True, disable=not progress, mininterval=0.5) as bar:
+        for num_bytes in workers.run(tokenize_chunk, todo):
+            bar.update(num_bytes)
+    splits = _write_splits(_merged(paths), folder, config.held_out_words)
+    words = {split: splits[split]["words"] for split in splits}
+    if min(words["validation"], words["test"], words["train"]) < config.held_out_words:
+        raise UserError(
+            f"the raw text has only {sum(words.values()):,} words once duplicates are gone; validation, test and training need "
+            f"{config.held_out_words:,} each: give more text or lower corpus.held_out_words"
+        )
+    write_json(folder / "done.json", {"origin": origin, "splits": splits})
+    for path in folder.glob("*.sorted"):
+        path.unlink()
+
+
+def _is_made(folder: Path, origin: dict[str, Any]) -> bool:
+    if not (folder / "done.json").is_file():
+        return False
+    record = read_json(folder / "done.json")
+    files = [file for split in record["splits"].values() for file in split["files"]]
+    return record["origin"] == origin and all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in files)
+
+
+def tokenized_corpus(config: CorpusConfig, directory: Path, workers: Workers, progress: bool) -> FilesCorpus:
+    """The tokenized files of a raw corpus, made where they are not there.
+
+    Raises UserError where raw text is missing, too short or not UTF-8, OSError where the disk is full.
+    """
+    folder = directory / FOLDER_NAME
+    origin = raw_origin(config)
+    if not _is_made(folder, origin):
+        (folder / "done.json").unlink(missing_ok=True)
+        _make(config, folder, origin, workers, progress)
+    splits = read_json(folder / "done.json")["splits"]
+    files = [SourceFile(split, number, folder / name) for split in SPLITS for number, (name, _) in enumerate(splits[split]["files"])]
+    return FilesCorpus(files)

@@ -113,7 +113,9 @@ class TokenSplit:
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: not a token shard ({error}): run launch/preprocess.py again") from None
         if array.dtype != dtype or array.shape != (length,):
-            raise UserError(f"{path}: holds {array.dtype}{list(array.shape)}, the manifest says {dtype}[{length}]: run launch/preprocess.py again")
+            raise UserError(
+                f"{path}: holds {array.dtype}{list(array.shape)}, the manifest says {dtype}[{length}]: run launch/preprocess.py again"
+            )
         return np.asarray(array)  # a plain view of the map: numpy's memmap class makes every slice slow
 
     def tokens(self, index: int) -> np.ndarray:
@@ -145,10 +147,14 @@ class TokenDirectory:
         directory = Path(directory)
         path = directory / MANIFEST_NAME
         if not path.is_file():
-            raise UserError(f"{directory}: no {MANIFEST_NAME}, so no prepared tokens here: run `python launch/preprocess.py --config ...` first")
+            raise UserError(
+                f"{directory}: no {MANIFEST_NAME}, so no prepared tokens here: run `python launch/preprocess.py --config ...` first"
+            )
         manifest = read_json(path)
         if not isinstance(manifest, dict) or (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
-            raise UserError(f"{path}: expected format {FORMAT} version {VERSION}: run launch/preprocess.py again with another tokens.directory")
+            raise UserError(
+                f"{path}: expected format {FORMAT} version {VERSION}: run launch/preprocess.py again with another tokens.directory"
+            )
         tokens = cls(directory, manifest)
         tokens._check_files()
         return tokens
@@ -169,7 +175,9 @@ class TokenDirectory:
             for shard in self.split(name).shards:
                 for path, _, sha256 in shard.files(self.directory):
                     if digest_of_file(path) != sha256:
-                        raise UserError(f"{path}: damaged (its SHA-256 is not the manifest's): delete it and run launch/preprocess.py again")
+                        raise UserError(
+                            f"{path}: damaged (its SHA-256 is not the manifest's): delete it and run launch/preprocess.py again"
+                        )
 
     @property
     def fingerprint(self) -> str:
@@ -187,8 +195,8 @@ class TokenDirectory:
         vocabulary = Vocabulary.load(self.directory / VOCABULARY_NAME)
         if vocabulary.fingerprint != self.fingerprint:
             raise UserError(
-                f"{self.directory / VOCABULARY_NAME}: its fingerprint {vocabulary.fingerprint[:12]} is not the shards' {self.fingerprint[:12]}: "
-                "run launch/preprocess.py again"
+                f"{self.directory / VOCABULARY_NAME}: its fingerprint {vocabulary.fingerprint[:12]} is not the shards' "
+                f"{self.fingerprint[:12]}: run launch/preprocess.py again"
             )
         return vocabulary
 

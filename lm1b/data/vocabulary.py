@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lm1b.data.text import END, RESERVED, START, UNKNOWN, check_utf8, blocks_of, words_of
+from lm1b.data.text import END, RESERVED, START, UNKNOWN, blocks_of, check_utf8, words_of
 from lm1b.errors import UserError
 from lm1b.files import atomic_file
 
@@ -31,7 +31,8 @@ class Vocabulary:
     """
 
     def __init__(self, words: pa.BinaryArray, counts_V: np.ndarray) -> None:
-        assert len(words) == len(counts_V) and counts_V.dtype == np.int64
+        assert len(words) == len(counts_V)
+        assert counts_V.dtype == np.int64
         self._words = words
         self.counts_V = counts_V
 
@@ -113,7 +114,9 @@ class Vocabulary:
         """Read what `save` wrote: the lines' order is the ids'. Raises UserError where it is not such a file."""
         words, counts = _read_lines(path)
         if counts is None or not words or words[-1] != START.encode():
-            raise UserError(f"{path}: not a vocabulary written by preprocessing (`word count` lines, `{START}` last): run launch/preprocess.py again")
+            raise UserError(
+                f"{path}: not a vocabulary written by preprocessing (`word count` lines, `{START}` last): run launch/preprocess.py again"
+            )
         return cls(pa.array(words, pa.binary()), np.array(counts, dtype=np.int64))
 
 
@@ -178,7 +181,9 @@ def read_given_vocabulary(path: Path) -> tuple[Vocabulary, bool]:
     words, counts = _read_lines(path)
     for symbol in (END, UNKNOWN):
         if symbol.encode() not in words:
-            raise UserError(f"{path}: has no `{symbol}`; expected a vocabulary with `{START}`, `{END}` and `{UNKNOWN}` among its {len(words)} words")
+            raise UserError(
+                f"{path}: has no `{symbol}`; expected a vocabulary with `{START}`, `{END}` and `{UNKNOWN}` among its {len(words)} words"
+            )
     kept = [index for index, word in enumerate(words) if word != START.encode()]
     names = pa.array([words[index] for index in kept], pa.binary())
     if counts is not None:
