@@ -24,7 +24,9 @@ from lm1b.model.language_model import LanguageModel
 from lm1b.training.checkpoint import Checkpoint
 
 
-def brute_force_nats(model: LanguageModel, input_rows_VD: Tensor, output_rows_VP: Tensor, bias_V: Tensor, sequence: list[int], end: int) -> float:
+def brute_force_nats(
+    model: LanguageModel, input_rows_VD: Tensor, output_rows_VP: Tensor, bias_V: Tensor, sequence: list[int], end: int
+) -> float:
     """Nats of one sequence from zero state, one position at a time, everything in float64."""
     model = model.double()
     state = model.zero_state(1, "cpu")
@@ -43,7 +45,9 @@ def made_scorer(seed: int, size: int, *, block: int = 7, cell: str = "lstm", end
     generator = torch.Generator().manual_seed(seed)
     input_rows_VD, output_rows_VP, bias_V = (torch.randn(size, width, generator=generator) for width in (4, 3, 1))
     ids = np.arange(size)
-    return Scorer(LanguageModel(config, seed), ids, input_rows_VD, output_rows_VP, bias_V.flatten(), end, block, single_process()), input_rows_VD
+    return Scorer(
+        LanguageModel(config, seed), ids, input_rows_VD, output_rows_VP, bias_V.flatten(), end, block, single_process()
+    ), input_rows_VD
 
 
 SEQUENCES = st.lists(st.lists(st.integers(0, 19), min_size=1, max_size=30), min_size=1, max_size=9)
@@ -85,8 +89,10 @@ def test_300_positions_at_the_benchmark_s_vocabulary_size() -> None:
         for lane in lanes:
             inputs = np.searchsorted(ids_U, np.concatenate([[end], lane[:-1]]))
             hidden_T1P, _ = reference.hidden(input_rows_UD[inputs].double().unsqueeze(1), reference.zero_state(1, "cpu"))
-            logits_TV = torch.addmm(bias, hidden_T1P.squeeze(1), rows.T)
-            expected += float((torch.logsumexp(logits_TV, 1) - logits_TV[torch.arange(len(lane)), torch.from_numpy(lane)]).sum())
+            # Four positions at a time: blocks of memory that the allocator keeps, several times faster than all at once.
+            for hidden_nP, targets_n in zip(hidden_T1P.squeeze(1).split(4), torch.from_numpy(lane).split(4), strict=True):
+                logits_nV = torch.addmm(bias, hidden_nP, rows.T)
+                expected += float((torch.logsumexp(logits_nV, 1) - logits_nV[torch.arange(len(targets_n)), targets_n]).sum())
     assert nats == pytest.approx(expected, rel=1e-6)
     # The test would not notice a lost block of words if it weighed less than its tolerance.
     assert 8192 / size > 1e-4

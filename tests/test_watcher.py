@@ -1,0 +1,219 @@
+"""The watcher: every checkpoint scored once, an end whatever becomes of the trainer; the command line's manners."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_run import made_checkpoint, made_config, made_text, made_tokens
+
+from lm1b.config import Config, override_config
+from lm1b.errors import UserError
+from lm1b.evaluation.watcher import Evaluator, choose_checkpoint, count_test_looks, describe, trainer_state, watch
+from lm1b.files import read_json_lines, write_json
+from lm1b.training.checkpoint import list_checkpoints
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    made_tokens(tmp_path / "tokens")
+    return made_config(tmp_path)
+
+
+def run_of(config: Config) -> Path:
+    return Path(config.run.directory)
+
+
+def watched(config: Config, **arguments: Any) -> tuple[list[int], str]:
+    """Steps in the order in which a watcher scored them, and why it ended."""
+    steps: list[int] = []
+    reason = watch(
+        run_of(config),
+        Evaluator(run_of(config), config),
+        lambda line: steps.append(line["step"]),
+        **{"poll_seconds": 0.05, "grace_seconds": 0.0} | arguments,
+    )
+    return steps, reason
+
+
+def leave_mark(config: Config, pid: int, host: str | None = None) -> None:
+    write_json(run_of(config) / "training.pid", {"pid": pid, "host": host or socket.gethostname(), "started_at": "now"})
+
+
+def gone_pid() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_newest_first_and_the_end_of_training_ends_it(config: Config) -> None:
+    for step in (10, 20):
+        made_checkpoint(config, step)
+    made_checkpoint(config, 30, finished=True)
+    assert watched(config) == ([30, 20, 10], "the training has ended and every checkpoint is scored")
+    lines = read_json_lines(run_of(config) / "evaluations.jsonl")
+    assert [line["step"] for line in lines] == [30, 20, 10]
+    assert {line["split"] for line in lines} == {"validation"}
+    assert list((run_of(config) / "tensorboard").iterdir())
+    # What is scored is not scored again; no lease stays behind.
+    assert watched(config)[0] == []
+    assert not any((run_of(config) / "checkpoints" / ".leases").iterdir())
+
+
+def test_other_settings_are_other_results(config: Config) -> None:
+    made_checkpoint(config, 30, finished=True)
+    assert watched(config)[0] == [30]
+    assert watched(override_config(config, ["evaluation.state=reset"]))[0] == [30]
+    assert watched(override_config(config, ["evaluation.weights=raw"]))[0] == [30]
+    assert watched(config)[0] == []
+
+
+def test_a_dead_trainer_is_told(config: Config) -> None:
+    made_checkpoint(config, 10)
+    leave_mark(config, gone_pid())
+    steps, reason = watched(config, grace_seconds=60.0)
+    assert steps == [10]
+    assert "died" in reason
+
+
+def test_a_trainer_that_stopped_on_request_ends_it(config: Config) -> None:
+    made_checkpoint(config, 10)
+    steps, reason = watched(config)
+    assert steps == [10]
+    assert "no training is running" in reason
+
+
+def test_checkpoints_that_come_while_it_watches(config: Config) -> None:
+    made_checkpoint(config, 10)
+    leave_mark(config, os.getpid())
+
+    def train() -> None:
+        for step in (20, 30):
+            time.sleep(0.3)
+            made_checkpoint(config, step, finished=step == 30)
+
+    trainer = threading.Thread(target=train)
+    trainer.start()
+    steps, reason = watched(config)
+    trainer.join()
+    assert steps == [10, 20, 30]
+    assert "has ended" in reason
+
+
+def test_training_made_longer_is_not_at_its_end(config: Config) -> None:
+    made_checkpoint(config, 30, finished=True)
+    longer = override_config(config, ["training.total_steps=40"])
+    write_json(run_of(config) / "config.json", {"config": longer.as_json(), "history": []})
+    leave_mark(config, os.getpid())
+    thread = threading.Timer(0.5, lambda: made_checkpoint(longer, 40, finished=True))
+    thread.start()
+    steps, reason = watched(longer)
+    thread.join()
+    assert steps == [30, 40]
+    assert "has ended" in reason
+
+
+def test_a_checkpoint_deleted_meanwhile_is_passed_over(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    made_checkpoint(config, 10)
+    made_checkpoint(config, 30, finished=True)
+    original = Evaluator.score
+
+    def score(self: Evaluator, checkpoint: Any) -> list[dict[str, Any]]:
+        if checkpoint.step == 10:
+            shutil.rmtree(checkpoint.path)
+        return original(self, checkpoint)
+
+    monkeypatch.setattr(Evaluator, "score", score)
+    assert watched(config)[0] == [30]
+
+
+def test_a_damaged_checkpoint_does_not_stop_it_but_is_told(config: Config) -> None:
+    checkpoint = made_checkpoint(config, 10)
+    made_checkpoint(config, 30, finished=True)
+    (checkpoint.path / "core.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=r"step_00000010.*damaged"):
+        watched(config)
+    assert [line["step"] for line in read_json_lines(run_of(config) / "evaluations.jsonl")] == [30]
+
+
+def test_two_watchers_take_turns(config: Config) -> None:
+    made_checkpoint(config, 10)
+    made_checkpoint(config, 30, finished=True)
+    done: list[list[int]] = []
+    threads = [threading.Thread(target=lambda: done.append(watched(config)[0])) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(done) == [[], [30, 10]]
+
+
+def test_trainer_state(config: Config) -> None:
+    run_of(config).mkdir(parents=True)
+    assert trainer_state(run_of(config)) == "absent"
+    leave_mark(config, os.getpid())
+    assert trainer_state(run_of(config)) == "alive"
+    leave_mark(config, gone_pid())
+    assert trainer_state(run_of(config)) == "dead"
+    leave_mark(config, 1, host="another-machine")
+    assert trainer_state(run_of(config)) == "alive"
+
+
+def test_choosing_a_checkpoint(config: Config) -> None:
+    with pytest.raises(UserError, match="no checkpoint to evaluate"):
+        choose_checkpoint(run_of(config), "latest", None)
+    for step in (10, 20):
+        made_checkpoint(config, step)
+    assert choose_checkpoint(run_of(config), "latest", None).step == 20
+    assert choose_checkpoint(run_of(config), "10", None).step == 10
+    assert choose_checkpoint(run_of(config), "best", 10).step == 10
+    for wanted, best, message in [("11", None, r"10, 20.*found 11"), ("best", None, "no best"), ("best", 5, "not there any more"), ("x", None, "x")]:
+        with pytest.raises(UserError, match=message):
+            choose_checkpoint(run_of(config), wanted, best)
+
+
+def test_looks_at_the_test_split_are_counted(config: Config) -> None:
+    checkpoint = made_checkpoint(config, 10)
+    for _ in range(2):
+        (line,) = Evaluator(run_of(config), config, "test").score(checkpoint)
+    assert line["split"] == "test"
+    Evaluator(run_of(config), config).score(checkpoint)
+    assert count_test_looks(run_of(config)) == 2
+    assert f"word perplexity {line['word_perplexity']:.2f} on test" in describe(line)
+    assert list_checkpoints(run_of(config))[0].is_leased() is False
+
+
+def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "launch" / "evaluate.py"), *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+
+
+def test_the_command_line(config: Config, tmp_path: Path) -> None:
+    made_checkpoint(config, 10)
+    (tmp_path / "text").write_text(made_text(9, 5))
+    run = str(run_of(config))
+    result = launch("--run", run, "--files", str(tmp_path / "text"), "--state", "reset", "--weights", "both", "--precision", "bf16")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("word perplexity") == 2
+    lines = read_json_lines(run_of(config) / "evaluations.jsonl")
+    assert [(line["split"], line["state"], line["weights"], line["precision"], line["lanes"]) for line in lines] == [
+        ("files", "reset", "ema", "bf16", None),
+        ("files", "reset", "raw", "bf16", None),
+    ]
+    assert json.loads(json.dumps(lines)) == lines
+    wrong = launch("--run", run, "--checkpoint", "11")
+    assert wrong.returncode == 2
+    assert wrong.stderr.count("\n") == 1
+    assert wrong.stderr.startswith("lm1b: error: ")
