@@ -73,7 +73,7 @@ class Batches:
                 f"(={lanes} x {steps} = {lanes * steps}): use fewer lanes or more text"
             )
         self._tokens = [split.tokens(index) for index in range(len(split.shards))]
-        self._end_id = end_id
+        self.end_id = end_id
         self._lanes, self._steps, self._seed = lanes, steps, seed
         self.tokens_per_step = lanes * steps
         self.steps_per_epoch = split.num_tokens // self.tokens_per_step
@@ -124,7 +124,7 @@ class Batches:
         window_BT = np.empty((num_lanes, self._steps + 1), dtype=np.int64)
         for row, (position, block) in enumerate(zip(positions.tolist(), blocks.tolist(), strict=True)):
             if position < 0:
-                window_BT[row, 0] = self._end_id
+                window_BT[row, 0] = self.end_id
                 self._copy(order, 0, block, window_BT[row, 1:])
             else:
                 self._copy(order, position, block, window_BT[row])

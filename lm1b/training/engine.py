@@ -17,6 +17,7 @@ import logging
 import os
 import platform
 import socket
+import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -48,6 +49,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def _import_deepspeed() -> Any:
     """DeepSpeed, quiet: its own log says nothing that ours does not."""
+    # Deprecations inside DeepSpeed 0.19.8 under torch 2.13, nothing a user could mend: shown once a rank otherwise.
+    for name in ("all_gather_into_tensor", "reduce_scatter_tensor"):
+        warnings.filterwarnings("ignore", f".*torch.distributed.{name}", FutureWarning)
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)

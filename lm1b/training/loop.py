@@ -174,20 +174,23 @@ class Run:
 
 
 def train(config: Config, evaluator: list[str] | None = None) -> None:
-    """Train as `config` says. evaluator: command that scores checkpoints beside the training, where that is asked for.
+    """Join the ranks and train as `config` says. Raises UserError on every rank alike.
 
-    Raises UserError on every rank alike.
+    evaluator: command that scores checkpoints beside the training, used where the config asks for it.
     """
     ranks = start_ranks()
-    beside = None
     try:
-        _set_threads(config)
-        run = Run(config, ranks)
-        if ranks.is_first and config.training.evaluate_alongside and evaluator:
-            beside = evaluator
-        _train(run, beside)
+        train_on(ranks, config, evaluator)
     finally:
         stop_ranks()
+
+
+def train_on(ranks: Ranks, config: Config, evaluator: list[str] | None = None) -> Run:
+    """Train on ranks that are up; see `train`. Returns the run as it ended."""
+    _set_threads(config)
+    run = Run(config, ranks)
+    _train(run, evaluator if ranks.is_first and config.training.evaluate_alongside else None)
+    return run
 
 
 def _train(run: Run, evaluator: list[str] | None) -> None:

@@ -1,0 +1,54 @@
+# make train   from a bare machine to a table of perplexities          make test    run the tests
+# make check   ruff and pyright                                        make format  let ruff format the code
+# CORPUS=/path/to/benchmark make train   takes that corpus instead of the news sample (a folder or the .tar.gz)
+
+PYTHON ?= python3
+VENV ?= .venv
+CONFIG ?= configs/irnn_news.json
+GPUS := $(shell nvidia-smi -L 2>/dev/null | wc -l)
+RANKS ?= $(or $(filter-out 0,$(GPUS)),2)
+
+BIN := $(abspath $(VENV))/bin
+EXPERIMENT := $(basename $(notdir $(CONFIG)))
+# DeepSpeed compiles one small operation at its first start on CPU; it is kept beside the environment.
+export TORCH_EXTENSIONS_DIR := $(abspath $(VENV))/torch_extensions
+export PATH := $(BIN):$(PATH)
+
+ifdef CORPUS
+CORPUS_NAME := $(basename $(basename $(notdir $(CORPUS:/=))))
+RUN ?= runs/$(EXPERIMENT)_$(CORPUS_NAME)
+OPTIONS := --set corpus.kind=lm1b --set "corpus.path=$(CORPUS)" --set "tokens.directory=data/tokens_$(CORPUS_NAME)" --set "run.directory=$(RUN)"
+else
+RUN ?= runs/$(EXPERIMENT)
+OPTIONS := --set "run.directory=$(RUN)"
+endif
+
+.PHONY: install train test check format clean
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -c 'from lm1b.training.engine import start_ranks, stop_ranks; start_ranks(); stop_ranks()'
+	touch $@
+
+train: install
+	$(BIN)/python launch/preprocess.py --config $(CONFIG) $(OPTIONS)
+	$(BIN)/deepspeed --num_gpus $(RANKS) launch/train.py --config $(CONFIG) $(OPTIONS)
+	$(BIN)/python launch/report.py "$(RUN)"
+
+test: install
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) build *.egg-info
