@@ -1,0 +1,123 @@
+"""The report says what the run's files say, beside baselines that are counted once and kept."""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_run import made_checkpoint, made_config, made_tokens
+
+from lm1b.config import Config, override_config
+from lm1b.data.shards import TokenDirectory
+from lm1b.errors import UserError
+from lm1b.evaluation.curves import Run
+from lm1b.evaluation.ngram import KneserNeyTrigram
+from lm1b.evaluation.published import PUBLISHED
+from lm1b.evaluation.report import baseline_key, find_baselines, is_comparable, report
+from lm1b.evaluation.texts import text_of_split
+from lm1b.evaluation.watcher import Evaluator
+from lm1b.files import append_json_line, read_json, read_json_lines
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    """A run with two scored checkpoints and some metrics."""
+    made_tokens(tmp_path / "tokens")
+    config = made_config(tmp_path)
+    for step in (10, 20):
+        evaluator = Evaluator(Path(config.run.directory), config)
+        evaluator.score(made_checkpoint(config, step, scale=2.0 / step))
+    for step in range(1, 21):
+        line = {"step": step, "nats_per_word": 6.0 - step / 20, "words": step * 20}
+        append_json_line(Path(config.run.directory) / "metrics.jsonl", line | ({"true_nats_checked": 5.5} if step % 10 == 0 else {}))
+    return config
+
+
+def test_table_report_and_curves(config: Config, tmp_path: Path) -> None:
+    directory = Path(config.run.directory)
+    table = report([directory])
+    lines = read_json_lines(directory / "evaluations.jsonl")
+    for line in lines:
+        assert f"{line['word_perplexity']:.2f}" in table
+        assert f"{line['step'] * 20:,}" in table
+    best = min(lines, key=lambda line: line["word_perplexity"])
+    (starred,) = [row for row in table.splitlines() if "*" in row]
+    assert f"{best['word_perplexity']:.2f} *" in starred
+    text = (directory / "report" / "report.md").read_text()
+    assert "do not compare with run" in text
+    for figure in PUBLISHED:
+        assert f"| {figure.model} | {figure.perplexity:g} |" in text
+    assert "never predicts a sentence's first word" in text
+    assert (directory / "report" / "curves.png").read_bytes().startswith(PNG)
+    report([directory], tmp_path / "elsewhere")
+    assert sorted(path.name for path in (tmp_path / "elsewhere").iterdir()) == ["curves.png", "report.md"]
+
+
+def test_baselines_are_those_of_the_run_s_tokens_and_are_kept(config: Config) -> None:
+    directory = Path(config.run.directory)
+    tokens = TokenDirectory.open(Path(config.tokens.directory))
+    train = tokens.split("train")
+    pieces = [train.tokens(i) for i in range(len(train.shards))]
+    text = text_of_split(tokens, "validation")
+    trigram = KneserNeyTrigram.fit(pieces, tokens.vocabulary.size, tokens.vocabulary.end_id)
+    counts = np.bincount(np.concatenate(pieces), minlength=tokens.vocabulary.size) + 1
+    run = Run.read(directory)
+    cache = directory / "report" / "baselines.json"
+    found, notes = find_baselines(run, cache)
+    (entry,) = found.values()
+    assert notes == []
+    assert entry["trigram"] == pytest.approx(math.exp(trigram.nats(text.tokens_N).mean()))
+    assert entry["unigram"] == pytest.approx(math.exp(-np.log(counts / counts.sum())[text.tokens_N].mean()))
+    assert read_json(cache) == found
+    # Once counted, the token directory may go.
+    shutil.rmtree(config.tokens.directory)
+    assert find_baselines(run, cache) == (found, [])
+    cache.unlink()
+    assert find_baselines(run, cache)[0] == {}
+    assert "cannot be read" in find_baselines(run, cache)[1][0]
+    assert "note: run: no baselines" in report([directory])
+
+
+def test_no_baselines_on_a_text_that_has_changed(config: Config, tmp_path: Path) -> None:
+    directory = Path(config.run.directory)
+    file = tmp_path / "text"
+    file.write_text("w1 w2\nw3\n")
+    Evaluator(directory, config, None, [file]).score(made_checkpoint(config, 30))
+    file.write_text("w1 w2 w3\n")
+    run = Run.read(directory)
+    found, notes = find_baselines(run, directory / "report" / "baselines.json")
+    assert len(found) == 1
+    assert "the text has changed" in notes[0]
+    file.write_text("w1 w2\nw3\n")
+    found, notes = find_baselines(run, directory / "report" / "baselines.json")
+    assert (len(found), notes) == (2, [])
+    assert {baseline_key(line) for line in run.evaluations} == set(found)
+
+
+def test_two_runs_share_the_baselines_of_a_text(config: Config, tmp_path: Path) -> None:
+    other = override_config(config, [f"run.directory={tmp_path / 'other'}"])
+    Evaluator(tmp_path / "other", other).score(made_checkpoint(other, 10))
+    table = report([Path(config.run.directory), tmp_path / "other"])
+    assert len(re.findall(r"^run +\d", table, re.M)) == 2
+    assert len(re.findall(r"^other +\d", table, re.M)) == 1
+    assert table.count("trigram, Kneser-Ney") == 1
+
+
+def test_a_run_without_results_and_no_run_at_all(config: Config, tmp_path: Path) -> None:
+    directory = Path(config.run.directory)
+    (directory / "evaluations.jsonl").unlink()
+    (directory / "metrics.jsonl").unlink()
+    assert "nothing has been scored yet" in report([directory])
+    with pytest.raises(UserError, match="no run here"):
+        report([tmp_path / "nothing"])
+
+
+def test_only_the_full_benchmark_compares(config: Config) -> None:
+    run = Run.read(Path(config.run.directory))
+    assert not is_comparable(run)
