@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 
 from lm1b.config import Config, override_config
-from lm1b.distributed import single_process
 from lm1b.errors import UserError, run_command
 
 
@@ -22,6 +21,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--precision", choices=["fp32", "bf16"])
     parser.add_argument("--lanes", type=int)
     parser.add_argument("--device", choices=["cpu", "cuda"], help="a GPU if there is one where not given")
+    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     parser.add_argument("--watch", action="store_true", help="score every new checkpoint beside the training, until it has ended")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="override the run's config")
     return parser.parse_args()
@@ -29,26 +29,26 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
-    import torch
-
-    from lm1b.evaluation.watcher import Evaluator, choose_checkpoint, count_test_looks, describe, watch
-    from lm1b.training.run_log import best_step, read_run_config
-
     if arguments.watch and (arguments.files or arguments.split != "validation" or arguments.checkpoint != "latest"):
         raise UserError("--watch scores every new checkpoint on validation; leave out --checkpoint, --split and --files")
+    from lm1b.evaluation.watcher import Evaluator, choose_checkpoint, count_test_looks, describe, evaluating_ranks, watch
+    from lm1b.training.run_log import best_step, read_run_config
+
     config = _with_overrides(read_run_config(arguments.run), arguments)
-    ranks = single_process(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if arguments.watch:
-        evaluator = Evaluator(arguments.run, config, ranks=ranks)
-        reason = watch(arguments.run, evaluator, lambda line: print(describe(line), flush=True))
-        print(f"watching ended: {reason}")
-        return 0
-    checkpoint = choose_checkpoint(arguments.run, arguments.checkpoint, best_step(arguments.run))
-    evaluator = Evaluator(arguments.run, config, None if arguments.files else arguments.split, arguments.files, ranks=ranks)
-    for line in evaluator.score(checkpoint):
-        print(describe(line))
-    if evaluator.text.is_test:
-        print(f"this run has now been scored on test {count_test_looks(arguments.run)} times: choose nothing by it")
+    with evaluating_ranks(arguments.device) as ranks:
+        if arguments.watch:
+            if ranks.size > 1:
+                raise UserError("--watch runs as one process; start it with python, not with a launcher of ranks")
+            evaluator = Evaluator(arguments.run, config, ranks=ranks)
+            print("watching ended:", watch(arguments.run, evaluator, lambda line: print(describe(line), flush=True)))
+            return 0
+        checkpoint = choose_checkpoint(arguments.run, arguments.checkpoint, best_step(arguments.run), ranks)
+        evaluator = Evaluator(arguments.run, config, None if arguments.files else arguments.split, arguments.files, ranks=ranks)
+        lines = evaluator.score(checkpoint)
+        if ranks.is_first:
+            print("\n".join(describe(line) for line in lines))
+            if evaluator.text.is_test:
+                print(f"this run has now been scored on test {count_test_looks(arguments.run)} times: choose nothing by it")
     return 0
 
 

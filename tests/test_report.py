@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -121,3 +122,7 @@ def test_a_run_without_results_and_no_run_at_all(config: Config, tmp_path: Path)
 def test_only_the_full_benchmark_compares(config: Config) -> None:
     run = Run.read(Path(config.run.directory))
     assert not is_comparable(run)
+    right = {"trained_on_official": True, "official": "news.en.heldout-00000-of-00050", "vocabulary_size": 793_471}
+    assert is_comparable(replace(run, evaluations=[right]))
+    for name, value in [("trained_on_official", False), ("official", "news.en.heldout-00001-of-00050"), ("vocabulary_size", 82_453)]:
+        assert not is_comparable(replace(run, evaluations=[right | {name: value}]))

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from made_run import made_checkpoint, made_config, made_text, made_tokens
+from tiny import run_ranks
 
 from lm1b.config import Config, override_config
 from lm1b.errors import UserError
@@ -178,7 +179,12 @@ def test_choosing_a_checkpoint(config: Config) -> None:
     assert choose_checkpoint(run_of(config), "latest", None).step == 20
     assert choose_checkpoint(run_of(config), "10", None).step == 10
     assert choose_checkpoint(run_of(config), "best", 10).step == 10
-    for wanted, best, message in [("11", None, r"10, 20.*found 11"), ("best", None, "no best"), ("best", 5, "not there any more"), ("x", None, "x")]:
+    for wanted, best, message in [
+        ("11", None, r"10, 20.*found 11"),
+        ("best", None, "no best"),
+        ("best", 5, "not there any more"),
+        ("x", None, "x"),
+    ]:
         with pytest.raises(UserError, match=message):
             choose_checkpoint(run_of(config), wanted, best)
 
@@ -198,6 +204,18 @@ def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "launch" / "evaluate.py"), *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+
+
+@pytest.mark.slow
+def test_two_ranks_with_half_the_rows_each_give_the_same(config: Config, tmp_path: Path) -> None:
+    made_checkpoint(config, 10)
+    (tmp_path / "text").write_text(made_text(9, 40))
+    arguments = ["launch/evaluate.py", "--run", str(run_of(config)), "--files", str(tmp_path / "text")]
+    output = run_ranks(arguments, 1) + run_ranks(arguments, 2)
+    assert output.count("word perplexity") == 2
+    alone, together = read_json_lines(run_of(config) / "evaluations.jsonl")
+    assert together["nats"] == pytest.approx(alone["nats"], rel=1e-9)
+    assert {k: v for k, v in together.items() if k not in ("nats", "word_perplexity", "seconds", "finished_at")}.items() <= alone.items()
 
 
 def test_the_command_line(config: Config, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from lm1b.config import Config
 from lm1b.data.batches import cut_into_lanes
-from lm1b.distributed import Ranks, all_reduce_sum, single_process
+from lm1b.distributed import Ranks, agree, all_reduce_sum, single_process
 from lm1b.errors import UserError
 from lm1b.evaluation.texts import ScoredText
 from lm1b.model.language_model import LanguageModel
@@ -117,29 +117,39 @@ def cut_for_scoring(text: ScoredText, state: str, lanes: int) -> list[np.ndarray
     return np.split(text.tokens_N, text.sentence_ends[:-1])
 
 
-def load_scorer(
-    checkpoint: Checkpoint, config: Config, words_N: np.ndarray, end_id: int, ranks: Ranks, dtype: torch.dtype
-) -> tuple[Scorer, dict[Weights, dict[str, Tensor]]]:
-    """Read what scoring the words `words_N` needs, and the core's weights by kind. Called while the checkpoint is leased.
+@dataclass(frozen=True)
+class _Reading:
+    """What one rank reads of a checkpoint: its rows (float32; input rows only where it holds them, else 0) and the whole core."""
 
-    The input table is read whole but only the rows that occur are kept; the output table stays cut over the ranks.
-    """
-    checkpoint.verify()
-    input_ids_U = np.union1d(words_N, [end_id]).astype(np.int64)
-    ids_U = torch.from_numpy(input_ids_U)
-    mine_U = ids_U % ranks.size == ranks.rank
-    table = checkpoint.read_table("input_table", ranks.rank, ranks.size)
-    rows_UD = torch.zeros(len(ids_U), table.shape[1])
-    rows_UD[mine_U] = table[ids_U[mine_U] // ranks.size]
-    del table
-    rows_UD = all_reduce_sum(rows_UD.to(ranks.device), ranks).to(dtype)
-    rows_VP = checkpoint.read_table("output_table", ranks.rank, ranks.size).to(ranks.device, dtype)
-    bias_V = checkpoint.read_table("output_bias", ranks.rank, ranks.size).flatten().to(ranks.device)
-    cores = {kind: checkpoint.core(name) for kind, name in (("raw", "weights"), ("ema", "ema"))}
-    model = LanguageModel(config.model, config.run.seed).to(ranks.device).eval()
-    block = config.evaluation.vocabulary_block
-    scorer = Scorer(model, input_ids_U, rows_UD, rows_VP, bias_V, end_id, block, ranks)
-    return scorer, {kind: core for kind, core in cores.items() if core is not None}  # type: ignore[misc]
+    state: dict[str, Any]
+    input_rows_UD: Tensor
+    output_rows_VP: Tensor
+    output_bias_V: Tensor
+    cores: dict[Weights, dict[str, Tensor]]
+
+
+def _read(checkpoint: Checkpoint, fingerprint: str, ids_U: Tensor, ranks: Ranks) -> _Reading:
+    """Read the checkpoint while it is leased; of the input table only the rows `ids_U` are kept. No collective. Raises UserError."""
+    with checkpoint.lease():
+        state = checkpoint.state()
+        if state["vocabulary"] != fingerprint:
+            raise UserError(
+                f"{checkpoint.path}: trained with vocabulary {state['vocabulary'][:12]}, found {fingerprint[:12]} in tokens.directory; "
+                "evaluate with the token directory that it was trained on"
+            )
+        if ranks.is_first:
+            checkpoint.verify()
+        mine_U = ids_U % ranks.size == ranks.rank
+        table = checkpoint.read_table("input_table", ranks.rank, ranks.size)
+        input_rows_UD = torch.zeros(len(ids_U), table.shape[1])
+        input_rows_UD[mine_U] = table[ids_U[mine_U] // ranks.size]
+        del table
+        output_rows_VP = checkpoint.read_table("output_table", ranks.rank, ranks.size)
+        bias_V = checkpoint.read_table("output_bias", ranks.rank, ranks.size).flatten()
+        raw, average = checkpoint.core("weights"), checkpoint.core("ema")
+        assert raw is not None, "core.safetensors holds no weights"
+        cores: dict[Weights, dict[str, Tensor]] = {"raw": raw} if average is None else {"ema": average, "raw": raw}
+        return _Reading(state, input_rows_UD, output_rows_VP, bias_V, cores)
 
 
 def evaluate_checkpoint(
@@ -160,22 +170,26 @@ def evaluate_checkpoint(
     ranks = ranks or single_process()
     settings = config.evaluation
     started = time.monotonic()
-    with checkpoint.lease():
-        state = checkpoint.state()
-        if state["vocabulary"] != fingerprint:
-            raise UserError(
-                f"{checkpoint.path}: trained with vocabulary {state['vocabulary'][:12]}, but {config.tokens.directory} "
-                f"has {fingerprint[:12]}; evaluate with the token directory it was trained on"
-            )
-        dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
-        scorer, cores = load_scorer(checkpoint, config, np.unique(text.tokens_N), end_id, ranks, dtype)
+    ids_U = np.union1d(text.tokens_N, [end_id]).astype(np.int64)
+    reading = agree(ranks, lambda: _read(checkpoint, fingerprint, torch.from_numpy(ids_U), ranks))
+    dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+    scorer = Scorer(
+        LanguageModel(config.model, config.run.seed).to(ranks.device, dtype).eval(),
+        ids_U,
+        # Each row is on one rank and 0 on the others, so the sum brings every row to every rank unchanged.
+        all_reduce_sum(reading.input_rows_UD.to(ranks.device), ranks).to(dtype),
+        reading.output_rows_VP.to(ranks.device, dtype),
+        reading.output_bias_V.to(ranks.device),
+        end_id,
+        settings.vocabulary_block,
+        ranks,
+    )
     sequences = cut_for_scoring(text, settings.state, settings.lanes)
     loading_seconds = time.monotonic() - started
     results = []
-    for kind in _kinds(settings.weights, cores):
+    for kind in _kinds(settings.weights, reading.cores):
         started = time.monotonic()
-        scorer.model.load_state_dict(cores[kind])
-        scorer.model.to(dtype)
+        scorer.model.load_state_dict(reading.cores[kind])
         nats = scorer.nats(sequences, settings.lanes, on_scored)
         predictions = len(text.tokens_N)
         result = {
@@ -187,7 +201,7 @@ def evaluate_checkpoint(
             "lanes": settings.lanes if settings.state == "carry" else None,
             "precision": settings.precision,
             "weights": kind,
-            "nats": nats,
+            "nats": nats if math.isfinite(nats) else None,
             "predictions": predictions,
             "words": text.words,
             "sentences": text.sentences,
@@ -195,9 +209,10 @@ def evaluate_checkpoint(
             "word_perplexity": _perplexity(nats, predictions),
             "label": "closed",
             "official": text.official,
+            "trained_on_official": reading.state.get("corpus", {}).get("official", False),
             "vocabulary": fingerprint,
-            "vocabulary_size": state["tables"]["output_table"]["num_rows"],
-            "epoch": state.get("epoch"),
+            "vocabulary_size": reading.state["tables"]["output_table"]["num_rows"],
+            "epoch": reading.state.get("epoch"),
             "seconds": round(loading_seconds + time.monotonic() - started, 3),
             "finished_at": now(),
         }

@@ -152,9 +152,10 @@ def _markdown_table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def is_comparable(run: Run) -> bool:
-    """Whether the run stands on the full benchmark and was scored on its test file with the official vocabulary."""
-    return run.config.corpus.kind == "lm1b" and any(
-        line.get("official") == TEST_FILE and line.get("vocabulary_size") == VOCABULARY_SIZE for line in run.evaluations
+    """Whether the run was trained on the full benchmark and scored on its test file with the official vocabulary."""
+    return any(
+        line.get("trained_on_official") and line.get("official") == TEST_FILE and line.get("vocabulary_size") == VOCABULARY_SIZE
+        for line in run.evaluations
     )
 
 

@@ -54,7 +54,9 @@ def text_of_split(tokens: TokenDirectory, name: Split) -> ScoredText:
         raise UserError(f"the {name} split of {tokens.directory} holds no tokens; nothing to score")
     tokens_N, ends = split.joined()
     text = ScoredText(name, [shard.name for shard in split.shards], tokens_N, ends, split.num_unknown)
-    return _check_official(text, [None], tokens.vocabulary.size)
+    pieces = tokens.manifest["made_from"].get("pieces", [])
+    official_names = [official_name_of(piece["md5"]) for piece in pieces if piece["split"] == name]
+    return _check_official(text, official_names, tokens.vocabulary.size)
 
 
 def text_of_files(vocabulary: Vocabulary, files: list[Path]) -> ScoredText:

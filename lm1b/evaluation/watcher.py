@@ -18,17 +18,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from lm1b.config import Config, Split
 from lm1b.data.shards import TokenDirectory
-from lm1b.distributed import Ranks, single_process
+from lm1b.distributed import Ranks, agree, all_gather_objects, single_process
 from lm1b.errors import UserError
 from lm1b.evaluation.perplexity import evaluate_checkpoint
 from lm1b.evaluation.texts import TEST_FILE, ScoredText, text_of_files, text_of_split
 from lm1b.files import append_json_line, read_json, read_json_lines
-from lm1b.training.checkpoint import Checkpoint, list_checkpoints
+from lm1b.training.checkpoint import Checkpoint, checkpoint_folder, list_checkpoints
 from lm1b.training.run_log import read_run_config
 
 POLL_SECONDS = 2.0
@@ -111,6 +112,23 @@ class Evaluator:
         return steps
 
 
+@contextlib.contextmanager
+def evaluating_ranks(device: str | None) -> Iterator[Ranks]:
+    """This process alone on `device` (None: a GPU if there is one), or one of the ranks that a launcher has started.
+
+    Ranks hold the vocabulary's rows between them and score the same positions.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield single_process(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return
+    from lm1b.training.engine import start_ranks, stop_ranks  # loads DeepSpeed, which one process does without
+
+    try:
+        yield start_ranks()
+    finally:
+        stop_ranks()
+
+
 def count_test_looks(run_directory: Path) -> int:
     """How many results on the test split, or on the benchmark's test file, the run's log holds."""
     lines = read_json_lines(Path(run_directory) / "evaluations.jsonl")
@@ -130,8 +148,15 @@ def describe(line: dict[str, Any]) -> str:
     )
 
 
-def choose_checkpoint(run_directory: Path, wanted: str, best_step: int | None) -> Checkpoint:
-    """`latest`, `best` (by validation so far) or a step. Raises UserError that lists what there is."""
+def choose_checkpoint(run_directory: Path, wanted: str, best_step: int | None, ranks: Ranks | None = None) -> Checkpoint:
+    """`latest`, `best` (by validation so far) or a step; the first rank's choice. Raises UserError that lists what there is."""
+    ranks = ranks or single_process()
+    found = agree(ranks, lambda: _choose(run_directory, wanted, best_step))
+    steps = all_gather_objects(found.step, ranks)
+    return Checkpoint(int(str(steps[0])), checkpoint_folder(run_directory, int(str(steps[0]))))
+
+
+def _choose(run_directory: Path, wanted: str, best_step: int | None) -> Checkpoint:
     checkpoints = list_checkpoints(run_directory)
     if not checkpoints:
         raise UserError(f"{run_directory}: no checkpoint to evaluate; train first, or wait for its first checkpoint with --watch")
