@@ -22,6 +22,7 @@ from lm1b.errors import UserError
 from lm1b.evaluation.watcher import Evaluator, choose_checkpoint, count_test_looks, describe, trainer_state, watch
 from lm1b.files import read_json_lines, write_json
 from lm1b.training.checkpoint import list_checkpoints
+from lm1b.training.run_log import best_step
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -198,6 +199,19 @@ def test_looks_at_the_test_split_are_counted(config: Config) -> None:
     assert count_test_looks(run_of(config)) == 2
     assert f"word perplexity {line['word_perplexity']:.2f} on test" in describe(line)
     assert list_checkpoints(run_of(config))[0].is_leased() is False
+
+
+def test_a_figure_that_is_no_number_is_null_and_never_the_best(config: Config) -> None:
+    made_checkpoint(config, 10, scale=0.1)
+    diverged = made_checkpoint(config, 20, scale=1e30)
+    evaluator = Evaluator(run_of(config), config)
+    (line,) = evaluator.score(diverged)
+    assert line["word_perplexity"] is None
+    assert "not a finite number" in describe(line)
+    assert best_step(run_of(config)) is None
+    evaluator.score(choose_checkpoint(run_of(config), "10", None))
+    assert best_step(run_of(config)) == 10
+    json.loads((run_of(config) / "evaluations.jsonl").read_text().splitlines()[0], parse_constant=lambda name: pytest.fail(name))
 
 
 def launch(*arguments: str) -> subprocess.CompletedProcess[str]:

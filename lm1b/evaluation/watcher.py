@@ -23,6 +23,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from lm1b.config import Config, Split
+from lm1b.data.official import HELD_OUT_COUNTS, VOCABULARY_SIZE
 from lm1b.data.shards import TokenDirectory
 from lm1b.distributed import Ranks, agree, all_gather_objects, single_process
 from lm1b.errors import UserError
@@ -140,7 +141,10 @@ def describe(line: dict[str, Any]) -> str:
     on = line["official"] or (line["split"] if line["split"] != "files" else ", ".join(Path(file).name for file in line["files"]))
     perplexity = "not a finite number" if line["word_perplexity"] is None else f"{line['word_perplexity']:.2f}"
     pieces = f", {line['lanes']} lanes" if line["lanes"] else ""
-    checked = " (official file: MD5 and counts agree)" if line["official"] else ""
+    checked = ""
+    if line["official"]:
+        counted = line["official"] in HELD_OUT_COUNTS and line["vocabulary_size"] == VOCABULARY_SIZE
+        checked = " (official by its MD5" + (", and its counts are the published ones)" if counted else ")")
     return (
         f"step {line['step']}: word perplexity {perplexity} on {on}{checked}: {line['predictions']:,} predictions, "
         f"{100 * line['unknown'] / line['predictions']:.2f} % unknown, {line['state']}{pieces}, {line['weights']} weights, "

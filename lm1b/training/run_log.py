@@ -38,7 +38,8 @@ def read_run_config(run_directory: Path) -> Config:
 def best_step(run_directory: Path) -> int | None:
     """Step of the lowest word perplexity on validation so far, by evaluations.jsonl."""
     lines = read_json_lines(Path(run_directory) / "evaluations.jsonl")
-    scored = [(line["word_perplexity"], line["step"]) for line in lines if line.get("split") == "validation"]
+    finite = [line for line in lines if line.get("split") == "validation" and line["word_perplexity"] is not None]
+    scored = [(line["word_perplexity"], line["step"]) for line in finite]
     return min(scored)[1] if scored else None
 
 
