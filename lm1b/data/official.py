@@ -36,6 +36,6 @@ def official_md5() -> dict[str, str]:
     return {name: md5 for md5, name in pairs}
 
 
-def official_name_of(md5: str) -> str | None:
+def official_name_of(md5: str | None) -> str | None:
     """The benchmark file (`folder/file`) that has this MD5, None where it is none of them."""
     return next((name for name, known in official_md5().items() if known == md5), None)

@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+from pyarrow import ipc
 
 from lm1b.data.corpus import Piece
 from lm1b.data.official import official_md5
 from lm1b.data.shards import ShardInfo, write_array, write_shard
-from lm1b.data.text import blocks_of, check_utf8, words_of
+from lm1b.data.text import blocks_of, check_utf8, compute, words_of
 from lm1b.data.vocabulary import Vocabulary
 from lm1b.errors import UserError
 from lm1b.files import atomic_file, read_json, write_json
@@ -37,7 +37,7 @@ PIECES_TO_MERGE_TOGETHER = 8
 
 @dataclass(frozen=True)
 class CountedPiece:
-    """What the first pass found. sha256, md5: of the piece's bytes (md5 only where the benchmark has such a file)."""
+    """What the first pass found. sha256, md5: of the piece's bytes (md5 of held-out pieces and where the benchmark has a training file of that name)."""
 
     split: str
     shard: str
@@ -77,14 +77,14 @@ def number_words(data: bytes) -> tuple[pa.BinaryArray, np.ndarray]:
 def write_words(path: Path, words: pa.BinaryArray, counts: np.ndarray) -> None:
     """Write a table of words and counts as an Arrow file, atomically."""
     table = pa.table({"word": words, "count": counts.astype(np.int64, copy=False)})
-    with atomic_file(path) as file, pa.ipc.new_file(file, table.schema) as writer:
+    with atomic_file(path) as file, ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
 
 
 def read_words(path: Path) -> pa.Table:
     """Read what `write_words` wrote."""
     with pa.OSFile(str(path)) as file:
-        return pa.ipc.open_file(file).read_all()
+        return ipc.open_file(file).read_all()
 
 
 def count_piece(piece: Piece, work: Path) -> CountedPiece:
@@ -94,6 +94,7 @@ def count_piece(piece: Piece, work: Path) -> CountedPiece:
     words, codes = number_words(data)
     write_words(_words_path(work, piece.shard), words, np.bincount(codes, minlength=len(words)))
     write_array(_codes_path(work, piece.shard), codes.astype(np.uint16) if len(words) <= 1 << 16 else codes)
+    may_be_official = piece.official_name in official_md5() or piece.split != "train"
     counted = CountedPiece(
         split=piece.split,
         shard=piece.shard,
@@ -101,7 +102,7 @@ def count_piece(piece: Piece, work: Path) -> CountedPiece:
         official_name=piece.official_name,
         num_bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
-        md5=hashlib.md5(data, usedforsecurity=False).hexdigest() if piece.official_name in official_md5() else None,
+        md5=hashlib.md5(data, usedforsecurity=False).hexdigest() if may_be_official else None,
         num_tokens=len(codes),
     )
     write_json(work / f"{piece.shard}.count.json", asdict(counted))
@@ -143,7 +144,7 @@ def merge_counts(tables: Iterable[pa.Table]) -> pa.Table:
     if waiting:
         merged = add_up()
     assert merged is not None, "nothing to add up"
-    return merged.set_column(merged.column_names.index("word"), "word", pc.binary_slice(merged["word"], 0, -1))
+    return merged.set_column(merged.column_names.index("word"), "word", compute.binary_slice(merged["word"], 0, -1))
 
 
 def count_words(work: Path, shards: list[str]) -> pa.Table:

@@ -43,6 +43,7 @@ from lm1b.errors import UserError
 from lm1b.files import digest_of_file, read_json, write_json
 
 UNFINISHED_NAME = "unfinished"
+BYTES_WORTH_A_PROCESS = 8 << 20
 _SHARD_FILE = re.compile(r"(train|validation|test)-\d{5}(\.\d{3})?\.(tokens|ends)\.npy")
 
 
@@ -85,13 +86,19 @@ def preprocess(config: Config, *, progress: bool = True) -> TokenDirectory:
         earlier = _earlier_manifest(directory, made_from)
         if earlier and _is_whole(directory):
             return TokenDirectory.open(directory)
-        with Workers(config.tokens.processes or usable_cores()) as workers:
+        with Workers(config.tokens.processes or _useful_processes(corpus)) as workers:
             work = _Work(directory, workers, progress, earlier)
             work.unfinished.mkdir(exist_ok=True)
             if corpus is None:
                 corpus = tokenized_corpus(config.corpus, directory, workers, progress)
             _fill(work, corpus, config, made_from)
         return TokenDirectory.open(directory)
+
+
+def _useful_processes(corpus: Corpus | None) -> int:
+    """As many as there are cores, fewer for a text that is done before they have started. None: raw text, where each is of use."""
+    cores = usable_cores()
+    return cores if corpus is None else max(1, min(cores, corpus.total_bytes // BYTES_WORTH_A_PROCESS))
 
 
 @contextlib.contextmanager
@@ -260,7 +267,7 @@ def _identity(config: Config, counted: list[CountedPiece], is_official: bool) ->
     files = [
         {
             "split": piece.split,
-            "name": piece.official_name or Path(piece.identity["source"]).name,
+            "name": piece.official_name or piece.identity["name"],
             "bytes": piece.num_bytes,
             "sha256": piece.sha256,
         }

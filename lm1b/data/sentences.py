@@ -61,4 +61,4 @@ def tokenize(sentence: str) -> str:
     """The sentence's tokens, parted by single spaces; may be empty."""
     normalizer, tokenizer = _moses()
     text = normalizer.normalize(sentence)
-    return " ".join(tokenizer.tokenize(text, escape=False, return_str=True).split())
+    return " ".join(" ".join(tokenizer.tokenize(text, escape=False)).split())

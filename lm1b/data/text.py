@@ -15,11 +15,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 
 from lm1b.errors import UserError
+
+compute: Any = pyarrow.compute  # its functions are made at import, where no type checker sees them
 
 END = "</S>"
 START = "<S>"

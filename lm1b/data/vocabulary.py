@@ -17,9 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from lm1b.data.text import END, RESERVED, START, UNKNOWN, blocks_of, check_utf8, words_of
+from lm1b.data.text import END, RESERVED, START, UNKNOWN, blocks_of, check_utf8, compute, words_of
 from lm1b.errors import UserError
 from lm1b.files import atomic_file
 
@@ -76,15 +75,15 @@ class Vocabulary:
     @cached_property
     def _keys(self) -> pa.BinaryArray:
         """The words as `words_of` shows them: with one trailing space."""
-        return pc.binary_join_element_wise(self._words, pa.scalar(b""), pa.scalar(b" ", pa.binary()))
+        return compute.binary_join_element_wise(self._words, pa.scalar(b""), pa.scalar(b" ", pa.binary()))
 
     def _id_of_symbol(self, symbol: str) -> int:
-        return pc.index(self._words, pa.scalar(symbol.encode(), pa.binary())).as_py()
+        return compute.index(self._words, pa.scalar(symbol.encode(), pa.binary())).as_py()
 
     def ids_of(self, keys: pa.BinaryArray) -> np.ndarray:
         """Ids of words given with their trailing space; unknown words get `unknown_id`. -> uint32, same length."""
-        ids = pc.index_in(keys, value_set=self._keys)
-        return pc.fill_null(ids, self.unknown_id).to_numpy(zero_copy_only=False).astype(np.uint32, copy=False)
+        ids = compute.index_in(keys, value_set=self._keys)
+        return compute.fill_null(ids, self.unknown_id).to_numpy(zero_copy_only=False).astype(np.uint32, copy=False)
 
     def encode(self, data: bytes, source: str = "text") -> tuple[np.ndarray, int]:
         """The stream of tokenized text: (ids uint32 (n,) with `end_id` at every sentence end, number of unknown words).
@@ -98,14 +97,14 @@ class Vocabulary:
 
     def counted(self, words: pa.BinaryArray, counts: np.ndarray) -> Vocabulary:
         """The same words in the same order, with the counts of a training text (other words are counted for `<UNK>`)."""
-        places = pc.index_in(words, value_set=self._words)
-        ids = pc.fill_null(places, self.unknown_id).to_numpy(zero_copy_only=False)
+        places = compute.index_in(words, value_set=self._words)
+        ids = compute.fill_null(places, self.unknown_id).to_numpy(zero_copy_only=False)
         return Vocabulary(self._words, np.bincount(ids, weights=counts, minlength=self.size).astype(np.int64))
 
     def save(self, path: Path) -> None:
         """Write `word count` lines in id order, atomically."""
         counts = pa.array(self.counts_V).cast(pa.string()).cast(pa.binary())
-        lines = pc.binary_join_element_wise(self._words, counts, pa.scalar(b" ", pa.binary()))
+        lines = compute.binary_join_element_wise(self._words, counts, pa.scalar(b" ", pa.binary()))
         with atomic_file(path) as file:
             file.write(_joined(lines, b"\n"))
 
@@ -130,7 +129,9 @@ def build_vocabulary(words: pa.BinaryArray, counts: np.ndarray, minimum_count: i
 
     words: distinct, without trailing space, the stream's own `</S>` (and perhaps `<UNK>`) among them. counts: int64, same length.
     """
-    reserved = pc.is_in(words, value_set=pa.array([symbol.encode() for symbol in RESERVED], pa.binary())).to_numpy(zero_copy_only=False)
+    reserved = compute.is_in(words, value_set=pa.array([symbol.encode() for symbol in RESERVED], pa.binary())).to_numpy(
+        zero_copy_only=False
+    )
     by_symbol = dict(zip(words.filter(pa.array(reserved)).to_pylist(), counts[reserved].tolist(), strict=True))
     kept = (counts >= minimum_count) & ~reserved
     num_unknown = int(counts[~kept & ~reserved].sum()) + by_symbol.get(UNKNOWN.encode(), 0)
@@ -142,7 +143,7 @@ def build_vocabulary(words: pa.BinaryArray, counts: np.ndarray, minimum_count: i
 def _sorted(names: pa.BinaryArray, totals: np.ndarray) -> Vocabulary:
     """By falling count, ties by bytes; `<S>` is put last."""
     table = pa.table({"word": names, "count": totals})
-    order = pc.sort_indices(table, sort_keys=[("count", "descending"), ("word", "ascending")])
+    order = compute.sort_indices(table, sort_keys=[("count", "descending"), ("word", "ascending")])
     words = pa.concat_arrays([names.take(order), pa.array([START.encode()], pa.binary())])
     return Vocabulary(words, np.append(totals[order.to_numpy()], 0))
 
