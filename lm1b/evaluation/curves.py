@@ -12,7 +12,7 @@ from lm1b.config import Config
 from lm1b.files import atomic_file, read_json_lines
 from lm1b.training.run_log import read_run_config
 
-SMOOTHED_POINTS = 25
+SMOOTHED_SHARE = 0.02  # of the logged points, on either side
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,15 @@ class Run:
         return min(scored, key=lambda line: line["word_perplexity"], default=None)
 
 
-def draw_curves(runs: list[Run], path: Path) -> None:
-    """Two panels against training tokens: sampled training loss in nats, exact validation perplexity. PNG, written whole."""
+def draw_curves(runs: list[Run], levels: dict[str, float], path: Path) -> None:
+    """Two panels against training tokens: sampled training loss in nats, exact validation perplexity. PNG, written whole.
+
+    levels: label -> perplexity on validation, drawn as horizontal lines.
+    """
     # Matplotlib is slow to import and only needed here; this canvas draws without a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, LogLocator, StrMethodFormatter
 
     figure = Figure(figsize=(9, 8), layout="constrained")
     FigureCanvasAgg(figure)
@@ -59,7 +63,13 @@ def draw_curves(runs: list[Run], path: Path) -> None:
         _draw_validation(below, run, color)
     above.set_ylabel("sampled training loss, nats a word")
     below.set_ylabel("exact validation perplexity")
+    for number, (label, perplexity) in enumerate(levels.items()):
+        below.axhline(perplexity, color="gray", linestyle=(":", "-.")[number % 2], linewidth=1, label=f"{label} ({perplexity:.1f})")
     below.set_yscale("log")
+    below.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+    below.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    below.yaxis.set_minor_formatter("")
+    below.xaxis.set_major_formatter(EngFormatter())
     below.set_xlabel("training tokens seen (words and sentence ends)")
     for axes in (above, below):
         axes.grid(alpha=0.3, which="both")
@@ -75,13 +85,19 @@ def _draw_training(axes: Any, run: Run, color: str) -> None:
         return
     tokens, nats = np.array(points, float).T
     axes.plot(tokens, nats, color=color, alpha=0.25, linewidth=0.8)
-    width = min(SMOOTHED_POINTS, len(nats))
-    smooth = np.convolve(nats, np.full(width, 1 / width), "valid")
-    axes.plot(tokens[width - 1 :], smooth, color=color, label=run.name)
+    axes.plot(tokens, _smooth(nats, round(SMOOTHED_SHARE * len(nats))), color=color, label=run.name)
     checked = [line for line in run.metrics if line.get("true_nats_checked") is not None]
     if checked:
         tokens, nats = [run.tokens_at(line["step"]) for line in checked], [line["true_nats_checked"] for line in checked]
         axes.plot(tokens, nats, ".", color=color, markersize=4, alpha=0.7, label=f"{run.name}, full softmax on a few positions")
+
+
+def _smooth(values: np.ndarray, reach: int) -> np.ndarray:
+    """Mean of each value and of up to `reach` on either side, fewer at the ends."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    middle = np.arange(len(values))
+    low, high = np.maximum(middle - reach, 0), np.minimum(middle + reach + 1, len(values))
+    return (sums[high] - sums[low]) / (high - low)
 
 
 def _draw_validation(axes: Any, run: Run, color: str) -> None:

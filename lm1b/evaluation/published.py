@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-SAME_PROTOCOL = "same count: every word and every </S>, <UNK> a word"
+SAME_PROTOCOL = "same count: every word and every `</S>`, `<UNK>` a word"
 ANOTHER_COUNT = "**another denominator**: "
 
 
@@ -30,7 +30,7 @@ PUBLISHED = [
     PublishedFigure("LSTM-2048, adaptive softmax", 43.9, "Grave et al. 2017 (arXiv 1609.04309)", SAME_PROTOCOL),
     PublishedFigure("BIGLSTM 2 x 8192-1024", 30.6, "Jozefowicz et al. 2016", SAME_PROTOCOL),
     PublishedFigure("BIGLSTM with CNN inputs", 30.0, "Jozefowicz et al. 2016", SAME_PROTOCOL),
-    PublishedFigure("Transformer-XL large", 21.8, "Dai et al. 2019", ANOTHER_COUNT + "also counts an almost free <S> a sentence"),
-    PublishedFigure("Transformer-XL base", 23.5, "Dai et al. 2019", ANOTHER_COUNT + "also counts an almost free <S> a sentence"),
+    PublishedFigure("Transformer-XL large", 21.8, "Dai et al. 2019", ANOTHER_COUNT + "also counts an almost free `<S>` a sentence"),
+    PublishedFigure("Transformer-XL base", 23.5, "Dai et al. 2019", ANOTHER_COUNT + "also counts an almost free `<S>` a sentence"),
     PublishedFigure("another PyTorch trainer", 39.98, "its README", ANOTHER_COUNT + "never predicts a sentence's first word"),
 ]

@@ -185,21 +185,34 @@ def as_markdown(runs: list[Run], rows: list[list[str]], notes: list[str]) -> str
     return "\n\n".join(parts) + "\n"
 
 
+def _levels(run: Run, baselines: Baselines) -> dict[str, float]:
+    """The trigram's perplexity on validation, to draw beside the run's: labelled by its text, so that runs share it."""
+    lines = [line for line in run.evaluations if line["split"] == "validation"]
+    found = {baseline_key(line): baselines[baseline_key(line)] for line in lines if baseline_key(line) in baselines}
+    return {
+        f"Kneser-Ney trigram, {int(key.split()[-2]):,} predictions": entry["trigram"]
+        for key, entry in found.items()
+        if entry["trigram"] is not None
+    }
+
+
 def report(run_directories: list[Path], out: Path | None = None) -> str:
     """Write report.md and curves.png into `out` (default: the first run's report/). Returns the table as text."""
     runs = [Run.read(directory) for directory in run_directories]
     out = out or runs[0].directory / "report"
     rows: list[list[str]] = []
     notes: list[str] = []
+    levels: dict[str, float] = {}
     seen: set[str] = set()
     for run in runs:
         baselines, problems = find_baselines(run, run.directory / "report" / "baselines.json")
         notes += problems
+        levels |= _levels(run, baselines)
         rows += table_rows(run, baselines)
         # Runs on the same text share its baselines: shown once.
         rows += [row for row in baseline_rows(run, baselines) if row[0].split(": ")[1] + "".join(row[1:]) not in seen]
         seen |= {row[0].split(": ")[1] + "".join(row[1:]) for row in rows if ": " in row[0]}
-    draw_curves(runs, out / "curves.png")
+    draw_curves(runs, levels, out / "curves.png")
     with atomic_file(out / "report.md") as file:
         file.write(as_markdown(runs, rows, notes).encode())
     return "\n".join([as_text(rows) if rows else "nothing has been scored yet", *(f"note: {note}" for note in notes)])
