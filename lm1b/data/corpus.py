@@ -57,7 +57,13 @@ class Piece:
     @property
     def identity(self) -> dict[str, Any]:
         """What tells whether work done on this piece still holds, wherever the corpus lies."""
-        return {"name": Path(self.source).name, "start": self.start, "stop": self.stop, "bytes": self.file_bytes, "changed_ns": self.changed_ns}
+        return {
+            "name": Path(self.source).name,
+            "start": self.start,
+            "stop": self.stop,
+            "bytes": self.file_bytes,
+            "changed_ns": self.changed_ns,
+        }
 
     def read(self) -> bytes:
         """The piece's text. Raises UserError where the file has changed or holds no lines."""

@@ -1,0 +1,354 @@
+"""Preprocessing end to end: nothing lost, nothing half-written taken for whole, every mistake one line."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_corpus import write_archive
+from tiny import REPOSITORY, tiny_settings, write_corpus, write_settings
+
+from lm1b.config import Config, parse_config
+from lm1b.data import news_sample, official, pieces, preprocess, raw_text
+from lm1b.data.official import HELD_OUT_FOLDER, TRAINING_FOLDER
+from lm1b.data.shards import SPLITS, TokenDirectory
+from lm1b.data.workers import Workers
+from lm1b.errors import UserError
+from lm1b.files import digest_of_file
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_corpus(tmp_path / "corpus", sentences=60)
+    return tmp_path
+
+
+def made_config(folder: Path, **sections: dict[str, Any]) -> Config:
+    return parse_config(tiny_settings(folder, "run", **sections))
+
+
+def run(folder: Path, **sections: dict[str, Any]) -> TokenDirectory:
+    return preprocess.preprocess(made_config(folder, **sections), progress=False)
+
+
+def files_of(directory: Path) -> dict[str, str]:
+    """File name -> SHA-256 of all that a finished directory holds, the lock apart."""
+    return {path.name: digest_of_file(path) for path in directory.iterdir() if path.name != ".lock" and path.is_file()}
+
+
+def changed_at(directory: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in directory.glob("*.npy")}
+
+
+def text_of(tokens: TokenDirectory, split: Any) -> str:
+    ids, _ = tokens.split(split).joined()
+    return " ".join(tokens.vocabulary.words[i] for i in ids)
+
+
+def test_every_word_of_the_corpus_is_in_the_shards(folder: Path) -> None:
+    tokens = run(folder)
+    lines = [line for path in sorted((folder / "corpus" / TRAINING_FOLDER).iterdir()) for line in path.read_text().splitlines()]
+    counts = Counter(word for line in lines for word in line.split())
+    kept = {word for word, count in counts.items() if count >= 3}
+    expected = " ".join(" ".join(word if word in kept else "<UNK>" for word in line.split()) + " </S>" for line in lines)
+    assert text_of(tokens, "train") == expected
+    assert set(tokens.vocabulary.words) == kept | {"</S>", "<UNK>", "<S>"}
+    train = tokens.split("train")
+    assert (train.num_words, train.num_sentences) == (sum(counts.values()), len(lines))
+    by_id = np.bincount(train.joined()[0], minlength=tokens.vocabulary.size)
+    assert by_id.tolist() == tokens.vocabulary.counts_V.tolist()
+    assert (np.diff(tokens.vocabulary.counts_V) <= 0).all()
+    for split, number in (("test", 0), ("validation", 1)):
+        held_out = (folder / "corpus" / HELD_OUT_FOLDER / f"news.en.heldout-0000{number}-of-00002").read_text()
+        assert tokens.split(split).num_tokens == len(held_out.split()) + held_out.count("\n")
+    assert not (folder / "tokens" / "unfinished").exists()
+    tokens.verify()
+
+
+def test_a_second_run_does_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(folder)
+    before = changed_at(folder / "tokens")
+    monkeypatch.setattr(preprocess, "_fill", lambda *_: pytest.fail("worked again"))
+    run(folder)
+    assert changed_at(folder / "tokens") == before
+
+
+def test_archive_and_processes_change_nothing(folder: Path) -> None:
+    one = run(folder)
+    write_archive(folder / "corpus", folder / "corpus.tar.gz")
+    path = {"path": str(folder / "corpus.tar.gz")}
+    other = run(folder, corpus=path, tokens={"directory": str(folder / "other"), "processes": 2})
+    for key in ("vocabulary", "splits", "tokens_sha256"):
+        assert one.manifest[key] == other.manifest[key]
+    known = [{file["split"]: file["sha256"]} for file in one.corpus["files"]]
+    assert [{file["split"]: file["sha256"]} for file in other.corpus["files"]] == known
+
+
+@pytest.mark.parametrize("stop_at", [("count_piece", 1), ("count_piece", 3), ("encode_pieces", 0), ("encode_pieces", 2)])
+def test_a_run_that_was_stopped_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch, stop_at: tuple[str, int]) -> None:
+    expected = files_of(run(folder, tokens={"directory": str(folder / "whole")}).directory)
+    name, number = stop_at
+    whole, calls = getattr(preprocess, name), []
+
+    def stopping(*arguments: Any) -> Any:
+        if len(calls) == number:
+            raise KeyboardInterrupt
+        calls.append(arguments)
+        return whole(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preprocess, "PIECES_TO_ENCODE_TOGETHER", 1)
+        patch.setattr(preprocess, name, stopping)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder)
+    with pytest.raises(UserError, match=r"no manifest\.json"):
+        TokenDirectory.open(folder / "tokens")
+    before = changed_at(folder / "tokens")
+    done_again: list[str] = []
+    counting = preprocess.count_piece
+    monkeypatch.setattr(preprocess, "count_piece", lambda piece, work: done_again.append(piece.shard) or counting(piece, work))
+    run(folder)
+    assert files_of(folder / "tokens") == expected
+    assert len(done_again) == (4 - number if name == "count_piece" else 0)
+    after = changed_at(folder / "tokens")
+    assert {file: after[file] for file in before} == before, "what was there is not written again"
+
+
+def test_a_killed_run_goes_on(folder: Path) -> None:
+    expected = files_of(run(folder, tokens={"directory": str(folder / "whole")}).directory)
+    settings = write_settings(folder, "run", tokens={"directory": str(folder / "tokens"), "processes": 2})
+    command = [sys.executable, str(REPOSITORY / "launch" / "preprocess.py"), "--config", str(settings)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 30
+    while process.poll() is None and time.monotonic() < until and not list((folder / "tokens").glob("unfinished/*.count.json")):
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    assert not (folder / "tokens" / "manifest.json").exists() or process.returncode == 0
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "vocabulary of" in done.stdout
+    assert files_of(folder / "tokens") == expected
+
+
+def test_only_what_is_missing_is_written_again(folder: Path) -> None:
+    whole = files_of(run(folder).directory)
+    before = changed_at(folder / "tokens")
+    (folder / "tokens" / "train-00002.tokens.npy").unlink()
+    (folder / "tokens" / "test-00000.ends.npy").write_bytes(b"half")
+    run(folder)
+    assert files_of(folder / "tokens") == whole
+    after = changed_at(folder / "tokens")
+    assert {name for name in after if after[name] != before[name]} == {
+        f"{shard}.{part}.npy" for shard in ("train-00002", "test-00000") for part in ("tokens", "ends")
+    }
+
+
+def test_a_changed_corpus_is_done_anew(folder: Path) -> None:
+    first = run(folder)
+    path = folder / "corpus" / TRAINING_FOLDER / "news.en-00001-of-00003"
+    path.write_text("brand new words brand new words brand new words\n" + path.read_text())
+    second = run(folder)
+    assert second.fingerprint != first.fingerprint
+    assert "brand" in second.vocabulary.words
+    expected = files_of(run(folder, tokens={"directory": str(folder / "fresh")}).directory)
+    assert files_of(folder / "tokens") == expected
+
+
+def test_stopped_then_changed_text_is_not_mixed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(preprocess, "make_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(folder)
+    path = folder / "corpus" / TRAINING_FOLDER / "news.en-00001-of-00003"
+    path.write_text("brand new words\n" * 500)
+    expected = files_of(run(folder, tokens={"directory": str(folder / "fresh")}).directory)
+    run(folder)
+    assert files_of(folder / "tokens") == expected
+
+
+def test_shards_of_a_smaller_corpus_do_not_stay(folder: Path) -> None:
+    run(folder)
+    corpus = folder / "corpus"
+    (corpus / TRAINING_FOLDER / "news.en-00002-of-00003").unlink()
+    (corpus / TRAINING_FOLDER / "news.en-00001-of-00003").rename(corpus / TRAINING_FOLDER / "news.en-00001-of-00002")
+    run(folder)
+    assert not list((folder / "tokens").glob("train-00002*"))
+
+
+def test_given_vocabulary(folder: Path) -> None:
+    (folder / "given.txt").write_text("w3\n<UNK>\n</S>\nw0\n<S>\n")
+    tokens = run(folder, vocabulary={"file": str(folder / "given.txt")})
+    assert tokens.vocabulary.words == ["w3", "<UNK>", "</S>", "w0", "<S>"]
+    ids = tokens.split("train").joined()[0]
+    assert tokens.vocabulary.counts_V.tolist() == np.bincount(ids, minlength=5).tolist()
+    with pytest.raises(UserError, match="no such vocabulary file"):
+        run(folder, vocabulary={"file": str(folder / "none.txt")})
+
+
+def test_text_that_is_not_utf8(folder: Path) -> None:
+    path = folder / "corpus" / TRAINING_FOLDER / "news.en-00002-of-00003"
+    path.write_bytes(path.read_bytes() + b"caf\xe9 .\n")
+    with pytest.raises(UserError, match=r"news\.en-00002-of-00003: not UTF-8 at line 31, byte \d+ \(0xe9\)"):
+        run(folder)
+    with pytest.raises(UserError, match="no manifest"):
+        TokenDirectory.open(folder / "tokens")
+
+
+@pytest.mark.parametrize(("name", "split"), [(TRAINING_FOLDER, "train"), (HELD_OUT_FOLDER, "validation")])
+@pytest.mark.parametrize("text", ["", "\n \n"])
+def test_empty_splits(folder: Path, name: str, split: str, text: str) -> None:
+    for path in (folder / "corpus" / name).iterdir():
+        path.write_text(text)
+    with pytest.raises(UserError, match=r"empty; expected tokenized text, one sentence a line"):
+        run(folder)
+    assert not (folder / "tokens" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, "No space left on device"), PermissionError(errno.EACCES, "Permission denied")])
+def test_a_full_disk_leaves_nothing_half_written(folder: Path, monkeypatch: pytest.MonkeyPatch, fault: OSError) -> None:
+    whole, calls = pieces.write_array, []
+
+    def failing(path: Path, array: np.ndarray) -> Any:
+        calls.append(path)
+        if len(calls) == 3:
+            raise fault
+        return whole(path, array)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pieces, "write_array", failing)
+        with pytest.raises(OSError, match=fault.strerror):
+            run(folder)
+    with pytest.raises(UserError, match="no manifest"):
+        TokenDirectory.open(folder / "tokens")
+    run(folder).verify()
+
+
+def test_two_runs_in_one_directory(folder: Path) -> None:
+    (folder / "tokens").mkdir()
+    with preprocess._only_one(folder / "tokens"), pytest.raises(UserError, match="another preprocessing is at work"):
+        run(folder)
+
+
+def test_files_that_are_official_but_for_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {f"{path.parent.name}/{path.name}": digest_of_file(path, "md5") for path in (folder / "corpus").rglob("news*")}
+    monkeypatch.setattr(official, "official_md5", lambda: known)
+    monkeypatch.setattr(pieces, "official_md5", lambda: known)
+    monkeypatch.setattr(official, "NUM_TRAINING_FILES", 2)
+    for name in ("NUM_TRAINING_SENTENCES", "NUM_TRAINING_TOKENS", "VOCABULARY_SIZE"):
+        monkeypatch.setattr(official, name, 1)
+    with pytest.raises(AssertionError, match="the official benchmark was counted as"):
+        run(folder)
+    trial = run(folder, tokens={"directory": str(folder / "trial")}, corpus={"path": str(unofficial_copy(folder))})
+    assert not trial.corpus["official"]
+    monkeypatch.setattr(official, "NUM_TRAINING_SENTENCES", trial.split("train").num_sentences)
+    monkeypatch.setattr(official, "NUM_TRAINING_TOKENS", trial.split("train").num_tokens)
+    monkeypatch.setattr(official, "VOCABULARY_SIZE", trial.vocabulary.size)
+    assert run(folder).corpus["official"]
+    damaged = folder / "corpus" / TRAINING_FOLDER / "news.en-00002-of-00003"
+    damaged.write_text(damaged.read_text().replace("w3", "w4"))
+    with pytest.raises(UserError, match=r"news\.en-00002-of-00003: its MD5 is .* the benchmark's is"):
+        run(folder)
+
+
+def unofficial_copy(folder: Path) -> Path:
+    """The same text with a blank line more in every file: the same counts, other MD5 sums."""
+    for path in (folder / "corpus").rglob("news*"):
+        copy = folder / "copy" / path.relative_to(folder / "corpus")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(path.read_text() + "\n")
+    return folder / "copy"
+
+
+def raw_sections(folder: Path, held_out_words: int = 300) -> dict[str, dict[str, Any]]:
+    """Raw text with duplicates: 600 different sentences, several a line."""
+    generator = random.Random(1)
+    names = ["London", "Paris", "Rome"]
+    sentences = [f"{generator.choice(names)}, said Mr. Ng, didn't win {number}." for number in range(600)]
+    lines = [" ".join([*generator.choices(sentences, k=3), sentences[number]]) for number in range(600)]
+    (folder / "raw.txt").write_text("\n".join(lines) + "\n")
+    corpus = {"kind": "text", "path": None, "train": [str(folder / "raw.txt")], "tokenized": False, "held_out_words": held_out_words}
+    return {"corpus": corpus}
+
+
+def test_raw_text(folder: Path) -> None:
+    tokens = run(folder, **raw_sections(folder))
+    lines = {split: (folder / "tokens" / "tokenized" / f"{split}-00000.txt").read_text().splitlines() for split in SPLITS}
+    together = [line for split in SPLITS for line in lines[split]]
+    assert len(together) == len(set(together)) == 600, "duplicates are gone, nothing else"
+    assert all(line.endswith(" .") and ", said Mr. Ng , didn 't win " in line for line in together)
+    for split in ("validation", "test"):
+        words = sum(len(line.split()) for line in lines[split])
+        assert 300 <= words < 320
+        assert tokens.split(split).num_words == words
+    assert together != sorted(together)
+
+
+def test_raw_text_does_not_depend_on_chunks_or_processes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run(folder, **raw_sections(folder))
+    monkeypatch.setattr(raw_text, "_chunk_bytes", lambda *_: 5000)
+    monkeypatch.setattr(raw_text, "FILE_BYTES", 4000)
+    pieces = run(folder, **raw_sections(folder), tokens={"directory": str(folder / "pieces"), "processes": 2})
+    assert len(pieces.split("train").shards) > 3
+    for split in SPLITS:
+        assert text_of(whole, split) == text_of(pieces, split)
+
+
+def test_raw_text_that_was_stopped_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sections = raw_sections(folder)
+    monkeypatch.setattr(raw_text, "_chunk_bytes", lambda *_: 5000)
+    calls: list[Path] = []
+    tokenizing = raw_text.tokenize_chunk
+
+    def stopping(chunk: Any, path: Path) -> int:
+        calls.append(path)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return tokenizing(chunk, path)
+
+    monkeypatch.setattr(raw_text, "tokenize_chunk", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, **sections)
+    run(folder, **sections)
+    assert len(calls) == len(set(calls)) + 1, "only the chunk that was interrupted is done twice"
+    assert not list((folder / "tokens" / "tokenized").glob("*.sorted"))
+
+
+def test_raw_text_too_short_for_its_splits(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"only [\d,]+ words once duplicates are gone; validation, test and training need 50,000 each"):
+        run(folder, **raw_sections(folder, held_out_words=50_000))
+    with pytest.raises(UserError, match="no such corpus file; expected raw text"):
+        run(folder, corpus={"kind": "text", "path": None, "train": [str(folder / "none.txt")], "tokenized": False})
+
+
+def test_the_news_sample(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    articles = [f"Mr. Smith of {chr(65 + number % 26)}town said no. {number} men left!" for number in range(400)]
+    monkeypatch.setattr(news_sample, "read_articles", lambda path: iter(articles))
+    tokens = run(folder, corpus={"kind": "news_sample", "path": None, "held_out_words": 100}, vocabulary={"minimum_count": 1})
+    assert sum(tokens.split(split).num_sentences for split in SPLITS) == 426
+    assert "Mr. Smith of" in text_of(tokens, "train")
+
+
+def test_a_worker_that_is_killed(tmp_path: Path) -> None:
+    with Workers(2) as workers, pytest.raises(UserError, match="a preprocessing process was killed"):
+        list(workers.run(os._exit, [(9,), (9,)]))
+
+
+def test_the_command_line_ends_a_mistake_with_one_line(folder: Path) -> None:
+    settings = write_settings(folder, "run", corpus={"path": str(folder / "nowhere")})
+    command = [sys.executable, str(REPOSITORY / "launch" / "preprocess.py"), "--config", str(settings)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("lm1b: error: ")
+    assert done.stderr.count("\n") == 1
+    assert "no such corpus" in done.stderr
+    assert done.stdout == ""
