@@ -47,7 +47,11 @@ def test_words_of_untidy_text(data: bytes) -> None:
     assert words_of(data).to_pylist() == [token + b" " for token in tokens_of(data)]
 
 
-@given(st.lists(st.sampled_from([b"a", b"bb", b" ", b"  ", b"\n", b"\r\n", b"\t", b"</S>", b"<S>", b"<UNK>", "é ".encode(), b"<"]), max_size=30))
+@given(
+    st.lists(
+        st.sampled_from([b"a", b"bb", b" ", b"  ", b"\n", b"\r\n", b"\t", b"</S>", b"<S>", b"<UNK>", "é ".encode(), b"<"]), max_size=30
+    )
+)
 @settings(deadline=None, max_examples=200)
 def test_words_of_is_plain_splitting(parts: list[bytes]) -> None:
     data = b"".join(parts)
@@ -105,7 +109,9 @@ def test_words_of_strange_bytes_survive_saving(tmp_path: Path) -> None:
 def test_the_fingerprint_includes_the_order() -> None:
     words = small_vocabulary().words
     turned = [words[1], words[0], *words[2:]]
-    made = [Vocabulary(pa.array([w.encode() for w in order], pa.binary()), np.zeros(len(order), dtype=np.int64)) for order in (words, turned)]
+    made = [
+        Vocabulary(pa.array([w.encode() for w in order], pa.binary()), np.zeros(len(order), dtype=np.int64)) for order in (words, turned)
+    ]
     assert made[0].fingerprint == small_vocabulary().fingerprint != made[1].fingerprint
 
 

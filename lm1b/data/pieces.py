@@ -37,7 +37,7 @@ PIECES_TO_MERGE_TOGETHER = 8
 
 @dataclass(frozen=True)
 class CountedPiece:
-    """What the first pass found. sha256, md5: of the piece's bytes (md5 of held-out pieces and where the benchmark has a training file of that name)."""
+    """What the first pass found. sha256, md5: of the piece's bytes (md5 where held out, or where the benchmark has a file of that name)."""
 
     split: str
     shard: str
