@@ -117,8 +117,10 @@ class Evaluator:
 def evaluating_ranks(device: str | None) -> Iterator[Ranks]:
     """This process alone on `device` (None: a GPU if there is one), or one of the ranks that a launcher has started.
 
-    Ranks hold the vocabulary's rows between them and score the same positions.
+    Ranks hold the vocabulary's rows between them and score the same positions. Raises UserError for a GPU that is not there.
     """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: no CUDA device found here; use --device cpu")
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield single_process(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         return
