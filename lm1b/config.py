@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -223,11 +222,6 @@ class Config(Section):
     def as_json(self) -> dict[str, Any]:
         """The resolved config, every default written out."""
         return self.model_dump(mode="json")
-
-
-def fingerprint_of(config: Section) -> str:
-    """SHA-256 of a section's resolved JSON, for comparing settings."""
-    return hashlib.sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 
 def _keys_at(location: tuple[Any, ...]) -> list[str]:

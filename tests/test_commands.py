@@ -1,0 +1,184 @@
+"""The commands of the README, run as a user types them, on the tiny corpus: the real launcher, real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny import REPOSITORY, environment, free_port, tiny_settings, write_corpus, write_settings
+
+from lm1b.files import read_json, read_json_lines
+from lm1b.training.checkpoint import list_checkpoints
+
+DEEPSPEED = str(Path(sys.executable).with_name("deepspeed"))
+
+
+def run(arguments: list[str], timeout: float = 240, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; stdout and stderr apart."""
+    return subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=timeout, cwd=cwd, stdin=subprocess.DEVNULL)
+
+
+def launch(config: Path, *more: str, ranks: int = 2) -> list[str]:
+    """The launcher's command line, on a port of its own."""
+    return [DEEPSPEED, "--num_gpus", str(ranks), "--master_port", str(free_port()), "launch/train.py", "--config", str(config), *more]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tiny corpus, not yet preprocessed, and a config that trains with the evaluator beside it."""
+    folder = tmp_path_factory.mktemp("commands")
+    write_corpus(folder / "corpus")
+    write_settings(folder, "run", training={"evaluate_alongside": True, "total_steps": 60}, evaluation={"lanes": 4})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Preprocessed and trained by two ranks of the real launcher."""
+    done = run([sys.executable, "launch/preprocess.py", "--config", str(folder / "run.json")])
+    assert done.returncode == 0, done.stderr
+    done = run(launch(folder / "run.json"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def test_train_writes_the_runs_whole_story(folder: Path, trained: subprocess.CompletedProcess[str]) -> None:
+    directory = folder / "run"
+    assert "finished at step 60 of 60" in trained.stdout
+    assert [checkpoint.step for checkpoint in list_checkpoints(directory)] == [20, 40, 60]
+    assert read_json(directory / "config.json")["config"]["batches"]["lanes"] == 8
+    assert read_json(directory / "environment.json")["ranks"] == 2
+    assert [line["step"] for line in read_json_lines(directory / "metrics.jsonl")] == list(range(1, 61))
+    assert list((directory / "tensorboard").iterdir())
+
+
+def test_the_evaluator_beside_it_scored_the_last_checkpoint(folder: Path, trained: subprocess.CompletedProcess[str]) -> None:
+    lines = read_json_lines(folder / "run" / "evaluations.jsonl")
+    (last,) = [line for line in lines if line["step"] == 60]
+    assert last["split"] == "validation"
+    assert 1 < last["word_perplexity"] < 173
+
+
+def test_evaluate_and_report(folder: Path, trained: subprocess.CompletedProcess[str]) -> None:
+    done = run([sys.executable, "launch/evaluate.py", "--run", str(folder / "run"), "--state", "reset", "--split", "test"])
+    assert done.returncode == 0, done.stderr
+    line = read_json_lines(folder / "run" / "evaluations.jsonl")[-1]
+    assert (line["split"], line["state"], line["step"]) == ("test", "reset", 60)
+    done = run([sys.executable, "launch/report.py", str(folder / "run")])
+    assert done.returncode == 0, done.stderr
+    assert f"{line['word_perplexity']:.1f}" in done.stdout
+    assert (folder / "run" / "report" / "report.md").stat().st_size > 0
+    assert (folder / "run" / "report" / "curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_same_command_again_has_nothing_to_do(folder: Path, trained: subprocess.CompletedProcess[str]) -> None:
+    before = read_json_lines(folder / "run" / "metrics.jsonl")
+    done = run(launch(folder / "run.json", "--set", "training.evaluate_alongside=false"))
+    assert done.returncode == 0, done.stderr
+    assert "finished at step 60" in done.stdout
+    assert read_json_lines(folder / "run" / "metrics.jsonl") == before
+
+
+def test_interrupted_and_gone_on_with(folder: Path, trained: subprocess.CompletedProcess[str]) -> None:
+    config = write_settings(folder, "interrupted", training={"total_steps": 100_000}, checkpoints={"every": 50_000})
+    process = subprocess.Popen(
+        launch(config), env=environment(), cwd=REPOSITORY, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    metrics = folder / "interrupted" / "metrics.jsonl"
+    try:
+        deadline = time.monotonic() + 120
+        while len(read_json_lines(metrics)) < 30 and time.monotonic() < deadline:
+            time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGINT)  # what a terminal does at Ctrl-C
+        output = process.communicate(timeout=60)[0]
+    finally:
+        process.kill()
+    assert "stopped on request" in output, output
+    (saved,) = list_checkpoints(folder / "interrupted")
+    assert saved.step >= 30
+    done = run(launch(config, "--set", f"training.total_steps={saved.step + 5}"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"going on at step {saved.step}" in done.stdout
+    assert [line["step"] for line in read_json_lines(metrics)] == list(range(1, saved.step + 6))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--set", "model.hiden=3"], "did you mean `hidden`"),
+        (["--set", "batches.lanes=7", "--set", "training.micro_batches=2"], "batches.lanes"),
+        (["--set", "softmax.samples=150"], "at most half the vocabulary"),
+        (["--set", "model.hidden=25"], "model.hidden"),
+        (["--set", "run.seed=4"], "run.seed"),
+        (["--set", "tokens.directory=nowhere"], "launch/preprocess.py"),
+        (["--set", 'deepspeed={"zero_optimisation": {}}'], "no such DeepSpeed key"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_status_2(
+    folder: Path, trained: subprocess.CompletedProcess[str], arguments: list[str], said: str
+) -> None:
+    directory = ["--set", f"run.directory={folder / 'fresh'}"] if "batches.lanes" in arguments[1] else []
+    done = run([sys.executable, "launch/train.py", "--config", str(folder / "run.json"), *arguments, *directory])
+    assert done.returncode == 2, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("lm1b: error:")]
+    assert len(errors) == 1
+    assert said in errors[0]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_mistake_on_two_ranks_is_said_once_and_nobody_waits(folder: Path, trained: subprocess.CompletedProcess[str]) -> None:
+    started_at = time.monotonic()
+    done = run(launch(folder / "run.json", "--set", "model.hidden=25"))
+    assert done.returncode == 2
+    assert (done.stdout + done.stderr).count("lm1b: error:") == 1
+    assert time.monotonic() - started_at < 55
+
+
+def test_a_damaged_checkpoint_is_named(folder: Path, trained: subprocess.CompletedProcess[str]) -> None:
+    damaged = folder / "damaged"
+    shutil.copytree(folder / "run", damaged)
+    file = list_checkpoints(damaged)[-1].path / "core.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    for command in (["launch/train.py", "--config", str(folder / "run.json"), "--set", f"run.directory={damaged}"],
+                    ["launch/evaluate.py", "--run", str(damaged)]):  # fmt: skip
+        done = run([sys.executable, *command])
+        assert done.returncode == 2
+        assert "core.safetensors: damaged" in done.stderr
+
+
+def test_shipped_small_configs_train(folder: Path, trained: subprocess.CompletedProcess[str]) -> None:
+    for path in sorted((REPOSITORY / "configs").glob("*_news.json")):
+        settings = json.loads(path.read_text())
+        tiny = tiny_settings(folder, f"shipped_{path.stem}")
+        settings |= {"run": tiny["run"], "corpus": tiny["corpus"], "tokens": tiny["tokens"], "softmax": tiny["softmax"]}
+        settings["training"] |= {"epochs": None, "total_steps": 3, "evaluate_alongside": False}
+        settings["batches"]["lanes"] = 8
+        file = folder / f"shipped_{path.stem}.json"
+        file.write_text(json.dumps(settings))
+        done = run([sys.executable, "launch/train.py", "--config", str(file)])
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_readmes_commands_exist() -> None:
+    text = (REPOSITORY / "README.md").read_text()
+    commands = [line for block in re.findall(r"```(?:sh|console)?\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    entry_points = {word for line in commands for word in shlex.split(line, comments=True) if word.startswith(("launch/", "tools/"))}
+    assert {"launch/preprocess.py", "launch/train.py", "launch/evaluate.py", "launch/report.py"} <= entry_points
+    for name in entry_points:
+        done = run([sys.executable, name, "--help"])
+        assert done.returncode == 0, f"{name}: {done.stderr}"
+    makefile = (REPOSITORY / "Makefile").read_text()
+    for line in commands:
+        for target in re.findall(r"\bmake (\w+)", line):
+            assert f"\n{target}:" in makefile, target

@@ -1,0 +1,63 @@
+"""The house's layers: a module imports only from its own layer or one below, and nothing reads pickles."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+from tiny import REPOSITORY
+
+LAYERS = ["base", "data", "model", "training", "evaluation", "launch"]
+FILES = sorted([*REPOSITORY.glob("lm1b/**/*.py"), *REPOSITORY.glob("launch/*.py")])
+
+
+def layer_of(module: str) -> int:
+    """Height of `lm1b.data.batches` and the like."""
+    parts = module.split(".")
+    if parts[0] == "launch":
+        return LAYERS.index("launch")
+    return LAYERS.index(parts[1]) if len(parts) > 1 and parts[1] in LAYERS else 0
+
+
+def imports_of(path: Path) -> list[str]:
+    """Names of the modules a file imports, wherever in the file."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.append(node.module)
+    return found
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_imports_go_down(path: Path) -> None:
+    own = layer_of(module_name(path))
+    upward = [name for name in imports_of(path) if name.split(".")[0] in ("lm1b", "launch") and layer_of(name) > own]
+    assert not upward, f"{module_name(path)} imports upward: {upward}"
+
+
+def test_only_the_engine_knows_deepspeed() -> None:
+    users = [module_name(path) for path in FILES if any(name.split(".")[0] == "deepspeed" for name in imports_of(path))]
+    assert users == ["lm1b.training.engine"]
+
+
+def test_the_config_needs_no_torch() -> None:
+    for name in ("config", "errors", "files"):
+        assert "torch" not in {module.split(".")[0] for module in imports_of(REPOSITORY / "lm1b" / f"{name}.py")}
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_nothing_runs_code_from_data(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in ("eval", "exec", "torch.load", "pickle.load", "pickle.loads", "os.system"), called
+            for keyword in node.keywords:
+                bad = keyword.arg in ("allow_pickle", "shell") and not (isinstance(keyword.value, ast.Constant) and keyword.value.value is False)
+                assert not bad, ast.unparse(node)

@@ -1,0 +1,181 @@
+"""Vocabulary tables: sparse Adagrad against a dense table, on one process and on two real ones."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lm1b.distributed import Ranks, single_process
+from lm1b.model.sampler import LogUniformSampler
+from lm1b.model.tables import RowRequest, VocabularyTable, request_inputs, request_outputs
+
+ALONE = single_process()
+
+
+def make_table(ranks: Ranks = ALONE, num_rows: int = 41, width: int = 6, name: str = "input_table") -> VocabularyTable:
+    return VocabularyTable(name, num_rows, width, seed=5, initial_scale=1.0, initial_accumulator=0.5, ranks=ranks)
+
+
+class DenseTable:
+    """The reference: a whole float64 table with torch's own Adagrad on a dense gradient."""
+
+    def __init__(self, table: VocabularyTable) -> None:
+        self.rows = torch.nn.Parameter(table.rows.double())
+        self.optimizer = torch.optim.Adagrad([self.rows], lr=0.2, initial_accumulator_value=0.5, eps=1e-10)
+
+    def apply(self, gradients: list[tuple[Tensor, Tensor]]) -> None:
+        """gradients: (ids, gradient of their rows), in any number, repeated ids and all."""
+        self.rows.grad = torch.zeros_like(self.rows)
+        for ids, gradient in gradients:
+            self.rows.grad.index_add_(0, ids, gradient.double())
+        self.optimizer.step()
+
+
+def random_ids_and_gradient(seed: int, num_rows: int = 41, width: int = 6) -> tuple[Tensor, Tensor]:
+    """Distinct ids in no order (from none to nearly all) and gradients: what rank `seed % 2` brings to step `seed // 2`."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randperm(num_rows, generator=generator)[: [7, 0, 40, 13][seed % 4]]
+    return ids, torch.randn(len(ids), width, generator=generator)
+
+
+def test_one_process_against_a_dense_table() -> None:
+    table = make_table()
+    dense = DenseTable(table)
+    for seed in range(8):
+        ids, gradient = random_ids_and_gradient(seed)
+        request = RowRequest(ids, ALONE)
+        assert torch.allclose(table.fetch(request, torch.float32).double(), dense.rows[ids], atol=1e-6)
+        table.apply(request, gradient / 3, learning_rate=0.2, gradient_scale=3.0)
+        dense.apply([(ids, gradient)])
+    assert torch.allclose(table.rows.double(), dense.rows, atol=1e-6)
+    assert torch.allclose(table.accumulators.double(), dense.optimizer.state[dense.rows]["sum"], atol=1e-5)
+
+
+def test_rows_not_asked_for_stay_as_they_are() -> None:
+    table = make_table()
+    before = table.rows.clone()
+    ids = torch.tensor([40, 3, 8])
+    table.apply(RowRequest(ids, ALONE), torch.ones(3, 6), learning_rate=0.1)
+    changed = (table.rows != before).any(1)
+    assert changed.nonzero().flatten().tolist() == [3, 8, 40]
+    assert (table.accumulators != 0.5).any(1).nonzero().flatten().tolist() == [3, 8, 40]
+
+
+def test_blocks_do_not_change_an_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids, gradient = random_ids_and_gradient(2)
+    tables = []
+    for elements in (1, 20, 1 << 16):
+        monkeypatch.setattr("lm1b.model.tables._BLOCK_ELEMENTS", elements)
+        table = make_table()
+        request = RowRequest(ids, ALONE)
+        assert torch.equal(table.fetch(request, torch.float32), table.rows[ids])
+        table.apply(request, gradient.clone(), learning_rate=0.1)
+        tables.append(table)
+    for table in tables[1:]:
+        assert torch.equal(table.rows, tables[0].rows)
+        assert torch.equal(table.accumulators, tables[0].accumulators)
+
+
+@pytest.mark.parametrize("size", [2, 3, 50])
+def test_initial_rows_do_not_depend_on_the_cut(size: int) -> None:
+    whole = make_table()
+    seen = 0
+    for rank in range(size):
+        part = make_table(Ranks(rank, size, torch.device("cpu")))
+        ids = part.local_ids()
+        assert part.rows.shape == (len(ids), 6)
+        assert torch.equal(part.rows, whole.rows[ids])
+        assert torch.equal(ids % size, torch.full_like(ids, rank))
+        seen += len(ids)
+    assert seen == 41
+
+
+def test_initial_rows_are_uniform_keyed_by_name_and_bounded() -> None:
+    table = make_table(num_rows=2000, width=30)
+    limit = (3 / 30) ** 0.5
+    assert table.rows.abs().max() <= limit
+    assert table.rows.std().item() == pytest.approx(30**-0.5, rel=0.02)
+    assert abs(table.rows.mean()) < 3e-3
+    assert not torch.equal(table.rows, make_table(num_rows=2000, width=30, name="output_table").rows)
+    bias = VocabularyTable("output_bias", 9, 1, seed=5, initial_scale=0.0, initial_accumulator=1.0, ranks=ALONE)
+    assert bias.rows.shape == (9, 1)
+    assert not bias.rows.any()
+    assert bool((bias.accumulators == 1).all())
+
+
+def test_rows_are_rounded_alone_too() -> None:
+    table = make_table()
+    ids = torch.tensor([1, 30])
+    fetched = table.fetch(RowRequest(ids, ALONE), torch.bfloat16)
+    assert fetched.dtype == torch.float32
+    assert torch.equal(fetched, table.rows[ids].bfloat16().float())
+
+
+@settings(deadline=None, max_examples=40)
+@given(targets=st.lists(st.integers(0, 99), min_size=1, max_size=60), step=st.integers(0, 100), num_samples=st.sampled_from([1, 20, 50, 100]))
+def test_positions_of_inputs_and_targets(targets: list[int], step: int, num_samples: int) -> None:
+    sampler = LogUniformSampler(100, num_samples, seed=1)
+    samples = sampler.draw(step, "cpu")
+    targets_N = torch.tensor(targets)
+    request, positions = request_outputs(samples, targets_N, ALONE)
+    assert torch.equal(request.ids_U[positions], targets_N)
+    assert torch.equal(request.ids_U[:num_samples], samples.ids_S)
+    assert len(request.ids_U.unique()) == len(request.ids_U)
+    assert torch.equal(positions < num_samples, torch.isin(targets_N, samples.ids_S))
+    assert set(request.ids_U.tolist()) == set(samples.ids_S.tolist()) | set(targets)
+
+    inputs_TB = targets_N.unsqueeze(0)
+    request, positions = request_inputs(inputs_TB, ALONE)
+    assert positions.shape == inputs_TB.shape
+    assert torch.equal(request.ids_U[positions], inputs_TB)
+    assert len(request.ids_U) == len(set(targets))
+
+
+def _two_ranks_against_dense(rank: int, store: str, folder: str) -> None:
+    """One of two processes: eight steps with other ids on each rank, then its part of the table is saved."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    ranks = Ranks(rank, 2, torch.device("cpu"))
+    results = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        table, bias = make_table(ranks), make_table(ranks, width=1, name="output_bias")
+        whole = make_table()
+        for step in range(8):
+            ids, gradient = random_ids_and_gradient(2 * step + rank)
+            request = RowRequest(ids, ranks)
+            rows = table.fetch(request, dtype)
+            assert rows.shape == (len(ids), 6)
+            assert rows.dtype == torch.float32
+            if step == 0:
+                assert torch.equal(rows, whole.rows[ids].to(dtype).float())
+            bias.fetch(request, torch.float32)
+            table.apply(request, gradient, learning_rate=0.2)
+            bias.apply(request, gradient[:, :1].contiguous(), learning_rate=0.2)
+        results[str(dtype)] = [table.local_ids(), table.rows, table.accumulators, bias.rows]
+    dist.barrier()
+    torch.save(results, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_against_a_dense_table(tmp_path: Path) -> None:
+    multiprocessing.spawn(_two_ranks_against_dense, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)  # type: ignore[attr-defined]
+    dense, dense_bias = DenseTable(make_table()), DenseTable(make_table(width=1, name="output_bias"))
+    for step in range(8):
+        both = [random_ids_and_gradient(2 * step + rank) for rank in range(2)]
+        dense.apply(both)
+        dense_bias.apply([(ids, gradient[:, :1]) for ids, gradient in both])
+    for rank in range(2):
+        results = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for dtype, tolerance in ((torch.float32, 2e-6), (torch.bfloat16, 0.02)):
+            ids, rows, accumulators, bias = results[str(dtype)]
+            assert torch.allclose(rows.double(), dense.rows[ids], atol=tolerance)
+            assert torch.allclose(accumulators.double(), dense.optimizer.state[dense.rows]["sum"][ids], rtol=10 * tolerance)
+            assert torch.allclose(bias.double(), dense_bias.rows[ids], atol=2e-6)
