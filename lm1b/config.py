@@ -148,7 +148,7 @@ class TrainingConfig(Section):
     precision: Precision = Field("auto", description="Computing precision. auto: bf16 on a GPU or a CPU with AVX-512 bf16, else fp32. fp16: GPU only.")
     zero_stage: Literal[1, 2, 3] = Field(1, description="DeepSpeed's ZeRO stage of the core.")
     micro_batches: Positive = Field(1, description="Gradient accumulation: into how many micro-batches a rank's lanes are split.")
-    ema_decay: Probability | None = Field(0.999, description="Decay of the moving average of the core's weights used by evaluation (LM1B recipe: 0.999); null: none.")
+    ema_decay: Probability | None = Field(0.999, description="Decay of the moving average of the core's weights used by evaluation (LM1B recipe: 0.999), at most (1+u)/(10+u) at update u; null: none.")
     threads: Positive | None = Field(None, description="CPU threads a rank; null: the rank's share of the cores.")
     log_every: Positive = Field(10, description="Steps between two lines of metrics.jsonl.")
     gap_every: Positive | None = Field(200, description="Steps between two full-softmax checks of the sampled loss; null: never.")

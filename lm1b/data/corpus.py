@@ -97,7 +97,7 @@ class Corpus(Protocol):
     total_bytes: int
 
     def pieces(self, is_wanted: Callable[[Piece], bool], progress: Callable[[int], object]) -> Iterator[Piece]:
-        """Every piece; those not wanted may come without their data. `progress` is told bytes of `total_bytes` passed by."""
+        """Every piece; those not wanted may come without their data. An archive tells `progress` the bytes of `total_bytes` read."""
         ...
 
 
@@ -122,9 +122,7 @@ class FilesCorpus:
         self.origin: dict[str, Any] = {"files": [[piece.split, piece.shard, piece.identity] for piece in self._pieces]}
 
     def pieces(self, is_wanted: Callable[[Piece], bool], progress: Callable[[int], object]) -> Iterator[Piece]:
-        for piece in self._pieces:
-            yield piece
-            progress(piece.stop - piece.start)
+        yield from self._pieces
 
 
 def _pieces_of_file(file: SourceFile) -> Iterator[Piece]:

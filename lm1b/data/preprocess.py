@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from lm1b.config import Config, Split, VocabularyConfig
 from lm1b.data import official
-from lm1b.data.corpus import Corpus, Piece, open_corpus
+from lm1b.data.corpus import ArchiveCorpus, Corpus, Piece, open_corpus
 from lm1b.data.pieces import (
     PIECES_TO_ENCODE_TOGETHER,
     CountedPiece,
@@ -190,6 +190,7 @@ def _count(work: _Work, corpus: Corpus, *, keep_shards: bool) -> list[str]:
         )
 
     order: list[str] = []
+    in_archive = isinstance(corpus, ArchiveCorpus)  # it knows its progress itself
     with work.bar("counting words", corpus.total_bytes, "B") as bar:
 
         def tasks() -> Iterator[tuple[Piece, Path]]:
@@ -197,9 +198,12 @@ def _count(work: _Work, corpus: Corpus, *, keep_shards: bool) -> list[str]:
                 order.append(piece.shard)
                 if is_wanted(piece):
                     yield piece, work.unfinished
+                else:
+                    bar.update(0 if in_archive else piece.stop - piece.start)
 
         for counted in work.workers.run(count_piece, tasks()):
             work.counted[counted.shard] = counted
+            bar.update(0 if in_archive else counted.num_bytes)
     return sorted(order)
 
 

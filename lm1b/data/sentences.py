@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from typing import TYPE_CHECKING
 
-from sacremoses import MosesPunctNormalizer, MosesTokenizer
+if TYPE_CHECKING:
+    from sacremoses import MosesPunctNormalizer, MosesTokenizer
 
 # White space where a sentence may end: after . ! ? or dots with closing quotes and brackets, before a capital, a digit or an opening.
 _CLOSING = "\"'\u201d\u2019)]"  # straight and curly quotes, brackets
@@ -22,6 +24,8 @@ _INITIALS = re.compile(r"(?:[^\W\d_]\.)*[^\W\d_]$")
 
 @cache
 def _moses() -> tuple[MosesPunctNormalizer, MosesTokenizer]:
+    from sacremoses import MosesPunctNormalizer, MosesTokenizer  # takes a while, and only raw text needs it
+
     return MosesPunctNormalizer(lang="en"), MosesTokenizer(lang="en")
 
 

@@ -6,13 +6,14 @@ Ctrl-C to the parent, and end by themselves when the parent has gone.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import active_children, connection, get_context, parent_process, resource_tracker
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -34,8 +35,18 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block; a process that is started inside it never gets one."""
+    resource_tracker.ensure_running()  # it would let signals through in the middle of the block
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     pa.set_cpu_count(1)
 
@@ -45,6 +56,7 @@ class Workers:
 
     def __init__(self, num_processes: int) -> None:
         self.num_processes = num_processes
+        self._others = set(active_children())
         self._pool = (
             ProcessPoolExecutor(num_processes, mp_context=get_context("spawn"), initializer=_start_worker) if num_processes > 1 else None
         )
@@ -52,9 +64,14 @@ class Workers:
     def __enter__(self) -> Workers:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+    def __exit__(self, fault: type[BaseException] | None, *_: object) -> None:
+        if self._pool is None:
+            return
+        if fault is KeyboardInterrupt:
+            # Who presses Ctrl-C does not want to wait: files are atomic, so a worker may be stopped anywhere.
+            for process in set(active_children()) - self._others:
+                process.terminate()
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
     def run(self, function: Callable[..., Result], tasks: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
         """`function(*task)` for every task, in whatever order they end; one more task than processes is in flight.
@@ -68,7 +85,8 @@ class Workers:
         pending: set[Future[Result]] = set()
         try:
             for task in tasks:
-                pending.add(self._pool.submit(function, *task))
+                with _interrupts_held():  # submitting is what starts a process
+                    pending.add(self._pool.submit(function, *task))
                 if len(pending) > self.num_processes:
                     done, pending = wait(pending, return_when=FIRST_COMPLETED)
                     yield from (future.result() for future in done)

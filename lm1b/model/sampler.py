@@ -64,7 +64,7 @@ class LogUniformSampler:
             ids_S, num_draws = _first_distinct(self._ids_drawn(key, self._draws_at_a_time), self.num_samples)
             if num_draws:
                 break
-            self._draws_at_a_time += self._draws_at_a_time // 4
+            self._draws_at_a_time += self._draws_at_a_time // 4 + 64
         ids = torch.from_numpy(ids_S)
         return Samples(ids.to(device), self.log_expected(ids, num_draws).to(device), num_draws)
 

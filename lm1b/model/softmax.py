@@ -85,11 +85,11 @@ def _nats_and_gradients(
         target_logits = (hidden.to(torch.float32) * target_rows).sum(1) + offset_U[targets]
         logits = torch.mm(hidden, rows_SP.T, out=buffer[: len(hidden)])
         nats_chunk, column_sums = _softmax_in_place(logits, offset_U[:num_samples], targets, target_logits)
-        nats += nats_chunk.sum(dtype=torch.float64)
+        nats += nats_chunk.sum()
         if gradients is not None:
             gradients.add_samples(start, hidden, logits, rows_SP, column_sums)
             # d nats / d target logit = p - 1 = expm1(-nats), exact where p is near 1.
-            gradients.add_targets(start, hidden, targets, target_rows, torch.expm1(-nats_chunk))
+            gradients.add_targets(start, hidden, targets, target_rows, torch.expm1(-nats_chunk).to(torch.float32))
     return nats, (gradients.hidden_NP, gradients.rows_UP, gradients.bias_U) if gradients is not None else None
 
 
@@ -143,36 +143,43 @@ def _scratch(name: str, shape: tuple[int, int], dtype: torch.dtype, device: torc
     return space[:size].view(shape)
 
 
+def _in_float32(block: Tensor) -> Tensor:
+    """A block of logits as float32 to work on: itself where it is that, else a copy in scratch space."""
+    if block.dtype == torch.float32:
+        return block
+    return _scratch("block", (block.shape[0], block.shape[1]), torch.float32, block.device).copy_(block)
+
+
 def _softmax_in_place(logits_nS: Tensor, offset_S: Tensor, targets_n: Tensor, target_logits_n: Tensor) -> tuple[Tensor, Tensor]:
     """Replace raw logits by the samples' probabilities, block by block in float32.
 
-    The probability of a sample that is the position's target becomes 0. Returns nats_n and the probabilities' column sums,
-    both float32.
+    The probability of a sample that is the position's target becomes 0. Returns nats_n, float64, and the probabilities' column
+    sums, float32.
     """
     num_positions, num_samples = logits_nS.shape
     block = max(1, _BLOCK_ELEMENTS // num_samples)
-    nats_n = torch.empty_like(target_logits_n)
+    nats_n = torch.empty_like(target_logits_n, dtype=torch.float64)
     column_sums = torch.zeros_like(offset_S)
-    buffer = _scratch("block", (min(block, num_positions), num_samples), torch.float32, logits_nS.device)
     is_sampled = targets_n < num_samples
     # A target outside the samples masks nothing: it points at column 0 and puts back what is there.
     columns_n1 = torch.where(is_sampled, targets_n, 0).unsqueeze(1)
     for start in range(0, num_positions, block):
         logits = logits_nS[start : start + block]
         here = slice(start, start + len(logits))
-        values = buffer[: len(logits)]
-        values.copy_(logits)
+        values = _in_float32(logits)
         values += offset_S
         masked = torch.where(is_sampled[here].unsqueeze(1), -torch.inf, values.gather(1, columns_n1[here]))
         values.scatter_(1, columns_n1[here], masked)
         target = target_logits_n[here]
         largest = torch.maximum(values.amax(1), target)
         values.sub_(largest.unsqueeze(1)).exp_()
-        total = values.sum(1) + torch.exp(target - largest)
-        nats_n[here] = torch.log(total) + largest - target
-        values *= (1.0 / total).unsqueeze(1)
+        # In float64, a handful of numbers: the nats of a nearly certain target would drown in 1.
+        total = values.sum(1).double() + torch.exp(target - largest).double()
+        nats_n[here] = torch.log(total) + (largest - target)
+        values *= (1.0 / total).to(torch.float32).unsqueeze(1)
         column_sums += values.sum(0)
-        logits.copy_(values)
+        if values is not logits:
+            logits.copy_(values)
     return nats_n, column_sums
 
 
@@ -229,19 +236,23 @@ def full_softmax_part(hidden_NP: Tensor, rows_LP: Tensor, bias_L: Tensor, places
         target_N,
     )
     sub_block = max(1, _BLOCK_ELEMENTS // block)
+    chunk = min(num_positions, max(1, _CHUNK_BYTES // (min(block, len(rows_LP)) * hidden_NP.element_size())))
     for first in range(0, len(rows_LP), block):
         rows, bias = rows_LP[first : first + block].to(hidden_NP.dtype), bias_L[first : first + block]
-        chunk = max(1, _CHUNK_BYTES // (len(rows) * hidden_NP.element_size()))
+        buffer = _scratch("logits", (chunk, len(rows)), hidden_NP.dtype, hidden_NP.device)
         for start in range(0, num_positions, chunk):
-            logits_nL = hidden_NP[start : start + chunk] @ rows.T
-            for low in range(0, len(logits_nL), sub_block):
-                part = slice(start + low, start + min(low + sub_block, len(logits_nL)))
-                _accumulate(result, part, logits_nL[low : low + sub_block].to(torch.float32) + bias, places_N[part] - first)
+            hidden = hidden_NP[start : start + chunk]
+            logits_nL = torch.mm(hidden, rows.T, out=buffer[: len(hidden)])
+            for low in range(0, len(hidden), sub_block):
+                part = slice(start + low, start + min(low + sub_block, len(hidden)))
+                values = _in_float32(logits_nL[low : low + sub_block])
+                values += bias
+                _accumulate(result, part, values, places_N[part] - first)
     return result
 
 
 def _accumulate(result: FullSoftmax, part: slice, logits: Tensor, columns: Tensor) -> None:
-    """Take a block of float32 logits into the running maximum and sum of the positions `part`."""
+    """Take a block of float32 logits, which is used up, into the running maximum and sum of the positions `part`."""
     inside = torch.nonzero((columns >= 0) & (columns < logits.shape[1])).flatten()
     # The target's logit is the one computed in float32, in the sum too.
     logits[inside, columns[inside]] = result.target_N[part][inside]

@@ -136,7 +136,8 @@ class VocabularyTable:
 
     def local_ids(self) -> Tensor:
         """Ids of this rank's rows in order, int64, on its device."""
-        return torch.arange(self.ranks.rank, self.num_rows, self.ranks.size, device=self.rows.device)
+        # A table of fewer rows than ranks leaves the last ranks without any.
+        return torch.arange(min(self.ranks.rank, self.num_rows), self.num_rows, self.ranks.size, device=self.rows.device)
 
     def fetch(self, request: RowRequest, dtype: torch.dtype) -> Tensor:
         """The requested rows rows_UD, float32, rounded to `dtype` whether they travel or not. A collective."""

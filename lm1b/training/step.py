@@ -166,7 +166,8 @@ class TrainingStep:
             ):
                 table.apply(request, gradient, learning_rate=rate, gradient_scale=row_scale)
             if self.config.training.ema_decay is not None:
-                engine.update_ema(self.config.training.ema_decay)
+                # A full-length average would hold the initial weights for a thousand updates: it grows with the run.
+                engine.update_ema(min(self.config.training.ema_decay, (1 + self.updates) / (10 + self.updates)))
             self.updates += 1
         else:
             new_carry, lanes_restarted = _restart_lanes(new_carry)
