@@ -26,7 +26,7 @@ from pyarrow import ipc
 from lm1b.data.corpus import Piece
 from lm1b.data.official import official_md5
 from lm1b.data.shards import ShardInfo, write_array, write_shard
-from lm1b.data.text import blocks_of, check_utf8, compute, words_of
+from lm1b.data.text import check_utf8, compute, number_words
 from lm1b.data.vocabulary import Vocabulary
 from lm1b.errors import UserError
 from lm1b.files import atomic_file, read_json, write_json
@@ -55,23 +55,6 @@ def _codes_path(work: Path, shard: str) -> Path:
 
 def _words_path(work: Path, shard: str) -> Path:
     return work / f"{shard}.words.arrow"
-
-
-def number_words(data: bytes) -> tuple[pa.BinaryArray, np.ndarray]:
-    """Distinct tokens of text in order of appearance (with trailing space), and the text as their numbers, int32 (n,)."""
-    dictionaries, codes = [], []
-    for block in blocks_of(data):
-        encoded = words_of(block).dictionary_encode()
-        dictionaries.append(encoded.dictionary)
-        codes.append(encoded.indices.to_numpy())
-    if not codes:
-        return pa.array([], pa.binary()), np.zeros(0, dtype=np.int32)
-    # Each block numbered its own words; number them anew over the whole piece.
-    joined = pa.concat_arrays(dictionaries).dictionary_encode()
-    renumbered = joined.indices.to_numpy()
-    starts = np.cumsum([0] + [len(dictionary) for dictionary in dictionaries])
-    parts = [renumbered[start:stop][block] for start, stop, block in zip(starts[:-1], starts[1:], codes, strict=True)]
-    return joined.dictionary, np.concatenate(parts)
 
 
 def write_words(path: Path, words: pa.BinaryArray, counts: np.ndarray) -> None:

@@ -6,6 +6,7 @@
    as `<UNK>`, since those two symbols are the stream's own.
 3. `words_of` views that as an Arrow array whose items are `word + b" "`, with `</S> ` where each sentence ends. The
    trailing space makes the items touch each other, so that the array is nothing but the text and where its spaces are.
+4. `number_words` numbers the distinct ones, so that what is slow need be done once a distinct word.
 
 >>> words_of(tidy(b"Hello ,\tworld !\\r\\n")).to_pylist()
 [b'Hello ', b', ', b'world ', b'! ', b'</S> ']
@@ -106,3 +107,20 @@ def blocks_of(data: bytes, block_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:
         stop = len(data) if newline < 0 else newline + 1
         yield data if start == 0 and stop == len(data) else data[start:stop]
         start = stop
+
+
+def number_words(data: bytes) -> tuple[pa.BinaryArray, np.ndarray]:
+    """Distinct tokens of text in order of appearance (with trailing space), and the text as their numbers, int32 (n,)."""
+    dictionaries, codes = [], []
+    for block in blocks_of(data):
+        encoded = words_of(block).dictionary_encode()
+        dictionaries.append(encoded.dictionary)
+        codes.append(encoded.indices.to_numpy())
+    if not codes:
+        return pa.array([], pa.binary()), np.zeros(0, dtype=np.int32)
+    # Each block numbered its own words; number them anew over the whole piece.
+    joined = pa.concat_arrays(dictionaries).dictionary_encode()
+    renumbered = joined.indices.to_numpy()
+    starts = np.cumsum([0] + [len(dictionary) for dictionary in dictionaries])
+    parts = [renumbered[start:stop][block] for start, stop, block in zip(starts[:-1], starts[1:], codes, strict=True)]
+    return joined.dictionary, np.concatenate(parts)

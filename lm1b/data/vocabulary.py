@@ -18,9 +18,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from lm1b.data.text import END, RESERVED, START, UNKNOWN, blocks_of, check_utf8, compute, words_of
+from lm1b.data.text import END, RESERVED, START, UNKNOWN, check_utf8, compute, number_words
 from lm1b.errors import UserError
 from lm1b.files import atomic_file
+
+_IS_SEPARATOR = np.isin(np.arange(256), [0x20, 0x0A])
 
 
 class Vocabulary:
@@ -91,8 +93,8 @@ class Vocabulary:
         Raises UserError that names `source` where the text is not UTF-8.
         """
         check_utf8(data, source)
-        parts = [self.ids_of(words_of(block)) for block in blocks_of(data)]
-        ids = np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint32)
+        words, codes = number_words(data)
+        ids = self.ids_of(words)[codes]
         return ids, int(np.count_nonzero(ids == self.unknown_id))
 
     def counted(self, words: pa.BinaryArray, counts: np.ndarray) -> Vocabulary:
@@ -104,24 +106,32 @@ class Vocabulary:
     def save(self, path: Path) -> None:
         """Write `word count` lines in id order, atomically."""
         counts = pa.array(self.counts_V).cast(pa.string()).cast(pa.binary())
-        lines = compute.binary_join_element_wise(self._words, counts, pa.scalar(b" ", pa.binary()))
         with atomic_file(path) as file:
-            file.write(_joined(lines, b"\n"))
+            file.write(_joined(compute.binary_join_element_wise(self._words, counts, pa.scalar(b" ", pa.binary())), b"\n"))
 
     @classmethod
     def load(cls, path: Path) -> Vocabulary:
         """Read what `save` wrote: the lines' order is the ids'. Raises UserError where it is not such a file."""
-        words, counts = _read_lines(path)
-        if counts is None or not words or words[-1] != START.encode():
-            raise UserError(
-                f"{path}: not a vocabulary written by preprocessing (`word count` lines, `{START}` last): run launch/preprocess.py again"
-            )
-        return cls(pa.array(words, pa.binary()), np.array(counts, dtype=np.int64))
+        data = _read(path)
+        separators = np.flatnonzero(_IS_SEPARATOR[np.frombuffer(data, dtype=np.uint8)])
+        kinds = np.frombuffer(data, dtype=np.uint8)[separators]
+        whole = len(kinds) > 0 and len(kinds) % 2 == 0 and bool((kinds[::2] == 0x20).all() and (kinds[1::2] == 0x0A).all())
+        if whole and data.endswith(b"\n"):
+            offsets = np.concatenate([[0], separators + 1]).astype(np.int32)
+            fields = pa.Array.from_buffers(pa.binary(), len(separators), [None, pa.py_buffer(offsets), pa.py_buffer(data)])
+            fields = compute.binary_slice(fields, 0, -1)
+            words, counts = (fields.take(pa.array(np.arange(start, len(fields), 2))) for start in (0, 1))
+            if words[-1].as_py() == START.encode() and compute.all(compute.ascii_is_decimal(counts.cast(pa.string()))).as_py():
+                return cls(words, counts.cast(pa.string()).cast(pa.int64()).to_numpy())
+        raise UserError(
+            f"{path}: not a vocabulary written by preprocessing (`word count` lines, `{START}` last): run launch/preprocess.py again"
+        )
 
 
 def _joined(words: pa.BinaryArray, separator: bytes) -> bytes:
     """Every item followed by `separator`."""
-    return b"".join(item + separator for item in words.to_pylist())
+    ended = compute.binary_join_element_wise(words, pa.scalar(b"", pa.binary()), pa.scalar(separator, pa.binary()))
+    return ended.buffers()[2].to_pybytes() if len(ended) else b""
 
 
 def build_vocabulary(words: pa.BinaryArray, counts: np.ndarray, minimum_count: int) -> Vocabulary:
@@ -148,13 +158,18 @@ def _sorted(names: pa.BinaryArray, totals: np.ndarray) -> Vocabulary:
     return Vocabulary(words, np.append(totals[order.to_numpy()], 0))
 
 
-def _read_lines(path: Path) -> tuple[list[bytes], list[int] | None]:
-    """Words, and counts where every line has one. Raises UserError naming the line that is wrong."""
+def _read(path: Path) -> bytes:
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path}: no such vocabulary file") from None
     check_utf8(data, str(path))
+    return data
+
+
+def _read_lines(path: Path) -> tuple[list[bytes], list[int] | None]:
+    """Words, and counts where every line has one. Raises UserError naming the line that is wrong."""
+    data = _read(path)
     words: list[bytes] = []
     counts: list[int] = []
     for number, line in enumerate(data.split(b"\n"), 1):
