@@ -35,6 +35,7 @@ class Trainer:
             for name, width in widths.items()
         }
         self.sampler = LogUniformSampler(VOCABULARY_SIZE, NUM_SAMPLES, seed=1)
+        self.learning_rate = learning_rate
         self.optimizer = torch.optim.Adagrad(self.model.parameters(), lr=learning_rate, initial_accumulator_value=1.0)
 
     def losses(
@@ -74,7 +75,7 @@ class Trainer:
 
     def update(self, gradients: dict[str, Tensor]) -> None:
         for name, table in self.tables.items():
-            table.apply(self.inputs if name == "input_table" else self.outputs, gradients[name], learning_rate=0.1)
+            table.apply(self.inputs if name == "input_table" else self.outputs, gradients[name], learning_rate=self.learning_rate)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -197,14 +198,15 @@ def test_it_learns_with_samples_what_the_full_softmax_sees() -> None:
 
 # Nats a word of steps 0, 4 and 9. A refactor leaves them as they are; a change of numerics changes them, and says why.
 GOLDEN_NATS = {
-    "lstm": [0.0, 0.0, 0.0],
-    "irnn": [0.0, 0.0, 0.0],
+    "lstm": [4.512456, 4.307873, 4.119246],
+    "irnn": [4.520688, 4.675797, 4.221239],
 }
 
 
 @pytest.mark.parametrize("cell", list(GOLDEN_NATS))
 def test_golden_losses(cell: str) -> None:
-    trainer = Trainer(model_config(cell, dropout=0.1), learning_rate=0.02)
+    # The papers' own start for the IRNN: from larger input weights these few steps are chaotic.
+    trainer = Trainer(model_config(cell, dropout=0.1, input_weight="glorot" if cell == "lstm" else "normal"), learning_rate=0.02)
     tokens = random_tokens(lanes=8)
     state = trainer.model.zero_state(8, "cpu")
     nats = []

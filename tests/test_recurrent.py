@@ -30,7 +30,9 @@ def random_state(stack: RecurrentStack, lanes: int) -> State:
     return {name: torch.randn(value.shape, generator=generator) * 0.3 for name, value in zero.items()}
 
 
-def loop_in_float64(stack: RecurrentStack, weights: dict[str, Tensor], x_TBD: Tensor, state: State, resets_TB: Tensor) -> tuple[Tensor, State]:
+def loop_in_float64(
+    stack: RecurrentStack, weights: dict[str, Tensor], x_TBD: Tensor, state: State, resets_TB: Tensor
+) -> tuple[Tensor, State]:
     """Step by step from the formulas: Elman's h = f(U x + W h + b), and LSTM's gates i, f, g, o (Sak 2014 with projection)."""
     state = {name: value.double() for name, value in state.items()}
     outputs = []

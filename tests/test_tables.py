@@ -120,7 +120,9 @@ def test_rows_are_rounded_alone_too() -> None:
 
 
 @settings(deadline=None, max_examples=40)
-@given(targets=st.lists(st.integers(0, 99), min_size=1, max_size=60), step=st.integers(0, 100), num_samples=st.sampled_from([1, 20, 50, 100]))
+@given(
+    targets=st.lists(st.integers(0, 99), min_size=1, max_size=60), step=st.integers(0, 100), num_samples=st.sampled_from([1, 20, 50, 100])
+)
 def test_positions_of_inputs_and_targets(targets: list[int], step: int, num_samples: int) -> None:
     sampler = LogUniformSampler(100, num_samples, seed=1)
     samples = sampler.draw(step, "cpu")

@@ -32,6 +32,8 @@ from lm1b.distributed import Ranks
 # first is large enough for the products to run at full speed, the second stays in a core's second-level cache.
 _CHUNK_BYTES = 48 << 20
 _BLOCK_ELEMENTS = 1 << 18
+# On a GPU small blocks would only cost launches: these keep a usual step's logits in three blocks.
+_BLOCK_ELEMENTS_GPU = 1 << 23
 
 
 def sampled_softmax(
@@ -143,6 +145,11 @@ def _scratch(name: str, shape: tuple[int, int], dtype: torch.dtype, device: torc
     return space[:size].view(shape)
 
 
+def _block_positions(width: int, device: torch.device) -> int:
+    """How many positions, with `width` logits each, go through float32 together."""
+    return max(1, (_BLOCK_ELEMENTS if device.type == "cpu" else _BLOCK_ELEMENTS_GPU) // width)
+
+
 def _in_float32(block: Tensor) -> Tensor:
     """A block of logits as float32 to work on: itself where it is that, else a copy in scratch space."""
     if block.dtype == torch.float32:
@@ -157,7 +164,7 @@ def _softmax_in_place(logits_nS: Tensor, offset_S: Tensor, targets_n: Tensor, ta
     sums, float32.
     """
     num_positions, num_samples = logits_nS.shape
-    block = max(1, _BLOCK_ELEMENTS // num_samples)
+    block = _block_positions(num_samples, logits_nS.device)
     nats_n = torch.empty_like(target_logits_n, dtype=torch.float64)
     column_sums = torch.zeros_like(offset_S)
     is_sampled = targets_n < num_samples
@@ -235,7 +242,7 @@ def full_softmax_part(hidden_NP: Tensor, rows_LP: Tensor, bias_L: Tensor, places
         torch.zeros(num_positions, dtype=torch.float64, device=hidden_NP.device),
         target_N,
     )
-    sub_block = max(1, _BLOCK_ELEMENTS // block)
+    sub_block = _block_positions(block, hidden_NP.device)
     chunk = min(num_positions, max(1, _CHUNK_BYTES // (min(block, len(rows_LP)) * hidden_NP.element_size())))
     for first in range(0, len(rows_LP), block):
         rows, bias = rows_LP[first : first + block].to(hidden_NP.dtype), bias_L[first : first + block]

@@ -28,6 +28,13 @@ from lm1b.randomness import derive_key, uniform
 
 # Elements worked on at a time: with a handful of float32 temporaries this stays within a core's second-level cache.
 _BLOCK_ELEMENTS = 1 << 16
+# On a GPU small blocks would only cost launches.
+_BLOCK_ELEMENTS_GPU = 1 << 24
+
+
+def _block_rows(table: Tensor) -> int:
+    """How many rows of `table` are worked on at a time."""
+    return max(1, (_BLOCK_ELEMENTS if table.device.type == "cpu" else _BLOCK_ELEMENTS_GPU) // table.shape[1])
 
 
 class RowRequest:
@@ -91,7 +98,7 @@ class RowRequest:
 
 def _take_rows(source: Tensor, places: Tensor, result: Tensor, through: torch.dtype) -> None:
     """result[i] = source[places[i]], rounded to `through` on its way. In blocks: no second large tensor, and few cache misses."""
-    block = max(1, _BLOCK_ELEMENTS // source.shape[1])
+    block = _block_rows(source)
     for start in range(0, len(places), block):
         result[start : start + block] = source.index_select(0, places[start : start + block]).to(through)
 
@@ -129,7 +136,7 @@ class VocabularyTable:
         """Fill the rows block by block, so that no second table ever exists."""
         columns = torch.arange(self.width, device=self.rows.device)
         ids = self.local_ids()
-        block = max(1, _BLOCK_ELEMENTS // self.width)
+        block = _block_rows(self.rows)
         for start in range(0, len(ids), block):
             counters = ids[start : start + block, None] * self.width + columns
             self.rows[start : start + block] = (uniform(key, counters) * 2.0 - 1.0) * limit
@@ -161,7 +168,7 @@ class VocabularyTable:
         if gradient_scale != 1.0:
             gradient_UD.mul_(gradient_scale)
         gradient = request.return_sum(gradient_UD, request.wire_dtypes.get(self.name, torch.float32))
-        block = max(1, _BLOCK_ELEMENTS // self.width)
+        block = _block_rows(self.rows)
         for start in range(0, len(gradient), block):
             places = request.updated_places[start : start + block]
             self._update(places, gradient[start : start + block], learning_rate, epsilon)
