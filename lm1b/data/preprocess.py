@@ -22,8 +22,8 @@ from typing import Any
 from tqdm import tqdm
 
 from lm1b.config import Config, Split, VocabularyConfig
-from lm1b.data import official
 from lm1b.data.corpus import ArchiveCorpus, Corpus, Piece, open_corpus
+from lm1b.data.official_check import assert_official_counts, check_official
 from lm1b.data.pieces import (
     PIECES_TO_ENCODE_TOGETHER,
     CountedPiece,
@@ -151,7 +151,7 @@ def _is_whole(directory: Path) -> bool:
 def _fill(work: _Work, corpus: Corpus, config: Config, made_from: dict[str, Any]) -> None:
     """Both passes, and the manifest."""
     order = _count(work, corpus, keep_shards=True)
-    is_official = _check_official(list(work.counted.values()))
+    is_official = check_official(list(work.counted.values()))
     vocabulary = Vocabulary.load(work.directory / VOCABULARY_NAME) if work.earlier else _make_vocabulary(work, order, config.vocabulary)
     for shard in order:
         if shard not in work.shards and (info := recall_shard(shard, work.unfinished, work.directory, vocabulary.fingerprint)):
@@ -164,7 +164,7 @@ def _fill(work: _Work, corpus: Corpus, config: Config, made_from: dict[str, Any]
         name: [work.shards[shard] for shard in order if work.counted[shard].split == name] for name in SPLITS
     }
     if is_official:
-        _assert_official_counts(work, shards["train"], vocabulary, config.vocabulary)
+        assert_official_counts(work.counted, work.shards, vocabulary, config.vocabulary)
     for name in ("train", "validation"):
         if not sum(info.num_words for info in shards[name]):
             raise UserError(f"the corpus's {name} split is empty; expected tokenized text, one sentence a line")
@@ -234,36 +234,6 @@ def _encode(work: _Work, shards: list[str], fingerprint: str) -> None:
             for info in infos:
                 work.shards[info.name] = info
                 bar.update(info.num_tokens)
-
-
-def _check_official(counted: list[CountedPiece]) -> bool:
-    """Whether this is the whole official benchmark. Raises UserError where some files are official and others are damaged."""
-    expected = official.official_md5()
-    named = [piece for piece in counted if piece.official_name in expected]
-    right = [piece for piece in named if piece.md5 == expected[piece.official_name or ""]]
-    wrong = [piece for piece in named if piece not in right]
-    if right and wrong:
-        name = wrong[0].official_name or ""
-        raise UserError(
-            f"{name}: its MD5 is {wrong[0].md5}, the benchmark's is {expected[name]}: damaged, or not all files are of the benchmark"
-        )
-    return len(right) == official.NUM_TRAINING_FILES + 2 == len(counted)
-
-
-def _assert_official_counts(work: _Work, training: list[ShardInfo], vocabulary: Vocabulary, config: VocabularyConfig) -> None:
-    """On the official text the official counts must come out: anything else is a fault of this program."""
-    sentences, tokens = sum(info.num_sentences for info in training), sum(info.num_tokens for info in training)
-    found: dict[str, Any] = {"sentences": sentences, "tokens": tokens}
-    expected: dict[str, Any] = {"sentences": official.NUM_TRAINING_SENTENCES, "tokens": official.NUM_TRAINING_TOKENS}
-    if config.file is None and config.minimum_count == official.VOCABULARY_MINIMUM_COUNT:
-        found["vocabulary"], expected["vocabulary"] = vocabulary.size, official.VOCABULARY_SIZE
-        for piece in work.counted.values():
-            name = (piece.official_name or "").rpartition("/")[2]
-            if name in official.HELD_OUT_COUNTS:
-                info = work.shards[piece.shard]
-                found[name], expected[name] = (info.num_sentences, info.num_tokens, info.num_unknown), official.HELD_OUT_COUNTS[name]
-    if found != expected:
-        raise AssertionError(f"the official benchmark was counted as {found}, expected {expected}")
 
 
 def _identity(config: Config, counted: list[CountedPiece], is_official: bool) -> dict[str, Any]:

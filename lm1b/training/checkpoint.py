@@ -73,21 +73,21 @@ class Checkpoint:
             found = digest_of_file(file) if size == expected["bytes"] else f"{size} bytes instead of {expected['bytes']}"
             if found != expected["sha256"]:
                 raise UserError(
-                    f"{file}: damaged, SHA-256 expected {expected['sha256']}, found {found}; delete the folder to go on from an older checkpoint"
+                    f"{file}: damaged, SHA-256 expected {expected['sha256']}, found {found}; "
+                    "delete the folder to go on from an older checkpoint"
                 )
 
     def core(self, kind: str = "weights") -> dict[str, Tensor] | None:
         """Core tensors by parameter name, float32; kind `weights`, `ema` (None where training kept none) or `optimizer/<key>`."""
         prefix = f"{kind}/"
         with _reading(self.path / "core.safetensors") as file:
-            names = [name for name in file.keys() if name.startswith(prefix)]
-            tensors = {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+            tensors = {name.removeprefix(prefix): file.get_tensor(name) for name in _names(file) if name.startswith(prefix)}
         return tensors or None
 
     def optimizer_keys(self) -> list[str]:
         """Names of the optimizer's state tensors, such as `sum`."""
         with _reading(self.path / "core.safetensors") as file:
-            return sorted({name.split("/")[1] for name in file.keys() if name.startswith("optimizer/")})
+            return sorted({name.split("/")[1] for name in _names(file) if name.startswith("optimizer/")})
 
     def carry(self) -> dict[str, Tensor]:
         """The recurrent state of every lane of the global batch: name -> [lanes, width]."""
@@ -150,6 +150,10 @@ def _reading(path: Path) -> Iterator[Any]:
         raise UserError(f"{path}: not a safetensors file ({error})") from None
     except FileNotFoundError:
         raise UserError(f"{path}: missing from the checkpoint") from None
+
+
+def _names(file: Any) -> list[str]:
+    return list(file.keys())
 
 
 def list_checkpoints(run_directory: Path) -> list[Checkpoint]:

@@ -15,17 +15,16 @@ import contextlib
 import io
 import logging
 import os
-import platform
 import socket
 import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import HashStore
 
 from lm1b.config import Config
 from lm1b.distributed import Ranks, current_ranks, local_rank
@@ -78,7 +77,7 @@ def start_ranks() -> Ranks:
         dist.init_process_group(backend, timeout=TIME_LIMIT)
     else:
         os.environ["LOCAL_RANK"] = "0"  # DeepSpeed asks for it
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIME_LIMIT)
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=TIME_LIMIT)
     with _quiet():
         _import_deepspeed().init_distributed(dist_backend=backend)
     return current_ranks(device)
@@ -88,27 +87,6 @@ def stop_ranks() -> None:
     """Leave the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def _cpu_flags() -> set[str]:
-    if platform.system() != "Linux":
-        return set()
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return set(next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), []))
-
-
-def resolve_precision(wanted: str, cell: str, device: torch.device) -> str:
-    """The computing precision for `auto`, or the wanted one if this device can do it. Raises UserError if it cannot."""
-    if device.type == "cuda":
-        return "bf16" if wanted == "auto" else wanted
-    flags = _cpu_flags()
-    if wanted == "auto":
-        return "bf16" if "avx512_bf16" in flags else "fp32"
-    if wanted == "fp16":
-        raise UserError("training.precision=fp16 needs a GPU (DeepSpeed refuses it on CPU); use bf16, fp32 or auto")
-    if wanted == "bf16" and cell == "lstm" and "avx512f" not in flags:
-        raise UserError("training.precision=bf16 with model.cell=lstm needs a CPU with AVX-512; use fp32 or auto")
-    return wanted
 
 
 def _known_deepspeed_keys() -> set[str]:
@@ -259,7 +237,7 @@ class Engine:
             self._swap_ema()
         for key in self._optimizer_keys():
             for name, parameter in self._parameters():
-                state[f"optimizer/{key}/{name}"] = safe_get_full_optimizer_state(parameter, key).cpu().clone()
+                state[f"optimizer/{key}/{name}"] = _copied(safe_get_full_optimizer_state(parameter, key))
         return state
 
     def restore(
@@ -281,7 +259,8 @@ class Engine:
     def update_ema(self, decay: float) -> None:
         """ema <- decay * ema + (1 - decay) * weights, float32, each rank on its own partition."""
         assert self._ema is not None
-        torch._foreach_lerp_(self._ema, self._partitions(), 1.0 - decay)
+        for average, partition in zip(self._ema, self._partitions(), strict=True):
+            average.lerp_(partition, 1.0 - decay)
 
     def _parameters(self) -> list[tuple[str, nn.Parameter]]:
         return list(zip(self._names, self._engine.module.parameters(), strict=True))
@@ -304,7 +283,7 @@ class Engine:
     def _full_weights(self) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_fp32_param
 
-        return {name: safe_get_full_fp32_param(parameter).cpu().clone() for name, parameter in self._parameters()}
+        return {name: _copied(safe_get_full_fp32_param(parameter)) for name, parameter in self._parameters()}
 
     def _set_full(self, tensors: dict[str, Tensor], key: str | None) -> None:
         """Set weights (key None) or one kind of optimizer state from whole tensors."""
@@ -347,6 +326,11 @@ class Engine:
                 state["step"].fill_(updates)
             elif "step" in state:
                 state["step"] = updates
+
+
+def _copied(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None, "DeepSpeed gives None only at stage 0 and for frozen parameters"
+    return tensor.cpu().clone()
 
 
 def host_name() -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,9 +21,9 @@ from lm1b.config import Config
 from lm1b.data.batches import Batches
 from lm1b.distributed import Ranks, all_reduce_sum
 from lm1b.model.language_model import LanguageModel
-from lm1b.model.sampler import LogUniformSampler, Samples
+from lm1b.model.sampler import LogUniformSampler
 from lm1b.model.softmax import full_softmax_part, places_of_targets, sampled_softmax
-from lm1b.model.tables import VocabularyTable, request_inputs, request_outputs
+from lm1b.model.tables import RowRequest, VocabularyTable, request_inputs, request_outputs
 from lm1b.training.engine import Engine
 from lm1b.training.schedule import learning_rate_factor
 
@@ -46,7 +45,13 @@ class Tables:
 
         def table(name: str, width: int, initial_scale: float) -> VocabularyTable:
             return VocabularyTable(
-                name, vocabulary_size, width, seed=config.run.seed, initial_scale=initial_scale, initial_accumulator=accumulator, ranks=ranks
+                name,
+                vocabulary_size,
+                width,
+                seed=config.run.seed,
+                initial_scale=initial_scale,
+                initial_accumulator=accumulator,
+                ranks=ranks,
             )
 
         return Tables(
@@ -104,67 +109,26 @@ class TrainingStep:
 
     def run(self, *, stop_requested: bool = False, check_gap: bool = False) -> StepResult:
         """One step. Every rank calls it at the same time."""
-        device, engine, tables = self.ranks.device, self.engine, self.tables
+        engine, tables = self.engine, self.tables
         batch = self.batches.at(self.step, self.first_lane, self.lanes_here)
         if batch.starts_epoch:
             self.carry = self.zero_carry()
-        inputs_TB = torch.from_numpy(batch.inputs_TB).to(device)
-        targets_TB = torch.from_numpy(batch.targets_TB).to(device)
+        inputs_TB = torch.from_numpy(batch.inputs_TB).to(self.ranks.device)
+        targets_TB = torch.from_numpy(batch.targets_TB).to(self.ranks.device)
+        rows = self._fetch(inputs_TB, targets_TB)
+        nats, new_carry, largest_activation, hidden_NP = self._forward_and_backward(inputs_TB, rows)
+        gap = self._check_gap(hidden_NP, targets_TB, rows) if check_gap else None
 
-        samples = self.sampler.draw(self.step, device)
-        input_request, input_positions_N = request_inputs(inputs_TB.flatten(), self.ranks)
-        output_request, target_positions_N = request_outputs(samples, targets_TB.flatten(), self.ranks)
-        input_rows_UD = tables.input.fetch(input_request, engine.dtype).requires_grad_()
-        output_rows_UP = tables.output.fetch(output_request, engine.dtype).requires_grad_()
-        bias_U1 = tables.bias.fetch(output_request, torch.float32).requires_grad_()
-        log_expected_U = self.sampler.log_expected(output_request.ids_U, samples.num_draws)
-
-        micro_lanes = self.lanes_here // engine.micro_batches
-        input_positions_TB = input_positions_N.view_as(inputs_TB)
-        target_positions_TB = target_positions_N.view_as(targets_TB)
-        nats = torch.zeros((), dtype=torch.float64, device=device)
-        largest_activation = torch.zeros((), device=device)
-        states, gap = [], None
-        for first in range(0, self.lanes_here, micro_lanes):
-            lanes = slice(first, first + micro_lanes)
-            parts = engine.forward(
-                input_rows_UD,
-                input_positions_TB[:, lanes],
-                output_rows_UP,
-                bias_U1.squeeze(1),
-                target_positions_TB[:, lanes].flatten(),
-                log_expected_U,
-                len(samples.ids_S),
-                {name: tensor[lanes] for name, tensor in self.carry.items()},
-                step=self.step,
-                first_lane=self.first_lane + first,
-                resets_TB=self._resets(inputs_TB[:, lanes]),
-            )
-            engine.backward((parts.nats / micro_lanes).float())
-            nats += parts.nats.detach()
-            largest_activation = torch.maximum(largest_activation, parts.largest_activation.float())
-            states.append(parts.state)
-            if check_gap and first == 0:
-                positions = target_positions_TB[:, lanes].flatten()
-                gap = self._check_gap(
-                    parts.hidden_NP, targets_TB[:, lanes].flatten(), positions, output_rows_UP.detach(), bias_U1.detach(), log_expected_U, samples
-                )
-        new_carry = {name: torch.cat([state[name] for state in states]) for name in self.carry}
-        row_gradients = [input_rows_UD.grad, output_rows_UP.grad, bias_U1.grad]
-        assert all(gradient is not None for gradient in row_gradients)
-
-        status = self._reduce_status(nats, new_carry, row_gradients, largest_activation, stop_requested)
+        status = self._reduce_status(nats, new_carry, rows.gradients(), largest_activation, stop_requested)
         factor = learning_rate_factor(self.config.schedule, self.updates, self.total_updates)
         # A leaf's gradient carries the loss scale and is not averaged over ranks, while the core's is both unscaled and averaged.
         row_scale = self.config.tables.gradient_scale * self.config.batches.lanes / (self.ranks.size * engine.loss_scale)
         applied = engine.step(finite=not status.not_finite, learning_rate=self.config.optimizer.learning_rate * factor)
         lanes_restarted = 0
         if applied:
-            rate = self.config.tables.learning_rate * factor
-            for table, request, gradient in zip(
-                tables.all(), (input_request, output_request, output_request), row_gradients, strict=True
-            ):
-                table.apply(request, gradient, learning_rate=rate, gradient_scale=row_scale)
+            requests = (rows.input_request, rows.output_request, rows.output_request)
+            for table, request, gradient in zip(tables.all(), requests, rows.gradients(), strict=True):
+                table.apply(request, gradient, learning_rate=self.config.tables.learning_rate * factor, gradient_scale=row_scale)
             if self.config.training.ema_decay is not None:
                 # A full-length average would hold the initial weights for a thousand updates: it grows with the run.
                 engine.update_ema(min(self.config.training.ema_decay, (1 + self.updates) / (10 + self.updates)))
@@ -178,11 +142,56 @@ class TrainingStep:
             status.nats, applied, status.stop, norm, status.largest_activation, factor, status.not_finite, lanes_restarted, gap
         )
 
+    def _fetch(self, inputs_TB: Tensor, targets_TB: Tensor) -> _Rows:
+        """Ask the owners for the distinct rows that this rank's lanes need."""
+        samples = self.sampler.draw(self.step, self.ranks.device)
+        input_request, input_positions_N = request_inputs(inputs_TB.flatten(), self.ranks)
+        output_request, target_positions_N = request_outputs(samples, targets_TB.flatten(), self.ranks)
+        return _Rows(
+            input_request,
+            output_request,
+            self.tables.input.fetch(input_request, self.engine.dtype).requires_grad_(),
+            self.tables.output.fetch(output_request, self.engine.dtype).requires_grad_(),
+            self.tables.bias.fetch(output_request, torch.float32).requires_grad_(),
+            input_positions_N.view_as(inputs_TB),
+            target_positions_N.view_as(targets_TB),
+            self.sampler.log_expected(output_request.ids_U, samples.num_draws),
+            len(samples.ids_S),
+        )
+
+    def _forward_and_backward(self, inputs_TB: Tensor, rows: _Rows) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
+        """Every micro-batch in turn. Returns nats summed (float64), the new state of all lanes, the largest activation, hidden_NP."""
+        micro_lanes = self.lanes_here // self.engine.micro_batches
+        nats = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
+        states, activations, hiddens_TBP = [], [], []
+        for first in range(0, self.lanes_here, micro_lanes):
+            lanes = slice(first, first + micro_lanes)
+            parts = self.engine.forward(
+                rows.input_rows_UD,
+                rows.input_positions_TB[:, lanes],
+                rows.output_rows_UP,
+                rows.bias_U1.squeeze(1),
+                rows.target_positions_TB[:, lanes].flatten(),
+                rows.log_expected_U,
+                rows.num_samples,
+                {name: tensor[lanes] for name, tensor in self.carry.items()},
+                step=self.step,
+                first_lane=self.first_lane + first,
+                resets_TB=self._resets(inputs_TB[:, lanes]),
+            )
+            self.engine.backward((parts.nats / micro_lanes).float())
+            nats += parts.nats.detach()
+            states.append(parts.state)
+            activations.append(parts.largest_activation.float())
+            hiddens_TBP.append(parts.hidden_NP.unflatten(0, (-1, micro_lanes)))
+        carry = {name: torch.cat([state[name] for state in states]) for name in self.carry}
+        return nats, carry, torch.stack(activations).max(), torch.cat(hiddens_TBP, dim=1).flatten(0, 1)
+
     def _resets(self, inputs_TB: Tensor) -> Tensor | None:
         return inputs_TB == self.batches.end_id if self.config.batches.state == "reset" else None
 
     def _reduce_status(
-        self, nats: Tensor, carry: dict[str, Tensor], row_gradients: list[Any], largest_activation: Tensor, stop: bool
+        self, nats: Tensor, carry: dict[str, Tensor], row_gradients: list[Tensor], largest_activation: Tensor, stop: bool
     ) -> _Status:
         """One all-reduce: the loss, the stop signal, and from every rank what was not finite and its largest activation."""
         ranks, width = self.ranks, len(CHECKED) + 1
@@ -203,33 +212,45 @@ class TrainingStep:
             not_finite += [f"rank {rank}: {name}" for name, flag in zip(CHECKED, flags, strict=True) if flag]
         return _Status(values[0], values[1] > 0, not_finite, max(activations))
 
-    def _check_gap(
-        self,
-        hidden_NP: Tensor,
-        targets_N: Tensor,
-        positions_N: Tensor,
-        rows_UP: Tensor,
-        bias_U1: Tensor,
-        log_expected_U: Tensor,
-        samples: Samples,
-    ) -> tuple[float, float]:
+    @torch.no_grad()
+    def _check_gap(self, hidden_NP: Tensor, targets_TB: Tensor, rows: _Rows) -> tuple[float, float]:
         """Sampled and true nats a word on a few of the first rank's positions, evenly spread."""
+        targets_N = targets_TB.flatten()
         count = min(self.config.training.gap_positions, len(targets_N))
         chosen = torch.linspace(0, len(targets_N) - 1, count, device=targets_N.device).long()
-        hidden_KP, targets_K = hidden_NP[chosen].contiguous(), targets_N[chosen].contiguous()
+        hidden_KP, targets_K = hidden_NP[chosen], targets_N[chosen]
+        positions_K = rows.target_positions_TB.flatten()[chosen]
+        sampled = sampled_softmax(
+            hidden_KP, rows.output_rows_UP, rows.bias_U1.squeeze(1), positions_K, rows.log_expected_U, rows.num_samples
+        )
         if self.ranks.size > 1:
             dist.broadcast(hidden_KP, 0)
             dist.broadcast(targets_K, 0)
-        with torch.no_grad():
-            sampled = sampled_softmax(hidden_NP[chosen], rows_UP, bias_U1.squeeze(1), positions_N[chosen], log_expected_U, len(samples.ids_S))
-            places_K = places_of_targets(targets_K, self.ranks)
-            part = full_softmax_part(
-                hidden_KP, self.tables.output.rows, self.tables.bias.rows.squeeze(1), places_K, self.config.evaluation.vocabulary_block
-            )
-        values = torch.stack([sampled, part.reduce(self.ranks).nats().sum()]) / count
-        if self.ranks.size > 1:
-            dist.broadcast(values, 0)
-        return tuple(values.tolist())  # type: ignore[return-value]
+            dist.broadcast(sampled, 0)
+        output, bias_V = self.tables.output, self.tables.bias.rows.squeeze(1)
+        places_K = places_of_targets(targets_K, self.ranks)
+        part = full_softmax_part(hidden_KP, output.rows, bias_V, places_K, self.config.evaluation.vocabulary_block)
+        return float(sampled) / count, float(part.reduce(self.ranks).nats().sum()) / count
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What a step fetched from the tables. U: distinct rows; the first num_samples output rows are the samples."""
+
+    input_request: RowRequest
+    output_request: RowRequest
+    input_rows_UD: Tensor
+    output_rows_UP: Tensor
+    bias_U1: Tensor
+    input_positions_TB: Tensor
+    target_positions_TB: Tensor
+    log_expected_U: Tensor
+    num_samples: int
+
+    def gradients(self) -> list[Tensor]:
+        """The leaves' gradients after backward: input rows, output rows, bias; float32."""
+        gradients = [leaf.grad for leaf in (self.input_rows_UD, self.output_rows_UP, self.bias_U1)]
+        return [gradient for gradient in gradients if gradient is not None]
 
 
 @dataclass(frozen=True)

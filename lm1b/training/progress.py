@@ -1,0 +1,64 @@
+"""What the progress line and metrics.jsonl say: sums over the steps between two lines."""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from typing import Any
+
+from lm1b.training.run import Run
+from lm1b.training.step import StepResult
+
+
+class Interval:
+    """Sums over the steps between two log lines."""
+
+    def __init__(self) -> None:
+        self.started_at = self._lap_at = time.monotonic()
+        self.nats, self.words, self.gap = 0.0, 0, None
+
+    def add(self, result: StepResult, words: int) -> None:
+        self.words += words if result.applied else 0
+        self.nats += result.nats if result.applied else 0.0
+        self.gap = result.gap or self.gap
+
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        before, self._lap_at = self._lap_at, time.monotonic()
+        return self._lap_at - before
+
+    def line(self, run: Run, result: StepResult) -> dict[str, Any]:
+        """One line of metrics.jsonl."""
+        seconds = time.monotonic() - self.started_at
+        run.counts.elapsed_seconds += self.lap()
+        learning_rate = run.config.optimizer.learning_rate * result.learning_rate_factor
+        line = {
+            "step": run.training_step.step,
+            "updates": run.training_step.updates,
+            "epoch": run.training_step.step / run.batches.steps_per_epoch,
+            "words": run.counts.words,
+            "nats_per_word": self.nats / self.words if self.words else None,
+            "words_per_second": self.words / seconds,
+            "gradient_norm": None if math.isnan(result.gradient_norm) else result.gradient_norm,
+            "largest_activation": result.largest_activation,
+            "learning_rate": learning_rate,
+            "skipped": run.counts.skipped,
+            "lanes_restarted": run.counts.lanes_restarted,
+            "loss_scale": run.training_step.engine.loss_scale,
+            "elapsed_seconds": run.counts.elapsed_seconds,
+            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        }
+        if self.gap is not None:
+            line |= {"sampled_nats_checked": self.gap[0], "true_nats_checked": self.gap[1]}
+        return line
+
+
+def describe(line: dict[str, Any]) -> str:
+    nats = line["nats_per_word"]
+    loss = f"loss {nats:.3f} (sampled perplexity {math.exp(min(nats, 50)):.1f})" if nats is not None else "no update"
+    norm = line["gradient_norm"]
+    norm_text = f"{norm:.2f}" if norm is not None else "not finite"
+    return (
+        f"{loss}, {line['words_per_second']:,.0f} words/s, gradient norm {norm_text}, largest activation {line['largest_activation']:.2f}"
+    )

@@ -1,0 +1,186 @@
+"""A training run on this rank: everything built, resumed from the newest checkpoint where there is one, and saved."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lm1b.config import Config
+from lm1b.data.batches import Batches
+from lm1b.data.shards import TokenDirectory
+from lm1b.distributed import Ranks, agree
+from lm1b.errors import UserError
+from lm1b.model.language_model import LanguageModel
+from lm1b.model.sampler import LogUniformSampler
+from lm1b.training.checkpoint import Checkpoint, apply_retention, list_checkpoints, save_checkpoint
+from lm1b.training.engine import Engine
+from lm1b.training.precision import resolve_precision
+from lm1b.training.run_log import best_step
+from lm1b.training.step import Tables, TrainingStep
+
+FIXED_SECTIONS = ("model", "batches", "softmax", "tables", "optimizer")  # what a checkpoint cannot go on with when it changes
+
+
+@dataclass
+class Counts:
+    """Totals of the run, kept in every checkpoint."""
+
+    words: int = 0  # targets trained on
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    lanes_restarted: int = 0
+    elapsed_seconds: float = 0.0
+
+
+class Run:
+    """A training run on this rank: everything built, and resumed where there is a checkpoint."""
+
+    def __init__(self, config: Config, ranks: Ranks):
+        self.config, self.ranks = config, ranks
+        self.directory = Path(config.run.directory)
+        self._check_lanes()
+        self.tokens = agree(ranks, lambda: TokenDirectory.open(Path(config.tokens.directory)))
+        self.precision = agree(ranks, lambda: resolve_precision(config.training.precision, config.model.cell, ranks.device))
+        split = self.tokens.split("train")
+        vocabulary_size = self.tokens.vocabulary.size
+        self.batches = Batches(
+            split,
+            end_id=self.tokens.vocabulary.end_id,
+            lanes=config.batches.lanes,
+            steps=config.batches.steps,
+            seed=config.run.seed,
+            block_tokens=config.batches.block_tokens,
+        )
+        epochs = config.training.epochs or 0.0
+        self.total_steps = config.training.total_steps or max(1, math.floor(epochs * self.batches.steps_per_epoch))
+        sampler = agree(ranks, lambda: LogUniformSampler(vocabulary_size, config.softmax.samples, config.run.seed))
+        checkpoint = agree(ranks, self._find_checkpoint)
+        model = LanguageModel(config.model, config.run.seed)
+        engine = agree(ranks, lambda: Engine(model, config, self.precision, ranks))
+        tables = Tables.create(config, vocabulary_size, model.output_width, ranks)
+        self.training_step = TrainingStep(config, engine, tables, sampler, self.batches, ranks)
+        self.training_step.total_updates = self.total_steps
+        self.counts = Counts()
+        self.watcher: subprocess.Popen[bytes] | None = None  # the evaluator beside the training
+        if checkpoint is None:
+            engine.prime(self.training_step.zero_loss)
+            if config.training.ema_decay is not None:
+                engine.start_ema()
+        else:
+            self._restore(checkpoint)
+
+    @property
+    def has_finished(self) -> bool:
+        return self.training_step.step >= self.total_steps
+
+    def _check_lanes(self) -> None:
+        lanes, parts = self.config.batches.lanes, self.ranks.size * self.config.training.micro_batches
+        if lanes % parts:
+            raise UserError(
+                f"batches.lanes (={lanes}) must be divisible by ranks x training.micro_batches "
+                f"(={self.ranks.size} x {self.config.training.micro_batches}); use --num_gpus or --set batches.lanes="
+            )
+
+    def _find_checkpoint(self) -> Checkpoint | None:
+        """The newest checkpoint, verified, of this very experiment; None where the run starts. Raises UserError."""
+        checkpoints = list_checkpoints(self.directory)
+        if not checkpoints:
+            return None
+        newest = checkpoints[-1]
+        state = newest.state()
+        changed = [f"{name}.{key}" for name in FIXED_SECTIONS for key in _differences(state["config"][name], self.config.as_json()[name])]
+        if state["config"]["run"]["seed"] != self.config.run.seed:
+            changed.append("run.seed")
+        if state["vocabulary"] != self.tokens.fingerprint:
+            changed.append("the vocabulary")
+        if state["corpus"] != self.tokens.corpus:
+            changed.append("the corpus")
+        if changed:
+            raise UserError(
+                f"{newest.path}: a checkpoint of another experiment; it differs in {', '.join(changed)}; "
+                "go on with the settings it was made with, or choose another run.directory"
+            )
+        if self.ranks.is_first:
+            newest.verify()
+        return newest
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        """Set weights, optimizer state, tables, recurrent state and counters from a checkpoint."""
+        step, ranks, state = self.training_step, self.ranks, checkpoint.state()
+        weights = checkpoint.core("weights")
+        assert weights is not None
+        step.engine.prime(step.zero_loss, weights)
+        ema = (checkpoint.core("ema") or weights) if self.config.training.ema_decay is not None else None
+        optimizer = {key: checkpoint.core(f"optimizer/{key}") or {} for key in checkpoint.optimizer_keys()}
+        step.engine.restore(weights, ema, optimizer, state["updates"])
+        for table in step.tables.all():
+            table.rows.copy_(checkpoint.read_table(table.name, ranks.rank, ranks.size, "rows"))
+            table.accumulators.copy_(checkpoint.read_table(table.name, ranks.rank, ranks.size, "accumulators"))
+        lanes = slice(step.first_lane, step.first_lane + step.lanes_here)
+        step.carry = {name: tensor[lanes].to(ranks.device, step.engine.dtype) for name, tensor in checkpoint.carry().items()}
+        step.step, step.updates = state["step"], state["updates"]
+        self.counts = Counts(**state["counts"])
+
+    def save(self) -> Checkpoint:
+        """Write a checkpoint; every rank calls it."""
+        step = self.training_step
+        state = {
+            "step": step.step,
+            "updates": step.updates,
+            "epoch": step.step / self.batches.steps_per_epoch,
+            "finished": self.has_finished,
+            "total_steps": self.total_steps,
+            "precision": self.precision,
+            "counts": vars(self.counts),
+            "vocabulary": self.tokens.fingerprint,
+            "corpus": self.tokens.corpus,
+            "config": self.config.as_json(),
+        }
+        carry = _gather_lanes(step.carry, self.ranks)
+        checkpoint = save_checkpoint(self.directory, state, step.engine.core_state(), carry, step.tables.all(), self.ranks)
+        if self.ranks.is_first:
+            settings = self.config.checkpoints
+            best = best_step(self.directory) if settings.keep_best else None
+            apply_retention(self.directory, settings.keep_last, settings.keep_every, best)
+        return checkpoint
+
+    def facts(self) -> dict[str, Any]:
+        """What environment.json and the first line say of this run."""
+        return {
+            "ranks": self.ranks.size,
+            "device": str(self.ranks.device),
+            "precision": self.precision,
+            "threads": torch.get_num_threads(),
+            "core_parameters": self.training_step.engine.core_size,
+            "table_parameters": sum(table.num_rows * table.width for table in self.training_step.tables.all()),
+        }
+
+
+def set_threads(config: Config) -> None:
+    """A rank's share of the cores, so that ranks of a host do not fight."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+    torch.set_num_threads(config.training.threads or max(1, len(os.sched_getaffinity(0)) // here))
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    return [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+
+
+def _gather_lanes(carry: dict[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
+    """All lanes' state, in lane order, on CPU."""
+    if ranks.size == 1:
+        return {name: tensor.cpu() for name, tensor in carry.items()}
+    whole = {}
+    for name, tensor in carry.items():
+        parts = [torch.empty_like(tensor) for _ in range(ranks.size)]
+        dist.all_gather(parts, tensor.contiguous())
+        whole[name] = torch.cat(parts).cpu()
+    return whole
