@@ -187,7 +187,8 @@ class TrainingConfig(Section):
     micro_batches: Positive = Field(default=1, description="Gradient accumulation: into how many micro-batches a rank's lanes are split.")
     ema_decay: Probability | None = Field(
         default=0.999,
-        description="Decay of the moving average of the core's weights used by evaluation (LM1B recipe: 0.999), at most (1+u)/(10+u) at update u; null: none.",
+        description="Decay of the moving average of the core's weights used by evaluation (LM1B recipe: 0.999), at most "
+        "(1+u)/(10+u) at update u; null: none.",
     )
     threads: Positive | None = Field(default=None, description="CPU threads a rank; null: the rank's share of the cores.")
     log_every: Positive = Field(default=10, description="Steps between two lines of metrics.jsonl.")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import statistics
 import time
@@ -29,6 +28,7 @@ from lm1b.model.language_model import LanguageModel
 from lm1b.model.sampler import LogUniformSampler
 from lm1b.training.engine import DTYPES, Engine, start_ranks, stop_ranks
 from lm1b.training.precision import resolve_precision
+from lm1b.training.run import prepare_process
 from lm1b.training.step import Tables, TrainingStep
 
 
@@ -86,7 +86,7 @@ def measure(config: Config, counts_V: np.ndarray, steps: int, trace: bool) -> di
     """Time `steps` steps; the figures on rank 0, None elsewhere."""
     ranks = start_ranks()
     precision = resolve_precision(config.training.precision, config.model.cell, ranks.device)
-    torch.set_num_threads(config.training.threads or max(1, len(os.sched_getaffinity(0)) // ranks.size))
+    prepare_process(config)
     lanes, window = config.batches.lanes, config.batches.steps
     model = LanguageModel(config.model, config.run.seed)
     width = model.output_width

@@ -18,7 +18,7 @@ from lm1b.errors import UserError
 from lm1b.training.checkpoint import list_checkpoints
 from lm1b.training.engine import host_name, start_ranks, stop_ranks
 from lm1b.training.progress import Interval, describe
-from lm1b.training.run import Run, set_threads
+from lm1b.training.run import Run, prepare_process
 from lm1b.training.run_log import RunLog
 from lm1b.training.step import StepResult
 
@@ -63,7 +63,7 @@ def train(config: Config, evaluator: list[str] | None = None) -> None:
 
 def train_on(ranks: Ranks, config: Config, evaluator: list[str] | None = None) -> Run:
     """Train on ranks that are up; see `train`. Returns the run as it ended."""
-    set_threads(config)
+    prepare_process(config)
     run = Run(config, ranks)
     config, ranks, step = run.config, run.ranks, run.training_step
     stop = StopSignal()
