@@ -91,7 +91,13 @@ def test_the_same_command_again_has_nothing_to_do(folder: Path, trained: subproc
 def test_interrupted_and_gone_on_with(folder: Path, trained: subprocess.CompletedProcess[str]) -> None:
     config = write_settings(folder, "interrupted", training={"total_steps": 100_000}, checkpoints={"every": 50_000})
     process = subprocess.Popen(
-        launch(config), env=environment(), cwd=REPOSITORY, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        launch(config),
+        env=environment(),
+        cwd=REPOSITORY,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     metrics = folder / "interrupted" / "metrics.jsonl"
     try:
