@@ -137,8 +137,7 @@ def _read(checkpoint: Checkpoint, fingerprint: str, ids_U: Tensor, ranks: Ranks)
                 f"{checkpoint.path}: trained with vocabulary {state['vocabulary'][:12]}, found {fingerprint[:12]} in tokens.directory; "
                 "evaluate with the token directory that it was trained on"
             )
-        if ranks.is_first:
-            checkpoint.verify()
+        checkpoint.verify(ranks.rank, ranks.size)
         mine_U = ids_U % ranks.size == ranks.rank
         table = checkpoint.read_table("input_table", ranks.rank, ranks.size)
         input_rows_UD = torch.zeros(len(ids_U), table.shape[1])

@@ -110,8 +110,7 @@ class Run:
                 f"{newest.path}: a checkpoint of another experiment; it differs in {', '.join(changed)}; "
                 "go on with the settings it was made with, or choose another run.directory"
             )
-        if self.ranks.is_first:
-            newest.verify()
+        newest.verify(self.ranks.rank, self.ranks.size)
         return newest
 
     def _restore(self, checkpoint: Checkpoint) -> None:
