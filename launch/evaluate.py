@@ -23,7 +23,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"], help="a GPU if there is one where not given")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     parser.add_argument("--watch", action="store_true", help="score every new checkpoint beside the training, until it has ended")
-    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="override the run's config")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="override evaluation.* or tokens.*")
     return parser.parse_args()
 
 
@@ -31,7 +31,9 @@ def main() -> int:
     arguments = parse_arguments()
     if arguments.watch and (arguments.files or arguments.split != "validation" or arguments.checkpoint != "latest"):
         raise UserError("--watch scores every new checkpoint on validation; leave out --checkpoint, --split and --files")
-    from lm1b.evaluation.watcher import Evaluator, choose_checkpoint, count_test_looks, describe, evaluating_ranks, watch
+    from lm1b.evaluation.texts import count_test_looks
+    from lm1b.evaluation.watcher import Evaluator, choose_checkpoint, describe, evaluating_ranks, watch
+    from lm1b.files import read_json_lines
     from lm1b.training.run_log import best_step, read_run_config
 
     config = _with_overrides(read_run_config(arguments.run), arguments)
@@ -48,12 +50,16 @@ def main() -> int:
         if ranks.is_first:
             print("\n".join(describe(line) for line in lines))
             if evaluator.text.is_test:
-                print(f"this run has now been scored on test {count_test_looks(arguments.run)} times: choose nothing by it")
+                looks = count_test_looks(read_json_lines(evaluator.log))
+                print(f"looks at test by this run so far: {looks}; choose nothing by them")
     return 0
 
 
 def _with_overrides(config: Config, arguments: argparse.Namespace) -> Config:
-    """The run's config with what the command line asks for."""
+    """The run's config with what the command line asks for. Raises UserError for what a checkpoint has fixed."""
+    for override in arguments.set:
+        if not override.startswith(("evaluation.", "tokens.")):
+            raise UserError(f"--set {override}: evaluation changes evaluation.* and tokens.* alone; the rest is as the run was trained")
     names = ("state", "weights", "precision", "lanes")
     asked = [f"evaluation.{name}={getattr(arguments, name)}" for name in names if getattr(arguments, name) is not None]
     return override_config(config, [*arguments.set, *asked])

@@ -157,6 +157,13 @@ def test_bfloat16_is_close_and_no_average_falls_back_to_raw(made: tuple[Config, 
     assert rough["nats"] != exact["nats"]
 
 
+def test_the_checkpoint_knows_its_own_shape(made: tuple[Config, TokenDirectory, Checkpoint]) -> None:
+    config, tokens, checkpoint = made
+    text = text_of_split(tokens, "validation")
+    other = config.model_copy(update={"model": config.model.model_copy(update={"hidden": 99, "cell": "irnn"})})
+    assert evaluate(other, tokens, checkpoint, text)[0]["nats"] == evaluate(config, tokens, checkpoint, text)[0]["nats"]
+
+
 def test_files_give_what_a_split_of_the_same_text_gives(made: tuple[Config, TokenDirectory, Checkpoint], tmp_path: Path) -> None:
     config, tokens, checkpoint = made
     for name, (seed, sentences) in {"a": (2, 30), "b": (3, 11)}.items():

@@ -15,7 +15,7 @@ from made_run import made_checkpoint, made_config, made_tokens
 from lm1b.config import Config, override_config
 from lm1b.data.shards import TokenDirectory
 from lm1b.errors import UserError
-from lm1b.evaluation.curves import Run
+from lm1b.evaluation.curves import RunRecord
 from lm1b.evaluation.ngram import KneserNeyTrigram
 from lm1b.evaluation.published import PUBLISHED
 from lm1b.evaluation.report import baseline_key, find_baselines, is_comparable, report
@@ -68,7 +68,7 @@ def test_baselines_are_those_of_the_run_s_tokens_and_are_kept(config: Config) ->
     text = text_of_split(tokens, "validation")
     trigram = KneserNeyTrigram.fit(pieces, tokens.vocabulary.size, tokens.vocabulary.end_id)
     counts = np.bincount(np.concatenate(pieces), minlength=tokens.vocabulary.size) + 1
-    run = Run.read(directory)
+    run = RunRecord.read(directory)
     cache = directory / "report" / "baselines.json"
     found, notes = find_baselines(run, cache)
     (entry,) = found.values()
@@ -91,7 +91,7 @@ def test_no_baselines_on_a_text_that_has_changed(config: Config, tmp_path: Path)
     file.write_text("w1 w2\nw3\n")
     Evaluator(directory, config, None, [file]).score(made_checkpoint(config, 30))
     file.write_text("w1 w2 w3\n")
-    run = Run.read(directory)
+    run = RunRecord.read(directory)
     found, notes = find_baselines(run, directory / "report" / "baselines.json")
     assert len(found) == 1
     assert "the text has changed" in notes[0]
@@ -120,7 +120,7 @@ def test_a_run_without_results_and_no_run_at_all(config: Config, tmp_path: Path)
 
 
 def test_only_the_full_benchmark_compares(config: Config) -> None:
-    run = Run.read(Path(config.run.directory))
+    run = RunRecord.read(Path(config.run.directory))
     assert not is_comparable(run)
     right = {"trained_on_official": True, "official": "news.en.heldout-00000-of-00050", "vocabulary_size": 793_471}
     assert is_comparable(replace(run, evaluations=[right]))

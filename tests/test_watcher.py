@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -19,9 +18,10 @@ from tiny import run_ranks
 
 from lm1b.config import Config, override_config
 from lm1b.errors import UserError
-from lm1b.evaluation.watcher import Evaluator, choose_checkpoint, count_test_looks, describe, trainer_state, watch
-from lm1b.files import read_json_lines, write_json
-from lm1b.training.checkpoint import list_checkpoints
+from lm1b.evaluation.texts import count_test_looks
+from lm1b.evaluation.watcher import Evaluator, choose_checkpoint, describe, trainer_state, watch
+from lm1b.files import append_json_line, read_json_lines, write_json
+from lm1b.training.checkpoint import Checkpoint, list_checkpoints
 from lm1b.training.run_log import best_step
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,7 +67,7 @@ def test_newest_first_and_the_end_of_training_ends_it(config: Config) -> None:
     lines = read_json_lines(run_of(config) / "evaluations.jsonl")
     assert [line["step"] for line in lines] == [30, 20, 10]
     assert {line["split"] for line in lines} == {"validation"}
-    assert list((run_of(config) / "tensorboard").iterdir())
+    assert list((run_of(config) / "tensorboard" / "evaluation").iterdir())
     # What is scored is not scored again; no lease stays behind.
     assert watched(config)[0] == []
     assert not any((run_of(config) / "checkpoints" / ".leases").iterdir())
@@ -126,18 +126,84 @@ def test_training_made_longer_is_not_at_its_end(config: Config) -> None:
     assert "has ended" in reason
 
 
-def test_a_checkpoint_deleted_meanwhile_is_passed_over(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("reader", ["lease", "verify", "read_table", "core"])
+def test_a_checkpoint_deleted_meanwhile_leads_on_to_the_next(config: Config, monkeypatch: pytest.MonkeyPatch, reader: str) -> None:
     made_checkpoint(config, 10)
+    made_checkpoint(config, 20)
     made_checkpoint(config, 30, finished=True)
-    original = Evaluator.score
+    original = getattr(Checkpoint, reader)
 
-    def score(self: Evaluator, checkpoint: Any) -> list[dict[str, Any]]:
-        if checkpoint.step == 10:
-            shutil.rmtree(checkpoint.path)
-        return original(self, checkpoint)
+    def delete_and_read(self: Checkpoint, *arguments: Any) -> Any:
+        if self.step == 20:
+            self.delete()
+        return original(self, *arguments)
 
-    monkeypatch.setattr(Evaluator, "score", score)
+    monkeypatch.setattr(Checkpoint, reader, delete_and_read)
+    assert watched(config)[0] == [30, 10]
+
+
+def test_one_deleted_between_two_looks_at_a_file_is_a_user_s_error(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = made_checkpoint(config, 10)
+
+    def digest(path: Path) -> str:
+        checkpoint.delete()
+        return str(len(path.read_bytes()))
+
+    monkeypatch.setattr("lm1b.training.checkpoint.digest_of_file", digest)
+    with pytest.raises(UserError, match="deleted meanwhile"):
+        Evaluator(run_of(config), config).score(checkpoint)
+
+
+def test_a_killed_watcher_s_missing_half_is_scored(config: Config) -> None:
+    both = override_config(config, ["evaluation.weights=both"])
+    made_checkpoint(both, 20)
+    made_checkpoint(both, 30, finished=True, ema=False)
+    assert watched(both)[0] == [30, 20, 20]  # without an average there is one result
+    log = run_of(config) / "evaluations.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(lines[:2]))
+    assert [json.loads(line)["weights"] for line in lines] == ["raw", "ema", "raw"]
+    assert watched(both)[0] == [20]
+    assert [(line["step"], line["weights"]) for line in read_json_lines(log)] == [(30, "raw"), (20, "ema"), (20, "raw")]
+    assert watched(config)[0] == []
+    assert watched(override_config(config, ["evaluation.weights=raw"]))[0] == []
+
+
+def test_raw_results_do_not_stand_for_averaged_ones(config: Config) -> None:
+    made_checkpoint(config, 30, finished=True)
+    assert watched(override_config(config, ["evaluation.weights=raw"]))[0] == [30]
     assert watched(config)[0] == [30]
+
+
+def test_the_best_is_by_the_run_s_own_settings(config: Config) -> None:
+    made_checkpoint(config, 10)
+    own = {"split": "validation", "state": "carry", "lanes": 3, "precision": "fp32", "weights": "ema", "has_average": True}
+    for step, perplexity, others in [
+        (1, 100.0, {}),
+        (2, 90.0, {}),
+        (3, 90.0, {}),
+        (4, 80.0, {"weights": "raw"}),
+        (5, 70.0, {"state": "reset", "lanes": None}),
+        (6, 60.0, {"precision": "bf16"}),
+        (7, 50.0, {"lanes": 4}),
+        (8, 40.0, {"split": "test"}),
+        (9, None, {}),
+    ]:
+        append_json_line(run_of(config) / "evaluations.jsonl", own | {"step": step, "word_perplexity": perplexity} | others)
+
+    def best(*overrides: str) -> int | None:
+        return best_step(run_of(config), override_config(config, list(overrides)))
+
+    assert best_step(run_of(config)) == best() == best("evaluation.weights=both") == 2
+    assert best("evaluation.weights=raw") == best("training.ema_decay=null") == 4
+    assert best("evaluation.state=reset") == 5
+    assert best("evaluation.precision=bf16") == 6
+    assert best("evaluation.lanes=4") == 7
+    assert best("evaluation.lanes=5") is None
+    # A raw result of a checkpoint that holds no average is what `ema` falls back to.
+    line = own | {"step": 10, "word_perplexity": 30.0, "weights": "raw", "has_average": False}
+    append_json_line(run_of(config) / "evaluations.jsonl", line)
+    assert best() == 10
 
 
 def test_a_damaged_checkpoint_does_not_stop_it_but_is_told(config: Config) -> None:
@@ -182,7 +248,7 @@ def test_choosing_a_checkpoint(config: Config) -> None:
     assert choose_checkpoint(run_of(config), "best", 10).step == 10
     for wanted, best, message in [
         ("11", None, r"10, 20.*found 11"),
-        ("best", None, "no best"),
+        ("best", None, "nothing has been scored"),
         ("best", 5, "not there any more"),
         ("x", None, "x"),
     ]:
@@ -192,11 +258,13 @@ def test_choosing_a_checkpoint(config: Config) -> None:
 
 def test_looks_at_the_test_split_are_counted(config: Config) -> None:
     checkpoint = made_checkpoint(config, 10)
-    for _ in range(2):
-        (line,) = Evaluator(run_of(config), config, "test").score(checkpoint)
+    for weights, results in [("both", 2), ("ema", 1)]:
+        settings = override_config(config, [f"evaluation.weights={weights}"])
+        line, *more = Evaluator(run_of(config), settings, "test").score(checkpoint)
+        assert len(more) == results - 1
     assert line["split"] == "test"
     Evaluator(run_of(config), config).score(checkpoint)
-    assert count_test_looks(run_of(config)) == 2
+    assert count_test_looks(read_json_lines(run_of(config) / "evaluations.jsonl")) == 2
     assert f"word perplexity {line['word_perplexity']:.2f} on test" in describe(line)
     assert list_checkpoints(run_of(config))[0].is_leased() is False
 
@@ -249,3 +317,6 @@ def test_the_command_line(config: Config, tmp_path: Path) -> None:
     assert wrong.returncode == 2
     assert wrong.stderr.count("\n") == 1
     assert wrong.stderr.startswith("lm1b: error: ")
+    fixed = launch("--run", run, "--set", "model.hidden=99")
+    assert (fixed.returncode, fixed.stderr.count("\n")) == (2, 1)
+    assert "--set model.hidden=99" in fixed.stderr

@@ -10,13 +10,13 @@ import numpy as np
 
 from lm1b.config import Config
 from lm1b.files import atomic_file, read_json_lines
-from lm1b.training.run_log import read_run_config
+from lm1b.training.run_log import best_result, read_run_config
 
 SMOOTHED_SHARE = 0.02  # of the logged points, on either side
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRecord:
     """What a run directory tells. evaluations: sorted by text and step; metrics: as logged."""
 
     name: str
@@ -26,7 +26,7 @@ class Run:
     metrics: list[dict[str, Any]]
 
     @classmethod
-    def read(cls, directory: Path) -> Run:
+    def read(cls, directory: Path) -> RunRecord:
         """Raises UserError where the folder holds no run."""
         directory = Path(directory)
         config = read_run_config(directory)
@@ -39,12 +39,11 @@ class Run:
         return step * self.config.batches.lanes * self.config.batches.steps
 
     def best(self) -> dict[str, Any] | None:
-        """The line with the lowest word perplexity on validation."""
-        scored = [line for line in self.evaluations if line["split"] == "validation" and line["word_perplexity"] is not None]
-        return min(scored, key=lambda line: line["word_perplexity"], default=None)
+        """The best result on validation by the run's own evaluation settings."""
+        return best_result(self.evaluations, self.config)
 
 
-def draw_curves(runs: list[Run], levels: dict[str, float], path: Path) -> None:
+def draw_curves(runs: list[RunRecord], levels: dict[str, float], path: Path) -> None:
     """Two panels against training tokens: sampled training loss in nats, exact validation perplexity. PNG, written whole.
 
     levels: label -> perplexity on validation, drawn as horizontal lines.
@@ -79,7 +78,7 @@ def draw_curves(runs: list[Run], levels: dict[str, float], path: Path) -> None:
         figure.savefig(file, format="png", dpi=120)
 
 
-def _draw_training(axes: Any, run: Run, color: str) -> None:
+def _draw_training(axes: Any, run: RunRecord, color: str) -> None:
     points = [(run.tokens_at(line["step"]), line["nats_per_word"]) for line in run.metrics if line.get("nats_per_word") is not None]
     if not points:
         return
@@ -100,7 +99,7 @@ def _smooth(values: np.ndarray, reach: int) -> np.ndarray:
     return (sums[high] - sums[low]) / (high - low)
 
 
-def _draw_validation(axes: Any, run: Run, color: str) -> None:
+def _draw_validation(axes: Any, run: RunRecord, color: str) -> None:
     series: dict[tuple[str, str], list[tuple[int, float]]] = {}
     for line in run.evaluations:
         if line["split"] == "validation" and line["word_perplexity"] is not None:

@@ -23,9 +23,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
-from lm1b.config import Config
+from lm1b.config import Config, ModelConfig
 from lm1b.data.batches import cut_into_lanes
 from lm1b.distributed import Ranks, agree, all_reduce_sum, single_process
 from lm1b.errors import UserError
@@ -37,6 +38,7 @@ from lm1b.training.run_log import now
 
 POSITIONS = 1536  # in one call of the softmax: matrix products near their ceiling (measured: 512 to 4,096)
 Weights = Literal["raw", "ema"]
+KINDS: dict[str, list[Weights]] = {"raw": ["raw"], "ema": ["ema"], "both": ["ema", "raw"]}  # by evaluation.weights
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ class _Reading:
     """What one rank reads of a checkpoint: its rows (float32; input rows only where it holds them, else 0) and the whole core."""
 
     state: dict[str, Any]
+    model: ModelConfig
     input_rows_UD: Tensor
     output_rows_VP: Tensor
     output_bias_V: Tensor
@@ -130,6 +133,14 @@ class _Reading:
 
 def _read(checkpoint: Checkpoint, fingerprint: str, ids_U: Tensor, ranks: Ranks) -> _Reading:
     """Read the checkpoint while it is leased; of the input table only the rows `ids_U` are kept. No collective. Raises UserError."""
+    try:
+        return _read_leased(checkpoint, fingerprint, ids_U, ranks)
+    except FileNotFoundError:
+        # Retention had looked for leases just before this one was there.
+        raise UserError(f"{checkpoint.path}: the checkpoint has been deleted meanwhile") from None
+
+
+def _read_leased(checkpoint: Checkpoint, fingerprint: str, ids_U: Tensor, ranks: Ranks) -> _Reading:
     with checkpoint.lease():
         state = checkpoint.state()
         if state["vocabulary"] != fingerprint:
@@ -148,7 +159,15 @@ def _read(checkpoint: Checkpoint, fingerprint: str, ids_U: Tensor, ranks: Ranks)
         raw, average = checkpoint.core("weights"), checkpoint.core("ema")
         assert raw is not None, "core.safetensors holds no weights"
         cores: dict[Weights, dict[str, Tensor]] = {"raw": raw} if average is None else {"ema": average, "raw": raw}
-        return _Reading(state, input_rows_UD, output_rows_VP, bias_V, cores)
+        return _Reading(state, _model_of(checkpoint, state), input_rows_UD, output_rows_VP, bias_V, cores)
+
+
+def _model_of(checkpoint: Checkpoint, state: dict[str, Any]) -> ModelConfig:
+    """The shape that the checkpoint was trained with, whatever config.json says now."""
+    try:
+        return ModelConfig.model_validate(state["config"]["model"])
+    except (KeyError, TypeError, ValidationError):
+        raise UserError(f"{checkpoint.path}/state.json: holds no config.model that this program knows") from None
 
 
 def evaluate_checkpoint(
@@ -158,12 +177,14 @@ def evaluate_checkpoint(
     *,
     fingerprint: str,
     end_id: int,
+    kinds: Sequence[Weights] | None = None,
     ranks: Ranks | None = None,
     on_scored: Callable[[int], object] = lambda n: None,
 ) -> list[dict[str, Any]]:
     """Score `text` with one checkpoint: one result a kind of weights asked for, as evaluations.jsonl keeps them.
 
-    config: the run's, its `evaluation` section says how. on_scored is told of every number of predictions done.
+    config: the run's, its `evaluation` section says how. kinds: of weights to score, where not all that it asks for.
+    on_scored is told of every number of predictions done.
     Raises UserError where the checkpoint has gone, is damaged, or belongs to another vocabulary.
     """
     ranks = ranks or single_process()
@@ -173,7 +194,7 @@ def evaluate_checkpoint(
     reading = agree(ranks, lambda: _read(checkpoint, fingerprint, torch.from_numpy(ids_U), ranks))
     dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
     scorer = Scorer(
-        LanguageModel(config.model, config.run.seed).to(ranks.device, dtype).eval(),
+        LanguageModel(reading.model, config.run.seed).to(ranks.device, dtype).eval(),
         ids_U,
         # Each row is on one rank and 0 on the others, so the sum brings every row to every rank unchanged.
         all_reduce_sum(reading.input_rows_UD.to(ranks.device), ranks).to(dtype),
@@ -186,7 +207,7 @@ def evaluate_checkpoint(
     sequences = cut_for_scoring(text, settings.state, settings.lanes)
     loading_seconds = time.monotonic() - started
     results = []
-    for kind in _kinds(settings.weights, reading.cores):
+    for kind in _kinds(kinds or KINDS[settings.weights], reading.cores):
         started = time.monotonic()
         scorer.model.load_state_dict(reading.cores[kind])
         nats = scorer.nats(sequences, settings.lanes, on_scored)
@@ -200,6 +221,7 @@ def evaluate_checkpoint(
             "lanes": settings.lanes if settings.state == "carry" else None,
             "precision": settings.precision,
             "weights": kind,
+            "has_average": "ema" in reading.cores,
             "nats": nats if math.isfinite(nats) else None,
             "predictions": predictions,
             "words": text.words,
@@ -219,10 +241,9 @@ def evaluate_checkpoint(
     return results
 
 
-def _kinds(asked: str, cores: dict[Weights, Any]) -> list[Weights]:
-    """Kinds of weights to score; `ema` falls back to `raw` where training kept no average."""
-    averaged: Weights = "ema" if "ema" in cores else "raw"
-    return {"raw": ["raw"], "ema": [averaged], "both": sorted({averaged, "raw"})}[asked]  # type: ignore[return-value]
+def _kinds(asked: Sequence[Weights], cores: dict[Weights, Any]) -> list[Weights]:
+    """Kinds of weights to score, each once; `ema` falls back to `raw` where training kept no average."""
+    return list(dict.fromkeys(kind if kind in cores else "raw" for kind in asked))
 
 
 def _perplexity(nats: float, predictions: int) -> float | None:

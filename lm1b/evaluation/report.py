@@ -15,10 +15,10 @@ import numpy as np
 from lm1b.data.official import VOCABULARY_SIZE
 from lm1b.data.shards import TokenDirectory
 from lm1b.errors import UserError
-from lm1b.evaluation.curves import Run, draw_curves
+from lm1b.evaluation.curves import RunRecord, draw_curves
 from lm1b.evaluation.ngram import fit_baselines
 from lm1b.evaluation.published import PUBLISHED
-from lm1b.evaluation.texts import TEST_FILE, ScoredText, text_of_files, text_of_split
+from lm1b.evaluation.texts import TEST_FILE, ScoredText, count_test_looks, text_of_files, text_of_split
 from lm1b.files import atomic_file, read_json, write_json
 
 COLUMNS = (
@@ -34,7 +34,7 @@ def baseline_key(line: dict[str, Any]) -> str:
     return f"{line['vocabulary']} {line['split']} {' '.join(line['files'])} {line['predictions']} {line['unknown']}"
 
 
-def find_baselines(run: Run, cache: Path) -> tuple[Baselines, list[str]]:
+def find_baselines(run: RunRecord, cache: Path) -> tuple[Baselines, list[str]]:
     """Baselines of every text that the run was scored on, by `baseline_key`, and what could not be computed.
 
     Counted on the run's training tokens at the first call and kept in `cache`; the token directory may be gone later.
@@ -87,7 +87,7 @@ def _count_baselines(tokens: TokenDirectory, texts: dict[str, ScoredText]) -> Ba
     }
 
 
-def table_rows(run: Run, baselines: Baselines) -> list[list[str]]:
+def table_rows(run: RunRecord, baselines: Baselines) -> list[list[str]]:
     """One row of COLUMNS a result; the best on validation is marked with a star."""
     best, rows = run.best(), []
     for line in run.evaluations:
@@ -114,7 +114,7 @@ def table_rows(run: Run, baselines: Baselines) -> list[list[str]]:
     return rows
 
 
-def baseline_rows(run: Run, baselines: Baselines) -> list[list[str]]:
+def baseline_rows(run: RunRecord, baselines: Baselines) -> list[list[str]]:
     """A row of COLUMNS for each baseline on each text that the run was scored on."""
     rows = []
     for key, line in {baseline_key(line): line for line in run.evaluations}.items():
@@ -151,7 +151,7 @@ def _markdown_table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(cell.strip() for cell in row) + " |" for row in rows)])
 
 
-def is_comparable(run: Run) -> bool:
+def is_comparable(run: RunRecord) -> bool:
     """Whether the run was trained on the full benchmark and scored on its test file with the official vocabulary."""
     return any(
         line.get("trained_on_official") and line.get("official") == TEST_FILE and line.get("vocabulary_size") == VOCABULARY_SIZE
@@ -159,7 +159,7 @@ def is_comparable(run: Run) -> bool:
     )
 
 
-def as_markdown(runs: list[Run], rows: list[list[str]], notes: list[str]) -> str:
+def as_markdown(runs: list[RunRecord], rows: list[list[str]], notes: list[str]) -> str:
     """The whole report."""
     published = [[figure.model, f"{figure.perplexity:g}", figure.source, figure.protocol] for figure in PUBLISHED]
     others = [run.name for run in runs if not is_comparable(run)]
@@ -169,7 +169,7 @@ def as_markdown(runs: list[Run], rows: list[list[str]], notes: list[str]) -> str
             f"**These do not compare with {', '.join(others)}**, which did not train on the full benchmark with its 793,471 words and get "
             "scored on heldout-00000: another corpus, another vocabulary or another test text gives another perplexity. "
         )
-    tests = sum(line["split"] == "test" or line.get("official") == TEST_FILE for run in runs for line in run.evaluations)
+    tests = sum(count_test_looks(run.evaluations) for run in runs)
     parts = [
         "# Report: " + ", ".join(run.name for run in runs),
         "Exact word perplexities over the whole vocabulary (closed: `<UNK>` is a word; predictions = words + sentences, each `</S>` is "
@@ -185,7 +185,7 @@ def as_markdown(runs: list[Run], rows: list[list[str]], notes: list[str]) -> str
     return "\n\n".join(parts) + "\n"
 
 
-def _levels(run: Run, baselines: Baselines) -> dict[str, float]:
+def _levels(run: RunRecord, baselines: Baselines) -> dict[str, float]:
     """The trigram's perplexity on validation, to draw beside the run's: labelled by its text, so that runs share it."""
     lines = [line for line in run.evaluations if line["split"] == "validation"]
     found = {baseline_key(line): baselines[baseline_key(line)] for line in lines if baseline_key(line) in baselines}
@@ -198,7 +198,7 @@ def _levels(run: Run, baselines: Baselines) -> dict[str, float]:
 
 def report(run_directories: list[Path], out: Path | None = None) -> str:
     """Write report.md and curves.png into `out` (default: the first run's report/). Returns the table as text."""
-    runs = [Run.read(directory) for directory in run_directories]
+    runs = [RunRecord.read(directory) for directory in run_directories]
     out = out or runs[0].directory / "report"
     rows: list[list[str]] = []
     notes: list[str] = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,6 +46,12 @@ class ScoredText:
     def is_test(self) -> bool:
         """Whether this is a look at a test text."""
         return self.split == "test" or self.official == TEST_FILE
+
+
+def count_test_looks(lines: list[dict[str, Any]]) -> int:
+    """How often a run was scored on a test text, by its evaluations.jsonl: all results of one call are one look."""
+    on_test = [line for line in lines if line["split"] == "test" or line.get("official") == TEST_FILE]
+    return len({line.get("look", number) for number, line in enumerate(on_test)})
 
 
 def text_of_split(tokens: TokenDirectory, name: Split) -> ScoredText:

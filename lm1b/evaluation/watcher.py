@@ -14,7 +14,8 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,11 @@ from lm1b.data.official import HELD_OUT_COUNTS, VOCABULARY_SIZE
 from lm1b.data.shards import TokenDirectory
 from lm1b.distributed import Ranks, agree, all_gather_objects, single_process
 from lm1b.errors import UserError
-from lm1b.evaluation.perplexity import evaluate_checkpoint
-from lm1b.evaluation.texts import TEST_FILE, ScoredText, text_of_files, text_of_split
+from lm1b.evaluation.perplexity import KINDS, Weights, evaluate_checkpoint
+from lm1b.evaluation.texts import ScoredText, text_of_files, text_of_split
 from lm1b.files import append_json_line, read_json, read_json_lines
 from lm1b.training.checkpoint import Checkpoint, checkpoint_folder, list_checkpoints
-from lm1b.training.run_log import read_run_config
+from lm1b.training.run_log import is_scored_by, kinds_scored, read_run_config
 
 POLL_SECONDS = 2.0
 GRACE_SECONDS = 30.0  # no trainer and no end: how long a watcher waits for one to start
@@ -64,11 +65,14 @@ class Evaluator:
     def log(self) -> Path:
         return self.run_directory / "evaluations.jsonl"
 
-    def score(self, checkpoint: Checkpoint) -> list[dict[str, Any]]:
-        """Score one checkpoint; its lines are written to the run's logs. Raises UserError where it cannot be read."""
-        passes = 2 if self.config.evaluation.weights == "both" else 1
+    def score(self, checkpoint: Checkpoint, kinds: Sequence[Weights] | None = None) -> list[dict[str, Any]]:
+        """Score one checkpoint; its lines are written to the run's logs. Raises UserError where it cannot be read.
+
+        kinds: of weights, where not all that the config asks for.
+        """
+        kinds = kinds or KINDS[self.config.evaluation.weights]
         with tqdm(
-            total=passes * len(self.text.tokens_N),
+            total=len(kinds) * len(self.text.tokens_N),
             unit="word",
             unit_scale=True,
             desc=f"{checkpoint.path.name} on {self.text.split}",
@@ -81,36 +85,31 @@ class Evaluator:
                 self.text,
                 fingerprint=self.fingerprint,
                 end_id=self.end_id,
+                kinds=kinds,
                 ranks=self.ranks,
                 on_scored=bar.update,
             )
         if self.ranks.is_first:
-            with SummaryWriter(str(self.run_directory / "tensorboard")) as board:
+            # A folder of its own: a trainer that goes on from a checkpoint hides later points of its own folder.
+            look = uuid.uuid4().hex
+            with SummaryWriter(str(self.run_directory / "tensorboard" / "evaluation")) as board:
                 for line in lines:
+                    line["look"] = look
                     append_json_line(self.log, line)
                     if line["word_perplexity"] is not None:
                         name = f"evaluation/{line['split']}_{line['state']}_{line['weights']}_word_perplexity"
                         board.add_scalar(name, line["word_perplexity"], line["step"])
         return lines
 
-    def scored_steps(self) -> set[int]:
-        """Steps that evaluations.jsonl already has for this text and these settings."""
-        settings = self.config.evaluation
-        wanted: dict[str, Any] = {
-            "split": self.text.split,
-            "state": settings.state,
-            "precision": settings.precision,
-            "vocabulary": self.fingerprint,
-        }
-        if settings.state == "carry":
-            wanted["lanes"] = settings.lanes
-        steps = set()
+    def scored(self) -> set[tuple[int, str]]:
+        """(step, kind of weights) that evaluations.jsonl already has for this text and these settings."""
+        wanted = (self.text.split, self.fingerprint, len(self.text.tokens_N))
+        found: set[tuple[int, str]] = set()
         for line in read_json_lines(self.log):
-            # ema falls back to raw where training kept no average, so a raw line counts for either.
-            fits = settings.weights != "raw" or line.get("weights") == "raw"
-            if fits and line.get("predictions") == len(self.text.tokens_N) and all(line.get(k) == v for k, v in wanted.items()):
-                steps.add(line["step"])
-        return steps
+            text = (line.get("split"), line.get("vocabulary"), line.get("predictions"))
+            if text == wanted and is_scored_by(line, self.config.evaluation):
+                found |= {(line["step"], kind) for kind in kinds_scored(line)}
+        return found
 
 
 @contextlib.contextmanager
@@ -130,12 +129,6 @@ def evaluating_ranks(device: str | None) -> Iterator[Ranks]:
         yield start_ranks()
     finally:
         stop_ranks()
-
-
-def count_test_looks(run_directory: Path) -> int:
-    """How many results on the test split, or on the benchmark's test file, the run's log holds."""
-    lines = read_json_lines(Path(run_directory) / "evaluations.jsonl")
-    return sum(line.get("split") == "test" or line.get("official") == TEST_FILE for line in lines)
 
 
 def describe(line: dict[str, Any]) -> str:
@@ -169,7 +162,7 @@ def _choose(run_directory: Path, wanted: str, best_step: int | None) -> Checkpoi
     if wanted == "latest":
         return checkpoints[-1]
     if wanted == "best" and best_step is None:
-        raise UserError(f"{run_directory}: nothing has been scored on validation yet, so there is no best; use --checkpoint latest")
+        raise UserError(f"{run_directory}: nothing has been scored on validation by the run's own settings yet; use --checkpoint latest")
     step = best_step if wanted == "best" else int(wanted) if wanted.isdecimal() else None
     for checkpoint in checkpoints:
         if checkpoint.step == step:
@@ -231,21 +224,24 @@ def watch(
     Raises UserError at the end where a checkpoint could not be scored although it is still there.
     """
     with only_watcher(run_directory):
-        done, problems = evaluator.scored_steps(), []
+        asked = KINDS[evaluator.config.evaluation.weights]
+        done, problems = evaluator.scored(), []
         give_up_at = time.monotonic() + grace_seconds
         while True:
             # Asked before the checkpoints are listed: what a trainer wrote before it ended is then always seen.
             trainer = trainer_state(run_directory)
             checkpoints = list_checkpoints(run_directory)
-            pending = [checkpoint for checkpoint in checkpoints if checkpoint.step not in done]
+            pending = [checkpoint for checkpoint in checkpoints if not done.issuperset((checkpoint.step, kind) for kind in asked)]
             if pending:
-                done.add(pending[-1].step)
+                newest = pending[-1]
+                missing: list[Weights] = [kind for kind in asked if (newest.step, kind) not in done]
+                done |= {(newest.step, kind) for kind in missing}
                 try:
-                    for line in evaluator.score(pending[-1]):
+                    for line in evaluator.score(newest, missing):
                         on_line(line)
                 except UserError as error:
                     # Retention may have been faster; what is still there and cannot be scored is told at the end.
-                    if (pending[-1].path / "manifest.json").exists():
+                    if (newest.path / "manifest.json").exists():
                         problems.append(str(error))
                 continue
             reason = _why_ended(run_directory, checkpoints, trainer, time.monotonic() > give_up_at)

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from lm1b.config import Config, parse_config
+from lm1b.config import Config, EvaluationConfig, parse_config
 from lm1b.errors import UserError
 from lm1b.files import append_json_line, atomic_file, read_json, read_json_lines, write_json
 
@@ -35,12 +35,40 @@ def read_run_config(run_directory: Path) -> Config:
     return parse_config(read_json(path)["config"], str(path))
 
 
-def best_step(run_directory: Path) -> int | None:
-    """Step of the lowest word perplexity on validation so far, by evaluations.jsonl."""
+def is_scored_by(line: dict[str, Any], settings: EvaluationConfig) -> bool:
+    """Whether a line of evaluations.jsonl was made with these settings, whatever the text and the weights."""
+    lanes = settings.lanes if settings.state == "carry" else None
+    return (line.get("state"), line.get("precision"), line.get("lanes")) == (settings.state, settings.precision, lanes)
+
+
+def kinds_scored(line: dict[str, Any]) -> set[str]:
+    """Kinds of weights that a line stands for: its own, and `ema` too where the checkpoint holds no average."""
+    return {line["weights"]} if line.get("has_average", True) else {line["weights"], "ema"}
+
+
+def best_result(lines: list[dict[str, Any]], config: Config) -> dict[str, Any] | None:
+    """The line of evaluations.jsonl with the lowest word perplexity on validation, among those that compare.
+
+    Those made with the config's own evaluation settings, averaged weights where it asks for both. The earliest of equals.
+    """
+    settings = config.evaluation
+    kind = "raw" if settings.weights == "raw" or config.training.ema_decay is None else "ema"
+    fitting = [
+        line
+        for line in lines
+        if line["split"] == "validation"
+        and line["word_perplexity"] is not None
+        and is_scored_by(line, settings)
+        and kind in kinds_scored(line)
+    ]
+    return min(fitting, key=lambda line: (line["word_perplexity"], line["step"]), default=None)
+
+
+def best_step(run_directory: Path, config: Config | None = None) -> int | None:
+    """Step of the best result on validation so far, by evaluations.jsonl; see `best_result`. config None: that of config.json."""
     lines = read_json_lines(Path(run_directory) / "evaluations.jsonl")
-    finite = [line for line in lines if line.get("split") == "validation" and line["word_perplexity"] is not None]
-    scored = [(line["word_perplexity"], line["step"]) for line in finite]
-    return min(scored)[1] if scored else None
+    best = best_result(lines, config or read_run_config(run_directory)) if lines else None
+    return None if best is None else best["step"]
 
 
 def _git_revision() -> str | None:
@@ -77,7 +105,7 @@ class RunLog:
         write_json(self.directory / "environment.json", environment)
         write_json(self.directory / "training.pid", {"pid": os.getpid(), "host": socket.gethostname(), "started_at": now()})
         self._drop_metrics_after(step)
-        self._board = SummaryWriter(str(self.directory / "tensorboard"), purge_step=step)
+        self._board = SummaryWriter(str(self.directory / "tensorboard"), purge_step=step + 1)
 
     def _drop_metrics_after(self, step: int) -> None:
         """Steps after the checkpoint that a killed run had logged will be done again: keep one line a step."""
