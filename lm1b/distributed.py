@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lm1b.errors import UserError
+from lm1b.errors import UserError, describe_os_error
 
 T = TypeVar("T")
 
@@ -71,15 +71,19 @@ def all_gather_objects(value: object, ranks: Ranks) -> list[object]:
 
 
 def agree(ranks: Ranks, action: Callable[[], T]) -> T:
-    """Run `action` on every rank; where it is a user's mistake on any of them, raise that UserError on all.
+    """Run `action` on every rank; where it is a user's mistake or a file system's no on any of them, raise UserError on all.
 
-    No rank is then left waiting for one that has ended. The action must not itself be a collective that can fail alone.
+    No rank is then left waiting for one that has ended. The action must not hold collectives.
     """
     result, problem = None, None
     try:
         result = action()
     except UserError as error:
         problem = str(error)
+    except OSError as error:
+        problem = describe_os_error(error)
+    if problem is not None and ranks.size > 1:
+        problem = f"{problem} (rank {ranks.rank})" if ranks.rank else problem
     problems = [found for found in all_gather_objects(problem, ranks) if found is not None]
     if problems:
         raise UserError(str(problems[0]))

@@ -12,9 +12,14 @@ class UserError(ValueError):
     """A mistake that the user can mend. Its text is one line: what is wrong, what was expected, what to do."""
 
 
+def describe_os_error(error: OSError) -> str:
+    """A full disk, a missing right or file, in one line."""
+    return f"{error.filename or 'file system'}: {error.strerror or error}"
+
+
 def exit_with(message: str, status: int) -> NoReturn:
-    """Print `message` as one line on stderr (first rank only, so that it appears once) and exit with `status`."""
-    if int(os.environ.get("RANK", "0")) == 0:
+    """Print `message` as one line on stderr and exit with `status`. Mistakes that all ranks share are said by the first alone."""
+    if int(os.environ.get("RANK", "0")) == 0 or status != 2:
         one_line = " ".join(str(message).split())
         print(f"lm1b: error: {one_line}", file=sys.stderr, flush=True)
     sys.exit(status)
@@ -35,4 +40,4 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     except OSError as error:
         if error.errno is None:
             raise
-        exit_with(f"{error.filename or 'file system'}: {error.strerror}", 2)
+        exit_with(describe_os_error(error), 2)

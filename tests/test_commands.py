@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -126,7 +127,9 @@ def test_interrupted_and_gone_on_with(folder: Path, trained: subprocess.Complete
         (["--set", "model.hidden=25"], "model.hidden"),
         (["--set", "run.seed=4"], "run.seed"),
         (["--set", "tokens.directory=nowhere"], "launch/preprocess.py"),
-        (["--set", 'deepspeed={"zero_optimisation": {}}'], "no such DeepSpeed key"),
+        (["--set", 'deepspeed={"zero_optimisation": {}}'], "did you mean `zero_optimization`"),
+        (["--set", 'deepspeed={"zero_optimization": {"overlap_com": true}}'], "did you mean `overlap_comm`"),
+        (["--set", 'deepspeed={"zero_optimization": 3}'], "expected an object"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_status_2(
@@ -147,6 +150,37 @@ def test_a_mistake_on_two_ranks_is_said_once_and_nobody_waits(folder: Path, trai
     assert done.returncode == 2
     assert (done.stdout + done.stderr).count("lm1b: error:") == 1
     assert time.monotonic() - started_at < 55
+
+
+def test_a_run_directory_holds_one_training_at_a_time(folder: Path, trained: subprocess.CompletedProcess[str]) -> None:
+    with open(folder / "run" / "training.lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = run([sys.executable, "launch/train.py", "--config", str(folder / "run.json")])
+    assert done.returncode == 2
+    assert "another training is at work here" in done.stderr
+
+
+def test_a_disk_that_fills_up_while_saving_leaves_the_last_checkpoint(folder: Path, trained: subprocess.CompletedProcess[str]) -> None:
+    limited = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (60_000,) * 2); sys.argv = sys.argv[1:]; "
+    directory = folder / "full"
+    shutil.copytree(folder / "run", directory)
+    before = [checkpoint.step for checkpoint in list_checkpoints(directory)]
+    more = ["--set", f"run.directory={directory}", "--set", "training.total_steps=70", "--set", "training.evaluate_alongside=false"]
+    done = run(
+        [
+            sys.executable,
+            "-c",
+            "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); " + limited + "runpy.run_path(sys.argv[0], run_name='__main__')",
+            "launch/train.py",
+            "--config",
+            str(folder / "run.json"),
+            *more,
+        ]
+    )
+    assert done.returncode == 2, done.stderr
+    assert "step_00000070" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [checkpoint.step for checkpoint in list_checkpoints(directory)] == before
 
 
 def test_a_damaged_checkpoint_is_named(folder: Path, trained: subprocess.CompletedProcess[str]) -> None:

@@ -8,6 +8,7 @@ import random
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -80,24 +81,31 @@ def environment(**more: str) -> dict[str, str]:
 def run_ranks(arguments: list[str], num_ranks: int, timeout: float = 240) -> str:
     """Run `python *arguments` as `num_ranks` real processes that see each other; what they printed. Fails where one fails."""
     port = str(free_port())
-    processes = []
+    processes, outputs = [], []
     for rank in range(num_ranks):
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_ranks), "LOCAL_SIZE": str(num_ranks)}
+        outputs.append(tempfile.TemporaryFile("w+"))  # noqa: SIM115 (no pipe: a rank that nobody reads yet must not be stopped by it)
         processes.append(
             subprocess.Popen(
                 [sys.executable, *arguments],
                 env=environment(**place, MASTER_ADDR="127.0.0.1", MASTER_PORT=port),
-                stdout=subprocess.PIPE,
+                stdout=outputs[-1],
                 stderr=subprocess.STDOUT,
                 text=True,
                 cwd=REPOSITORY,
             )
         )
     try:
-        outputs = [process.communicate(timeout=timeout)[0] for process in processes]
+        for process in processes:
+            process.wait(timeout=timeout)
     finally:
         for process in processes:
             process.kill()
-    for rank, (process, output) in enumerate(zip(processes, outputs, strict=True)):
+    texts = []
+    for output in outputs:
+        output.seek(0)
+        texts.append(output.read())
+        output.close()
+    for rank, (process, output) in enumerate(zip(processes, texts, strict=True)):
         assert process.returncode == 0, f"rank {rank} ended with {process.returncode}:\n{output[-4000:]}"
-    return "".join(outputs)
+    return "".join(texts)

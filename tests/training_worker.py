@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -41,6 +42,7 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
             unchanged = all(torch.equal(old, new) for old, new in zip(before, weights_of(self), strict=True))
             finite = all(bool(torch.isfinite(tensor).all()) for tensor in self.carry.values())
             seen["skips"].append({"applied": result.applied, "causes": result.not_finite, "unchanged": unchanged, "carry_finite": finite})
+            seen["lanes_restarted"] = result.lanes_restarted
         return result
 
     patches = [mock.patch.object(TrainingStep, "run", run)]
@@ -60,6 +62,7 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     jobs_file, report_file = map(Path, sys.argv[1:])
+    warnings.filterwarnings("error", module=r"lm1b\.")  # ours; those of torch and DeepSpeed are not
     RANKS = start_ranks()
     report = [run_job(job) for job in json.loads(jobs_file.read_text())]
     stop_ranks()

@@ -163,11 +163,13 @@ class VocabularyTable:
         """One Adagrad update (Duchi 2011) of the requested rows, whoever asked for them. A collective.
 
         gradient_UD: float32, this rank's gradient of the rows it fetched; it is overwritten where gradient_scale is not 1.
-        It is multiplied by gradient_scale before it travels, in the dtype of the last fetch.
+        It is multiplied by gradient_scale before it travels, in the dtype of the last fetch (float32 for float16).
         """
         if gradient_scale != 1.0:
             gradient_UD.mul_(gradient_scale)
-        gradient = request.return_sum(gradient_UD, request.wire_dtypes.get(self.name, torch.float32))
+        wire_dtype = request.wire_dtypes.get(self.name, torch.float32)
+        # A sum over all tokens of a step can be beyond float16's 65,504, while bfloat16 has float32's range.
+        gradient = request.return_sum(gradient_UD, torch.float32 if wire_dtype == torch.float16 else wire_dtype)
         block = _block_rows(self.rows)
         for start in range(0, len(gradient), block):
             places = request.updated_places[start : start + block]

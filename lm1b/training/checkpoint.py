@@ -22,12 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lm1b.distributed import Ranks, all_gather_objects
+from lm1b.distributed import Ranks, agree, all_gather_objects
 from lm1b.errors import UserError
 from lm1b.files import digest_of_file, flush_folder, read_json, write_json
 from lm1b.model.tables import VocabularyTable
@@ -67,8 +66,8 @@ class Checkpoint:
             file = self.path / name
             if not file.is_file():
                 raise UserError(f"{file}: missing from the checkpoint; delete the folder to go on from an older one")
-            size = file.stat().st_size
-            found = digest_of_file(file) if size == expected["bytes"] else f"{size} bytes instead of {expected['bytes']}"
+            num_bytes = file.stat().st_size
+            found = digest_of_file(file) if num_bytes == expected["bytes"] else f"{num_bytes} bytes instead of {expected['bytes']}"
             if found != expected["sha256"]:
                 raise UserError(
                     f"{file}: damaged, SHA-256 expected {expected['sha256']}, found {found}; "
@@ -130,13 +129,17 @@ class Checkpoint:
 
     def is_leased(self) -> bool:
         """Whether a living reader holds the checkpoint."""
-        marks = (self.path.parent / ".leases").glob(f"{self.path.name}.*")
-        return any(time.time() - mark.stat().st_mtime < LEASE_SECONDS for mark in marks)
+        for mark in (self.path.parent / ".leases").glob(f"{self.path.name}.*"):
+            with contextlib.suppress(FileNotFoundError):  # its reader has just ended
+                if time.time() - mark.stat().st_mtime < LEASE_SECONDS:
+                    return True
+        return False
 
     def delete(self) -> None:
-        """Remove the folder; its manifest goes first, so that no reader takes the rest for whole."""
-        (self.path / "manifest.json").unlink(missing_ok=True)
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Remove the folder at once for every reader: it loses its name first. One that has it open must expect it to go."""
+        aside = self.path.with_name(f"{self.path.name}.deleted.partial")
+        os.replace(self.path, aside)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -174,48 +177,50 @@ def save_checkpoint(
 ) -> Checkpoint:
     """Write one checkpoint; every rank calls it. state must hold `step`; core and carry are used on rank 0 only.
 
-    Raises OSError on the rank whose disk is full; the unfinished folder is never taken for a checkpoint.
+    Raises UserError on every rank where one cannot write; the unfinished folder is never taken for a checkpoint.
     """
     folder = checkpoint_folder(run_directory, state["step"])
     partial = folder.with_name(folder.name + ".partial")
-    if ranks.is_first:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    _barrier(ranks)
     files: dict[str, dict[str, Any]] = {}
-    problem = None
-    try:
+
+    def clear() -> None:
+        if ranks.is_first:
+            for left_over in folder.parent.glob("*.partial"):
+                shutil.rmtree(left_over, ignore_errors=True)
+            partial.mkdir(parents=True)
+
+    def write() -> None:
         for table in tables:
             name = table_file(table.name, ranks.rank, ranks.size)
-            tensors = {"rows": table.rows, "accumulators": table.accumulators}
-            files[name] = _write_tensors(partial / name, tensors)
+            files[name] = _write_tensors(partial / name, {"rows": table.rows, "accumulators": table.accumulators})
         if ranks.is_first:
             files["core.safetensors"] = _write_tensors(partial / "core.safetensors", core)
             files["carry.safetensors"] = _write_tensors(partial / "carry.safetensors", carry)
             tables_state = {table.name: {"num_rows": table.num_rows, "width": table.width} for table in tables}
             write_json(partial / "state.json", {**state, "ranks": ranks.size, "tables": tables_state})
             files["state.json"] = _describe(partial / "state.json")
-    except (OSError, SafetensorError) as error:
-        problem = f"rank {ranks.rank}: {partial}: {error}"
-    reports = all_gather_objects({"files": files, "problem": problem}, ranks)
-    problems = [report["problem"] for report in reports if report["problem"]]  # type: ignore[index]
-    if problems:
-        # Every rank learns of it, so that none is left waiting; the last good checkpoint stays.
-        raise UserError(f"checkpoint at step {state['step']} could not be written: {'; '.join(problems)}")
-    if ranks.is_first:
-        everything = {name: entry for report in reports for name, entry in report["files"].items()}  # type: ignore[index]
-        write_json(partial / "manifest.json", {"format_version": FORMAT_VERSION, "files": everything})
-        flush_folder(partial)
-        if folder.exists():  # a copy of the same step that could not be read
-            shutil.rmtree(folder)
-        os.replace(partial, folder)
-        flush_folder(folder.parent)
-    _barrier(ranks)
+
+    def commit() -> None:
+        if ranks.is_first:
+            write_json(partial / "manifest.json", {"format_version": FORMAT_VERSION, "files": everything})
+            if folder.exists():  # a copy of the same step that could not be read
+                shutil.rmtree(folder)
+            os.replace(partial, folder)
+            flush_folder(folder.parent)
+
+    # Each part is agreed on: a disk that is full for one rank ends all of them, and the last good checkpoint stays.
+    agree(ranks, clear)
+    agree(ranks, write)
+    everything = {name: entry for part in all_gather_objects(files, ranks) for name, entry in part.items()}  # type: ignore[attr-defined]
+    agree(ranks, commit)
     return Checkpoint(state["step"], folder)
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:  # how safetensors reports a full disk
+        raise UserError(f"{path}: could not be written ({error})") from None
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -226,11 +231,6 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
 
 def _describe(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": digest_of_file(path)}
-
-
-def _barrier(ranks: Ranks) -> None:
-    if ranks.size > 1:
-        dist.barrier()
 
 
 def apply_retention(run_directory: Path, keep_last: int, keep_every: int | None, best_step: int | None) -> None:

@@ -12,6 +12,8 @@ Three things DeepSpeed leaves to its caller live here, each tried at stages 1 to
 from __future__ import annotations
 
 import contextlib
+import difflib
+import gc
 import io
 import logging
 import os
@@ -42,6 +44,21 @@ OWNED_KEYS = {
     "optimizer",
     "scheduler",
     "sparse_gradients",
+}
+PASSED_KEYS = {
+    "activation_checkpointing",
+    "comms_logger",
+    "communication_data_type",
+    "disable_allgather",
+    "dump_state",
+    "flops_profiler",
+    "gradient_predivide_factor",
+    "memory_breakdown",
+    "prescale_gradients",
+    "seq_parallel_communication_data_type",
+    "steps_per_print",
+    "wall_clock_breakdown",
+    "zero_optimization",
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -84,21 +101,36 @@ def start_ranks() -> Ranks:
 
 
 def stop_ranks() -> None:
-    """Leave the process group."""
+    """Leave the process group, and let go of what DeepSpeed keeps of it: threads left over would abort the exit."""
     if dist.is_initialized():
-        dist.destroy_process_group()
+        gc.collect()
+        _import_deepspeed().comm.destroy_process_group()
 
 
-def _known_deepspeed_keys() -> set[str]:
-    """Top-level names that DeepSpeed reads: the string constants of its own constants modules."""
-    import deepspeed.runtime.constants as constants
+def check_deepspeed_section(config: Config) -> None:
+    """Raise UserError for a pass-through key that we own, that DeepSpeed would not read, or that is no section where it must be."""
+    for key in config.deepspeed:
+        if key in OWNED_KEYS:
+            raise UserError(f"deepspeed.{key}: is set by the config's own fields (training, optimizer, batches); remove it")
+        if key not in PASSED_KEYS:
+            near = difflib.get_close_matches(key, PASSED_KEYS, n=1)
+            hint = f", did you mean `{near[0]}`?" if near else f"; known are {', '.join(sorted(PASSED_KEYS))}"
+            raise UserError(f"deepspeed.{key}: not a DeepSpeed key that is passed through{hint}")
+    zero = config.deepspeed.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        raise UserError(f"deepspeed.zero_optimization: expected an object, found {zero!r}")
+    if "stage" in zero:
+        raise UserError("deepspeed.zero_optimization.stage: is training.zero_stage; remove it")
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-    names = {value for value in vars(constants).values() if isinstance(value, str)}
-    return names | {"zero_optimization", "activation_checkpointing", "comms_logger", "flops_profiler", "aio", "compression_training"}
+    for key in zero:
+        if key not in DeepSpeedZeroConfig.model_fields:
+            near = difflib.get_close_matches(key, DeepSpeedZeroConfig.model_fields, n=1)
+            raise UserError(f"deepspeed.zero_optimization.{key}: no such key" + (f", did you mean `{near[0]}`?" if near else ""))
 
 
 def deepspeed_config(config: Config, precision: str, ranks: Ranks, core_size: int) -> dict[str, Any]:
-    """DeepSpeed's own dictionary. Raises UserError for a pass-through key that DeepSpeed does not know or that we own."""
+    """DeepSpeed's own dictionary; the config's `deepspeed` section has been checked."""
     training = config.training
     lanes_per_step = config.batches.lanes // ranks.size // training.micro_batches
     zero = {"stage": training.zero_stage, "reduce_bucket_size": core_size, "allgather_bucket_size": core_size, "overlap_comm": False}
@@ -116,13 +148,8 @@ def deepspeed_config(config: Config, precision: str, ranks: Ranks, core_size: in
         result |= {"bf16": {"enabled": True, "check_grad_overflow": True}, "data_types": {"grad_accum_dtype": "fp32"}}
     if precision == "fp16":
         result |= {"fp16": {"enabled": True, "initial_scale_power": 16}, "data_types": {"grad_accum_dtype": "fp32"}}
-    known = _known_deepspeed_keys() if config.deepspeed else set()
     for key, value in config.deepspeed.items():
-        if key in OWNED_KEYS:
-            raise UserError(f"deepspeed.{key}: is set by the config's own fields (training, optimizer, batches); remove it")
-        if key not in known:
-            raise UserError(f"deepspeed.{key}: no such DeepSpeed key")
-        merged = key in result and isinstance(result[key], dict)
+        merged = isinstance(result.get(key), dict) and isinstance(value, dict)
         result[key] = {**result[key], **value} if merged else value
     return result
 
@@ -142,7 +169,7 @@ class Engine:
     """The dense core under DeepSpeed."""
 
     def __init__(self, model: nn.Module, config: Config, precision: str, ranks: Ranks):
-        """model: float32, the same on every rank. Raises UserError for a bad `deepspeed` section."""
+        """model: float32, the same on every rank. See `check_deepspeed_section` for what the config may pass on."""
         deepspeed = _import_deepspeed()
         self.ranks = ranks
         self.dtype = DTYPES[precision]

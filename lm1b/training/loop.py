@@ -13,7 +13,7 @@ from types import FrameType
 from tqdm import tqdm
 
 from lm1b.config import Config
-from lm1b.distributed import Ranks, all_gather_objects
+from lm1b.distributed import Ranks, agree, all_gather_objects
 from lm1b.errors import UserError
 from lm1b.training.checkpoint import list_checkpoints
 from lm1b.training.engine import host_name, start_ranks, stop_ranks
@@ -53,12 +53,14 @@ def train(config: Config, evaluator: list[str] | None = None) -> None:
     beside = evaluator if ranks.is_first and config.training.evaluate_alongside else None
     try:
         run = train_on(ranks, config, beside)
+        watcher = run.watcher if run.has_finished else None
+        del run  # its engine holds process groups, whose threads must end before the interpreter does
     finally:
         stop_ranks()
-    if run.watcher and run.has_finished:
+    if watcher:
         print("lm1b: waiting for the evaluator beside the training", flush=True)
-        if run.watcher.wait() != 0:
-            print(f"lm1b: the evaluator ended with status {run.watcher.returncode}; see {run.directory}/evaluator.log", flush=True)
+        if watcher.wait() != 0:
+            print(f"lm1b: the evaluator ended with status {watcher.returncode}; see {config.run.directory}/evaluator.log", flush=True)
 
 
 def train_on(ranks: Ranks, config: Config, evaluator: list[str] | None = None) -> Run:
@@ -68,7 +70,8 @@ def train_on(ranks: Ranks, config: Config, evaluator: list[str] | None = None) -
     config, ranks, step = run.config, run.ranks, run.training_step
     stop = StopSignal()
     hosts = all_gather_objects(host_name(), ranks)
-    log = RunLog(config, step.step, [str(host) for host in hosts], run.facts()) if ranks.is_first else None
+    facts = run.facts()
+    log = agree(ranks, lambda: RunLog(config, step.step, [str(host) for host in hosts], facts) if ranks.is_first else None)
     _say_start(run, log)
     run.watcher = _start_evaluator(evaluator) if evaluator else None
     interval = Interval()
@@ -92,6 +95,7 @@ def train_on(ranks: Ranks, config: Config, evaluator: list[str] | None = None) -
             run.counts.elapsed_seconds += interval.lap()
             run.save()
             saved_at = step.step
+            interval.leave_out_saving()
     bar.close()
     if saved_at != step.step:
         run.save()
@@ -99,6 +103,7 @@ def train_on(ranks: Ranks, config: Config, evaluator: list[str] | None = None) -
         what = "finished" if run.has_finished else "stopped on request; the same command goes on from here"
         log.event(f"{what} at step {step.step} of {run.total_steps}; checkpoint saved in {run.directory}/checkpoints", step.step)
         log.close()
+    run.close()
     return run
 
 
@@ -133,6 +138,8 @@ def _say_start(run: Run, log: RunLog | None) -> None:
         f"core {facts['core_parameters']:,} and tables {facts['table_parameters']:,} parameters",
         step.step,
     )
+    if run.changes:
+        log.event(f"changed since the checkpoint: {'; '.join(run.changes)}", step.step)
 
 
 def _start_evaluator(command: list[str]) -> subprocess.Popen[bytes]:

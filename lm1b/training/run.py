@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import math
 import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 import torch.distributed as dist
@@ -22,7 +23,7 @@ from lm1b.errors import UserError
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.sampler import LogUniformSampler
 from lm1b.training.checkpoint import Checkpoint, apply_retention, list_checkpoints, save_checkpoint
-from lm1b.training.engine import Engine
+from lm1b.training.engine import Engine, check_deepspeed_section
 from lm1b.training.precision import resolve_precision
 from lm1b.training.run_log import best_step
 from lm1b.training.step import Tables, TrainingStep
@@ -49,28 +50,23 @@ class Run:
         self.config, self.ranks = config, ranks
         self.directory = Path(config.run.directory)
         self._check_lanes()
+        self._lock = agree(ranks, self._take_lock)
         self.tokens = agree(ranks, lambda: TokenDirectory.open(Path(config.tokens.directory)))
         self.precision = agree(ranks, lambda: resolve_precision(config.training.precision, config.model.cell, ranks.device))
-        split = self.tokens.split("train")
-        vocabulary_size = self.tokens.vocabulary.size
-        self.batches = Batches(
-            split,
-            end_id=self.tokens.vocabulary.end_id,
-            lanes=config.batches.lanes,
-            steps=config.batches.steps,
-            seed=config.run.seed,
-            block_tokens=config.batches.block_tokens,
-        )
+        vocabulary_size = agree(ranks, lambda: self.tokens.vocabulary.size)
+        self.batches = agree(ranks, self._make_batches)
         epochs = config.training.epochs or 0.0
         self.total_steps = config.training.total_steps or max(1, math.floor(epochs * self.batches.steps_per_epoch))
         sampler = agree(ranks, lambda: LogUniformSampler(vocabulary_size, config.softmax.samples, config.run.seed))
         checkpoint = agree(ranks, self._find_checkpoint)
         model = LanguageModel(config.model, config.run.seed)
-        engine = agree(ranks, lambda: Engine(model, config, self.precision, ranks))
+        agree(ranks, lambda: check_deepspeed_section(config))
+        engine = Engine(model, config, self.precision, ranks)
         tables = Tables.create(config, vocabulary_size, model.output_width, ranks)
         self.training_step = TrainingStep(config, engine, tables, sampler, self.batches, ranks)
         self.training_step.total_updates = self.total_steps
         self.counts = Counts()
+        self.changes: list[str] = []  # what a resumed run does otherwise than before
         self.watcher: subprocess.Popen[bytes] | None = None  # the evaluator beside the training
         if checkpoint is None:
             engine.prime(self.training_step.zero_loss)
@@ -90,6 +86,35 @@ class Run:
                 f"batches.lanes (={lanes}) must be divisible by ranks x training.micro_batches "
                 f"(={self.ranks.size} x {self.config.training.micro_batches}); use --num_gpus or --set batches.lanes="
             )
+
+    def _take_lock(self) -> BinaryIO | None:
+        """The first rank holds the run directory for this training. Raises UserError where another one does."""
+        if not self.ranks.is_first:
+            return None
+        self.directory.mkdir(parents=True, exist_ok=True)
+        lock = open(self.directory / "training.lock", "wb")  # noqa: SIM115 (held until the run ends)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise UserError(f"{self.directory}: another training is at work here; wait for it, or use another run.directory") from None
+        return lock
+
+    def _make_batches(self) -> Batches:
+        settings = self.config.batches
+        return Batches(
+            self.tokens.split("train"),
+            end_id=self.tokens.vocabulary.end_id,
+            lanes=settings.lanes,
+            steps=settings.steps,
+            seed=self.config.run.seed,
+            block_tokens=settings.block_tokens,
+        )
+
+    def close(self) -> None:
+        """Let another training have the run directory."""
+        if self._lock is not None:
+            self._lock.close()
 
     def _find_checkpoint(self) -> Checkpoint | None:
         """The newest checkpoint, verified, of this very experiment; None where the run starts. Raises UserError."""
@@ -129,6 +154,10 @@ class Run:
         step.carry = {name: tensor[lanes].to(ranks.device, step.engine.dtype) for name, tensor in checkpoint.carry().items()}
         step.step, step.updates = state["step"], state["updates"]
         self.counts = Counts(**state["counts"])
+        self.changes = _changes(state["config"], self.config.as_json())
+        for name, before, after in (("ranks", state["ranks"], ranks.size), ("computing precision", state["precision"], self.precision)):
+            if before != after:
+                self.changes.append(f"{name} {before} -> {after}")
 
     def save(self) -> Checkpoint:
         """Write a checkpoint; every rank calls it."""
@@ -147,11 +176,14 @@ class Run:
         }
         carry = _gather_lanes(step.carry, self.ranks)
         checkpoint = save_checkpoint(self.directory, state, step.engine.core_state(), carry, step.tables.all(), self.ranks)
+        agree(self.ranks, self._delete_old_checkpoints)
+        return checkpoint
+
+    def _delete_old_checkpoints(self) -> None:
         if self.ranks.is_first:
             settings = self.config.checkpoints
-            best = best_step(self.directory) if settings.keep_best else None
+            best = best_step(self.directory, self.config) if settings.keep_best else None
             apply_retention(self.directory, settings.keep_last, settings.keep_every, best)
-        return checkpoint
 
     def facts(self) -> dict[str, Any]:
         """What environment.json and the first line say of this run."""
@@ -181,6 +213,12 @@ def _keep_freed_memory() -> None:
     if hasattr(libc, "mallopt"):
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Fields that differ between two resolved configs, `section.key old -> new`."""
+    fields = [(section, key) for section in new for key in _differences(old.get(section, {}), new[section])]
+    return [f"{section}.{key} {old.get(section, {}).get(key)} -> {new[section].get(key)}" for section, key in fields]
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -73,7 +73,7 @@ class StepResult:
     largest_activation: float
     learning_rate_factor: float
     not_finite: list[str]  # "rank 1: loss", ...
-    lanes_restarted: int  # this rank's lanes whose state was not finite
+    lanes_restarted: int  # lanes of all ranks whose state was not finite, after a skipped step
     gap: tuple[float, float] | None  # sampled and true nats a word on the same few positions
 
 
@@ -118,13 +118,13 @@ class TrainingStep:
         rows = self._fetch(inputs_TB, targets_TB)
         nats, new_carry, largest_activation, hidden_NP = self._forward_and_backward(inputs_TB, rows)
         gap = self._check_gap(hidden_NP, targets_TB, rows) if check_gap else None
+        finite_B = torch.stack([torch.isfinite(tensor).all(dim=1) for tensor in new_carry.values()]).all(dim=0)
 
-        status = self._reduce_status(nats, new_carry, rows.gradients(), largest_activation, stop_requested)
+        status = self._reduce_status(nats, finite_B, rows.gradients(), largest_activation, stop_requested)
         factor = learning_rate_factor(self.config.schedule, self.updates, self.total_updates)
         # A leaf's gradient carries the loss scale and is not averaged over ranks, while the core's is both unscaled and averaged.
         row_scale = self.config.tables.gradient_scale * self.config.batches.lanes / (self.ranks.size * engine.loss_scale)
         applied = engine.step(finite=not status.not_finite, learning_rate=self.config.optimizer.learning_rate * factor)
-        lanes_restarted = 0
         if applied:
             requests = (rows.input_request, rows.output_request, rows.output_request)
             for table, request, gradient in zip(tables.all(), requests, rows.gradients(), strict=True):
@@ -134,12 +134,21 @@ class TrainingStep:
                 engine.update_ema(min(self.config.training.ema_decay, (1 + self.updates) / (10 + self.updates)))
             self.updates += 1
         else:
-            new_carry, lanes_restarted = _restart_lanes(new_carry)
+            # Lanes whose state is not finite restart from zero.
+            new_carry = {name: torch.where(finite_B.unsqueeze(1), tensor, 0.0) for name, tensor in new_carry.items()}
         self.carry = new_carry
         self.step += 1
         norm = engine.gradient_norm() if applied else math.nan
         return StepResult(
-            status.nats, applied, status.stop, norm, status.largest_activation, factor, status.not_finite, lanes_restarted, gap
+            status.nats,
+            applied,
+            status.stop,
+            norm,
+            status.largest_activation,
+            factor,
+            status.not_finite,
+            0 if applied else status.lanes_not_finite,
+            gap if gap is not None and math.isfinite(sum(gap)) else None,
         )
 
     def _fetch(self, inputs_TB: Tensor, targets_TB: Tensor) -> _Rows:
@@ -191,26 +200,27 @@ class TrainingStep:
         return inputs_TB == self.batches.end_id if self.config.batches.state == "reset" else None
 
     def _reduce_status(
-        self, nats: Tensor, carry: dict[str, Tensor], row_gradients: list[Tensor], largest_activation: Tensor, stop: bool
+        self, nats: Tensor, finite_B: Tensor, row_gradients: list[Tensor], largest_activation: Tensor, stop: bool
     ) -> _Status:
         """One all-reduce: the loss, the stop signal, and from every rank what was not finite and its largest activation."""
         ranks, width = self.ranks, len(CHECKED) + 1
         # A sum is finite only where every element is (or it overflows, which is as bad).
-        sums = [nats, sum(tensor.float().sum() for tensor in carry.values()), *(gradient.sum() for gradient in row_gradients)]
-        bad = torch.stack([~torch.isfinite(torch.as_tensor(value)) for value in sums]).double()
+        finite = [torch.isfinite(nats), finite_B.all(), *(torch.isfinite(gradient.sum()) for gradient in row_gradients)]
+        bad = 1.0 - torch.stack(finite).double()
         activation = largest_activation.double().nan_to_num(nan=math.inf).clamp(max=1e300)
-        vector = torch.zeros(2 + ranks.size * width, dtype=torch.float64, device=ranks.device)
+        vector = torch.zeros(3 + ranks.size * width, dtype=torch.float64, device=ranks.device)
         vector[0] = nats.nan_to_num(0.0, 0.0, 0.0)
         vector[1] = float(stop)
-        start = 2 + ranks.rank * width
+        vector[2] = (~finite_B).sum()
+        start = 3 + ranks.rank * width
         vector[start : start + width] = torch.cat([bad, activation.reshape(1)])
         values = all_reduce_sum(vector, ranks).tolist()
         not_finite, activations = [], []
         for rank in range(ranks.size):
-            *flags, activation_there = values[2 + rank * width : 2 + (rank + 1) * width]
+            *flags, activation_there = values[3 + rank * width : 3 + (rank + 1) * width]
             activations.append(activation_there)
             not_finite += [f"rank {rank}: {name}" for name, flag in zip(CHECKED, flags, strict=True) if flag]
-        return _Status(values[0], values[1] > 0, not_finite, max(activations))
+        return _Status(values[0], values[1] > 0, int(values[2]), not_finite, max(activations))
 
     @torch.no_grad()
     def _check_gap(self, hidden_NP: Tensor, targets_TB: Tensor, rows: _Rows) -> tuple[float, float]:
@@ -221,7 +231,7 @@ class TrainingStep:
         hidden_KP, targets_K = hidden_NP[chosen], targets_N[chosen]
         positions_K = rows.target_positions_TB.flatten()[chosen]
         sampled = sampled_softmax(
-            hidden_KP, rows.output_rows_UP, rows.bias_U1.squeeze(1), positions_K, rows.log_expected_U, rows.num_samples
+            hidden_KP, rows.output_rows_UP.detach(), rows.bias_U1.detach().squeeze(1), positions_K, rows.log_expected_U, rows.num_samples
         )
         if self.ranks.size > 1:
             dist.broadcast(hidden_KP, 0)
@@ -257,12 +267,6 @@ class _Rows:
 class _Status:
     nats: float
     stop: bool
+    lanes_not_finite: int
     not_finite: list[str]
     largest_activation: float
-
-
-def _restart_lanes(carry: dict[str, Tensor]) -> tuple[dict[str, Tensor], int]:
-    """After a skipped step: lanes whose state is not finite restart from zero. Returns the state and how many did."""
-    finite_B = torch.stack([torch.isfinite(tensor).all(dim=1) for tensor in carry.values()]).all(dim=0)
-    kept = {name: torch.where(finite_B.unsqueeze(1), tensor, torch.zeros_like(tensor)) for name, tensor in carry.items()}
-    return kept, int((~finite_B).sum())
