@@ -76,7 +76,7 @@ def test_evaluate_and_report(folder: Path, trained: subprocess.CompletedProcess[
     assert (line["split"], line["state"], line["step"]) == ("test", "reset", 60)
     done = run([sys.executable, "launch/report.py", str(folder / "run")])
     assert done.returncode == 0, done.stderr
-    assert f"{line['word_perplexity']:.1f}" in done.stdout
+    assert f"{line['word_perplexity']:.2f}" in done.stdout
     assert (folder / "run" / "report" / "report.md").stat().st_size > 0
     assert (folder / "run" / "report" / "curves.png").read_bytes()[:4] == b"\x89PNG"
 

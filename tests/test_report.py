@@ -53,7 +53,7 @@ def test_table_report_and_curves(config: Config, tmp_path: Path) -> None:
     text = (directory / "report" / "report.md").read_text()
     assert "do not compare with run" in text
     for figure in PUBLISHED:
-        assert f"| {figure.model} | {figure.perplexity:g} |" in text
+        assert f"| {figure.model} | {figure.perplexity} |" in text
     assert "never predicts a sentence's first word" in text
     assert (directory / "report" / "curves.png").read_bytes().startswith(PNG)
     report([directory], tmp_path / "elsewhere")

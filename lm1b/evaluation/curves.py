@@ -12,6 +12,7 @@ from lm1b.config import Config
 from lm1b.files import atomic_file, read_json_lines
 from lm1b.training.run_log import best_result, read_run_config
 
+FINE_TICKS = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0)  # of a perplexity axis of a decade or less
 SMOOTHED_SHARE = 0.02  # of the logged points, on either side
 
 
@@ -65,7 +66,8 @@ def draw_curves(runs: list[RunRecord], levels: dict[str, float], path: Path) -> 
     for number, (label, perplexity) in enumerate(levels.items()):
         below.axhline(perplexity, color="gray", linestyle=(":", "-.")[number % 2], linewidth=1, label=f"{label} ({perplexity:.1f})")
     below.set_yscale("log")
-    below.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+    low, high = below.get_ylim()
+    below.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high > 10 * low else FINE_TICKS, numticks=20))
     below.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     below.yaxis.set_minor_formatter("")
     below.xaxis.set_major_formatter(EngFormatter())
@@ -92,18 +94,20 @@ def _draw_training(axes: Any, run: RunRecord, color: str) -> None:
 
 
 def _smooth(values: np.ndarray, reach: int) -> np.ndarray:
-    """Mean of each value and of up to `reach` on either side, fewer at the ends."""
+    """Mean of each value and of up to `reach` on either side, fewer at the ends but as many on the one as on the other."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     middle = np.arange(len(values))
-    low, high = np.maximum(middle - reach, 0), np.minimum(middle + reach + 1, len(values))
-    return (sums[high] - sums[low]) / (high - low)
+    reaches = np.minimum(reach, np.minimum(middle, len(values) - 1 - middle))
+    return (sums[middle + reaches + 1] - sums[middle - reaches]) / (2 * reaches + 1)
 
 
 def _draw_validation(axes: Any, run: RunRecord, color: str) -> None:
-    series: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    series: dict[tuple[str, str, str, int], list[tuple[int, float]]] = {}
     for line in run.evaluations:
         if line["split"] == "validation" and line["word_perplexity"] is not None:
-            series.setdefault((line["state"], line["weights"]), []).append((run.tokens_at(line["step"]), line["word_perplexity"]))
+            how = (line["weights"], line["state"], line["precision"], line["lanes"] or 0)
+            series.setdefault(how, []).append((run.tokens_at(line["step"]), line["word_perplexity"]))
     styles = {"ema": "o-", "raw": "s--"}
-    for (state, weights), points in series.items():
-        axes.plot(*zip(*sorted(points), strict=True), styles[weights], color=color, markersize=4, label=f"{run.name} ({state}, {weights})")
+    for (weights, state, precision, lanes), points in series.items():
+        label = f"{run.name} ({weights}, {f'{lanes} lanes' if lanes else state}, {precision})"
+        axes.plot(*zip(*sorted(points), strict=True), styles[weights], color=color, markersize=4, label=label)

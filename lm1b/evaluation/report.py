@@ -161,7 +161,7 @@ def is_comparable(run: RunRecord) -> bool:
 
 def as_markdown(runs: list[RunRecord], rows: list[list[str]], notes: list[str]) -> str:
     """The whole report."""
-    published = [[figure.model, f"{figure.perplexity:g}", figure.source, figure.protocol] for figure in PUBLISHED]
+    published = [[figure.model, str(figure.perplexity), figure.source, figure.protocol] for figure in PUBLISHED]
     others = [run.name for run in runs if not is_comparable(run)]
     warning = ""
     if others:
