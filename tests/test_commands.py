@@ -161,7 +161,7 @@ def test_a_run_directory_holds_one_training_at_a_time(folder: Path, trained: sub
 
 
 def test_a_disk_that_fills_up_while_saving_leaves_the_last_checkpoint(folder: Path, trained: subprocess.CompletedProcess[str]) -> None:
-    limited = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (60_000,) * 2); sys.argv = sys.argv[1:]; "
+    limited = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (40_000,) * 2); sys.argv = sys.argv[1:]; "
     directory = folder / "full"
     shutil.copytree(folder / "run", directory)
     before = [checkpoint.step for checkpoint in list_checkpoints(directory)]
