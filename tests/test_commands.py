@@ -210,15 +210,39 @@ def test_shipped_small_configs_train(folder: Path, trained: subprocess.Completed
         assert done.returncode == 0, done.stderr
 
 
-def test_the_readmes_commands_exist() -> None:
+def commands_of_the_readme() -> list[str]:
+    """Every line of the README's shell blocks, without comments."""
     text = (REPOSITORY / "README.md").read_text()
-    commands = [line for block in re.findall(r"```(?:sh|console)?\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
-    entry_points = {word for line in commands for word in shlex.split(line, comments=True) if word.startswith(("launch/", "tools/"))}
-    assert {"launch/preprocess.py", "launch/train.py", "launch/evaluate.py", "launch/report.py"} <= entry_points
-    for name in entry_points:
-        done = run([sys.executable, name, "--help"])
-        assert done.returncode == 0, f"{name}: {done.stderr}"
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    return [line.split("#")[0].strip() for block in blocks for line in block.splitlines() if line.split("#")[0].strip()]
+
+
+README_COMMANDS = [line for line in commands_of_the_readme() if line.startswith(("python ", "deepspeed "))]
+
+
+@pytest.mark.parametrize("line", README_COMMANDS)
+def test_a_command_of_the_readme(folder: Path, trained: subprocess.CompletedProcess[str], line: str) -> None:
+    """Run as it stands there, with the tiny run's paths put in; a hostfile needs a cluster."""
+    if "--hostfile" in line:
+        pytest.skip("needs several hosts")
+    sentences = str(folder / "corpus" / "heldout-monolingual.tokenized.shuffled" / "news.en.heldout-00001-of-00002")
+    if "benchmark" in line:
+        line += " --steps 1 --vocabulary 500 --set softmax.samples=60 --set batches.lanes=4"
+    else:
+        line = re.sub(r"configs/\w+\.json", str(folder / "run.json"), line)
+    line = re.sub(r"\bruns/\w+", str(folder / "run"), line).replace("my_sentences.txt", sentences)
+    program, *rest = shlex.split(line)
+    arguments = [sys.executable, *rest] if program == "python" else [DEEPSPEED, "--master_port", str(free_port()), *rest]
+    done = run(arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    ours = [warning for warning in done.stderr.splitlines() if "Warning:" in warning and "/lm1b/" in warning]
+    assert not ours
+
+
+def test_the_readmes_make_targets_exist() -> None:
     makefile = (REPOSITORY / "Makefile").read_text()
-    for line in commands:
-        for target in re.findall(r"\bmake (\w+)", line):
-            assert f"\n{target}:" in makefile, target
+    targets = {target for line in commands_of_the_readme() for target in re.findall(r"\bmake ([\w-]+)", line)}
+    assert {"train", "test"} <= targets
+    for target in targets:
+        assert f"\n{target}:" in makefile, target
+    assert any("launch/preprocess.py" in line for line in README_COMMANDS)
