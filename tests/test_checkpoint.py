@@ -161,8 +161,6 @@ def test_unfinished_and_foreign_folders_are_no_checkpoints(whole: Checkpoint, tm
     assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [3, 20]
 
 
-UNCHECKED = pytest.mark.xfail(strict=True, reason="the shape of a checkpoint's JSON and tensors is not checked yet")
-
 VALUES = st.none() | st.booleans() | st.integers() | st.text(max_size=5)
 JSON = st.recursive(VALUES, lambda inner: st.lists(inner, max_size=3), max_leaves=4)
 MANIFESTS = st.one_of(
@@ -182,14 +180,12 @@ def refused(path: Path, action: Any) -> None:
     assert not problem or str(path.parent) in problem
 
 
-@UNCHECKED
 @settings(deadline=None, max_examples=60)
 @given(st.binary(max_size=60) | MANIFESTS.map(lambda value: json.dumps(value).encode()))
 def test_any_bytes_as_manifest(whole: Checkpoint, data: bytes) -> None:
     _with_replaced(whole, "manifest.json", data, whole.verify)
 
 
-@UNCHECKED
 @settings(deadline=None, max_examples=60)
 @given(st.binary(max_size=60) | JSON.map(lambda value: json.dumps(value).encode()))
 def test_any_bytes_as_state(whole: Checkpoint, data: bytes) -> None:
@@ -201,7 +197,6 @@ def test_any_bytes_as_state(whole: Checkpoint, data: bytes) -> None:
     _with_replaced(whole, "state.json", data, read)
 
 
-@UNCHECKED
 @settings(deadline=None, max_examples=60)
 @given(st.binary(max_size=60) | st.binary(max_size=40).map(lambda tail: len(tail).to_bytes(8, "little") + tail))
 def test_any_bytes_as_tensors(whole: Checkpoint, data: bytes) -> None:
@@ -211,7 +206,6 @@ def test_any_bytes_as_tensors(whole: Checkpoint, data: bytes) -> None:
     _with_replaced(whole, table_file("input_table", 0, 1), data, lambda: whole.read_table("input_table"))
 
 
-@UNCHECKED
 def test_tensors_of_another_kind_are_refused(checkpoint: Checkpoint) -> None:
     file = checkpoint.path / table_file("input_table", 0, 1)
     for tensors in [{"other": torch.zeros(2, 2)}, {"rows": torch.zeros(3)}, {"rows": torch.zeros(1000, 7)}]:

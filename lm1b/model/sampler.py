@@ -29,11 +29,10 @@ from lm1b.randomness import derive_key, uniform
 class Samples:
     """A step's samples.
 
-    ids_S: int64, distinct, ascending. log_expected_S: float32, log E(id), at most 0. num_draws: n, draws it took.
+    ids_S: int64, distinct, ascending. num_draws: n, the draws it took; see `LogUniformSampler.log_expected`.
     """
 
     ids_S: Tensor
-    log_expected_S: Tensor
     num_draws: int
 
 
@@ -57,7 +56,7 @@ class LogUniformSampler:
         """The samples of a step, on `device`. A pure function of (seed, step)."""
         if self.num_samples == self.vocabulary_size:
             everything = torch.arange(self.vocabulary_size, device=device)
-            return Samples(everything, torch.zeros(self.vocabulary_size, device=device), self.vocabulary_size)
+            return Samples(everything, self.vocabulary_size)
         # Always computed on the CPU: another device's exp may round another way and so draw another id.
         key = derive_key(self.seed, "sampler", step)
         while True:
@@ -65,8 +64,7 @@ class LogUniformSampler:
             if num_draws:
                 break
             self._draws_at_a_time += self._draws_at_a_time // 4 + 64
-        ids = torch.from_numpy(ids_S)
-        return Samples(ids.to(device), self.log_expected(ids, num_draws).to(device), num_draws)
+        return Samples(torch.from_numpy(ids_S).to(device), num_draws)
 
     def log_expected(self, ids: Tensor, num_draws: int) -> Tensor:
         """log E(id) after `num_draws` draws. ids: int64, any shape -> float32, same shape and device; zeros where S = V."""

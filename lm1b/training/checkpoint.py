@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lm1b.distributed import Ranks, agree, all_gather_objects
@@ -55,13 +55,19 @@ class Checkpoint:
 
     def state(self) -> dict[str, Any]:
         """state.json: step, updates, epoch, finished, ranks, vocabulary fingerprint, config."""
-        return read_json(self.path / "state.json")
+        state = read_json(self.path / "state.json")
+        if not _is_state(state):
+            raise UserError(f"{self.path}/state.json: not the state of a checkpoint; delete the folder to go on from an older one")
+        return state
 
     def verify(self, rank: int = 0, size: int = 1) -> None:
         """Check size and SHA-256 of this rank's share of the files. Raises UserError that names the first bad one."""
         manifest = read_json(self.path / "manifest.json")
-        if manifest.get("format_version") != FORMAT_VERSION:
-            raise UserError(f"{self.path}: checkpoint format {manifest.get('format_version')}, this program reads {FORMAT_VERSION}")
+        version = manifest.get("format_version") if isinstance(manifest, dict) else None
+        if version != FORMAT_VERSION:
+            raise UserError(f"{self.path}: checkpoint format {version}, this program reads {FORMAT_VERSION}")
+        if not _is_file_list(manifest.get("files")):
+            raise UserError(f"{self.path}/manifest.json: names no files; delete the folder to go on from an older checkpoint")
         for name, expected in sorted(manifest["files"].items())[rank::size]:
             file = self.path / name
             if not file.is_file():
@@ -88,21 +94,29 @@ class Checkpoint:
 
     def carry(self) -> dict[str, Tensor]:
         """The recurrent state of every lane of the global batch: name -> [lanes, width]."""
-        return load_file(self.path / "carry.safetensors")
+        with _reading(self.path / "carry.safetensors") as file:
+            return {name: file.get_tensor(name) for name in _names(file)}
 
     def read_table(self, name: str, rank: int = 0, size: int = 1, key: str = "rows") -> Tensor:
         """This rank's rows of a table (row r lies on rank r % size at r // size), float32; `key` `rows` or `accumulators`."""
         state = self.state()
-        num_rows, old_size = state["tables"][name]["num_rows"], state["ranks"]
+        if name not in state["tables"]:
+            raise UserError(f"{self.path}/state.json: names no table {name}")
+        num_rows, table_width, old_size = state["tables"][name]["num_rows"], state["tables"][name]["width"], state["ranks"]
         local: Tensor | None = None
         for old_rank in range(old_size):
             with _reading(self.path / table_file(name, old_rank, old_size)) as file:
-                if size == old_size:
-                    if old_rank == rank:
-                        return file.get_tensor(key)
+                if size == old_size and old_rank != rank:
                     continue
                 piece = file.get_slice(key)
-                length, width = piece.get_shape()
+                expected = [len(range(old_rank, num_rows, old_size)), table_width]
+                if piece.get_shape() != expected:
+                    raise UserError(
+                        f"{self.path / table_file(name, old_rank, old_size)}: {key} is {piece.get_shape()}, expected {expected}"
+                    )
+                if size == old_size:
+                    return file.get_tensor(key)
+                length, width = expected
                 if local is None:
                     local = torch.empty(len(range(rank, num_rows, size)), width)
                 for start in range(0, length, COPY_ROWS):
@@ -151,6 +165,19 @@ def _reading(path: Path) -> Iterator[Any]:
         raise UserError(f"{path}: not a safetensors file ({error})") from None
     except FileNotFoundError:
         raise UserError(f"{path}: missing from the checkpoint") from None
+
+
+def _is_state(state: Any) -> bool:
+    """Whether a JSON value has what readers of a checkpoint rely on."""
+    if not isinstance(state, dict) or not isinstance(state.get("config"), dict) or not isinstance(state.get("tables"), dict):
+        return False
+    tables = state["tables"].values()
+    sizes = [table.get(key) if isinstance(table, dict) else None for table in tables for key in ("num_rows", "width")]
+    return all(isinstance(size, int) and size > 0 for size in [*sizes, state.get("ranks")])
+
+
+def _is_file_list(files: Any) -> bool:
+    return isinstance(files, dict) and all(isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys() for entry in files.values())
 
 
 def _names(file: Any) -> list[str]:
