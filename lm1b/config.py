@@ -117,6 +117,10 @@ class ModelConfig(Section):
         "(Talathi 2015). `glorot`: uniform with Glorot's limit.",
     )
     input_weight_std: PositiveFloat = Field(default=0.001, description="Standard deviation of normal input weights (Le 2015: 0.001).")
+    projection_weight: Literal["glorot_uniform", "glorot_normal"] = Field(
+        default="glorot_uniform",
+        description="Initial weights of the projection: uniform or normal with Glorot's variance 2/(in + out) (normal: Talathi 2015).",
+    )
     recurrent_weight_std: PositiveFloat | None = Field(
         default=None, description="relu_rnn, tanh_rnn, lstm: standard deviation of normal recurrent weights; null: 1/sqrt(H)."
     )

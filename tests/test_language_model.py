@@ -216,3 +216,13 @@ def test_golden_losses(cell: str) -> None:
         state = result.state
         nats.append(result.nats.item() / 72)
     assert [nats[0], nats[4], nats[9]] == pytest.approx(GOLDEN_NATS[cell], rel=1e-4)
+
+
+def test_the_projection_starts_with_glorots_variance() -> None:
+    for kind in ("glorot_uniform", "glorot_normal"):
+        config = ModelConfig(cell="np_rnn", embedding=8, hidden=300, projection=200, projection_weight=kind)
+        projection = LanguageModel(config, seed=4).projection
+        assert projection is not None
+        assert float(projection.weight.var()) == pytest.approx(2.0 / 500, rel=0.03)
+        limit = (6.0 / 500) ** 0.5
+        assert (float(projection.weight.abs().max()) <= limit) == (kind == "glorot_uniform")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lm1b.config import ModelConfig
-from lm1b.model.recurrent import Dropout, RecurrentStack, State, glorot_uniform
+from lm1b.model.recurrent import Dropout, RecurrentStack, State, glorot_normal, glorot_uniform
 from lm1b.model.softmax import sampled_softmax
 from lm1b.randomness import derive_key
 
@@ -47,7 +47,8 @@ class LanguageModel(nn.Module):
         if self.projection is not None:
             with torch.no_grad():
                 weight = self.projection.weight
-                weight.copy_(glorot_uniform(derive_key(seed, "weight", "projection.weight"), weight.shape))
+                initial = glorot_normal if config.projection_weight == "glorot_normal" else glorot_uniform
+                weight.copy_(initial(derive_key(seed, "weight", "projection.weight"), weight.shape))
                 self.projection.bias.zero_()
         self.output_width = config.projection or self.stack.output_width
 

@@ -166,6 +166,11 @@ def glorot_uniform(key: int, shape: torch.Size, fan_out: int | None = None) -> T
     return (uniform(key, torch.arange(shape.numel())).view(shape) * 2.0 - 1.0) * limit
 
 
+def glorot_normal(key: int, shape: torch.Size) -> Tensor:
+    """Normal with variance 2 / (fan_in + fan_out) (Glorot 2010), float64. shape: [out, in]."""
+    return _normal_matrix(key, shape) * math.sqrt(2.0 / (shape[0] + shape[1]))
+
+
 def normalized_positive_definite(key: int, size: int) -> Tensor:
     """np-RNN's recurrent weight (Talathi and Vartak 2015, arXiv 1511.03771), float64: largest eigenvalue 1, all positive.
 
