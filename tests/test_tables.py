@@ -11,6 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lm1b.distributed import Ranks, single_process
@@ -163,7 +164,11 @@ def _two_ranks_against_dense(rank: int, store: str, folder: str) -> None:
             bias.apply(request, gradient[:, :1].contiguous(), learning_rate=0.2)
         results[str(dtype)] = [table.local_ids(), table.rows, table.accumulators, bias.rows]
     dist.barrier()
-    torch.save(results, f"{folder}/{rank}.pt")
+    names = ("ids", "rows", "accumulators", "bias")
+    save_file(
+        {f"{dtype} {name}": value for dtype, values in results.items() for name, value in zip(names, values, strict=True)},
+        f"{folder}/{rank}",
+    )
     dist.destroy_process_group()
 
 
@@ -175,9 +180,9 @@ def test_two_processes_against_a_dense_table(tmp_path: Path) -> None:
         dense.apply(both)
         dense_bias.apply([(ids, gradient[:, :1]) for ids, gradient in both])
     for rank in range(2):
-        results = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        results = load_file(tmp_path / str(rank))
         for dtype, tolerance in ((torch.float32, 2e-6), (torch.bfloat16, 0.02)):
-            ids, rows, accumulators, bias = results[str(dtype)]
+            ids, rows, accumulators, bias = (results[f"{dtype} {name}"] for name in ("ids", "rows", "accumulators", "bias"))
             assert torch.allclose(rows.double(), dense.rows[ids], atol=tolerance)
             assert torch.allclose(accumulators.double(), dense.optimizer.state[dense.rows]["sum"][ids], rtol=10 * tolerance)
             assert torch.allclose(bias.double(), dense_bias.rows[ids], atol=2e-6)
