@@ -10,6 +10,7 @@ from lm1b.errors import UserError, run_command
 
 
 def parse_arguments() -> argparse.Namespace:
+    """The command line: which run, which checkpoint, which text, and how."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="the run's directory")
     parser.add_argument("--checkpoint", default="latest", help="latest, best (by validation so far) or a step")

@@ -51,10 +51,6 @@ class Piece:
     data: bytes | None = None
 
     @property
-    def is_whole_file(self) -> bool:
-        return self.start == 0 and self.stop == self.file_bytes
-
-    @property
     def identity(self) -> dict[str, Any]:
         """What tells whether work done on this piece still holds, wherever the corpus lies."""
         return {

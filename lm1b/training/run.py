@@ -62,7 +62,7 @@ class Run:
         model = LanguageModel(config.model, config.run.seed)
         agree(ranks, lambda: check_deepspeed_section(config))
         engine = Engine(model, config, self.precision, ranks)
-        tables = Tables.create(config, vocabulary_size, model.output_width, ranks)
+        tables = Tables.create(config, vocabulary_size, model.output_width, ranks, initialize=checkpoint is None)
         self.training_step = TrainingStep(config, engine, tables, sampler, self.batches, ranks)
         self.training_step.total_updates = self.total_steps
         self.counts = Counts()

@@ -39,9 +39,10 @@ class Tables:
     bias: VocabularyTable
 
     @staticmethod
-    def create(config: Config, vocabulary_size: int, output_width: int, ranks: Ranks) -> Tables:
-        """Initial tables: rows uniform, bias zero."""
-        scale, accumulator = config.tables.initial_scale, config.tables.initial_accumulator
+    def create(config: Config, vocabulary_size: int, output_width: int, ranks: Ranks, *, initialize: bool = True) -> Tables:
+        """Initial tables: rows uniform, bias zero. initialize False: rows zero too, for a checkpoint's to take their place."""
+        scale = config.tables.initial_scale if initialize else 0.0
+        accumulator = config.tables.initial_accumulator
 
         def table(name: str, width: int, initial_scale: float) -> VocabularyTable:
             return VocabularyTable(
