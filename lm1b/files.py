@@ -1,12 +1,17 @@
-"""Files that are whole or not there: written aside, flushed, renamed; hashes; JSON and JSON lines."""
+"""Files that are whole or not there: written aside, flushed, renamed; hashes; JSON and JSON lines.
+
+*Sealed* JSON carries the SHA-256 of the rest of itself, so that a flipped bit is found in what vouches for other files too.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
@@ -15,6 +20,8 @@ from typing import Any, BinaryIO
 from lm1b.errors import UserError
 
 READ_BYTES = 1 << 20
+LARGEST_JSON_BYTES = 64 << 20  # a manifest of 10,000 files takes 3 MB
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def flush_folder(folder: Path) -> None:
@@ -50,22 +57,80 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         partial.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def needing_space(folder: Path, num_bytes: int) -> Iterator[None]:
+    """Around writing `num_bytes` into `folder`. Raises UserError that says how much was needed and how much there is, at once or
+    when the disk turns out to be full meanwhile.
+    """
+
+    def refuse() -> UserError:
+        free = shutil.disk_usage(folder).free
+        return UserError(
+            f"{folder}: not enough space, {megabytes(num_bytes)} are needed and {megabytes(free)} are free; make room, and run again"
+        )
+
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(folder).free < num_bytes:
+        raise refuse()
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise refuse() from None
+        raise
+
+
+def megabytes(num_bytes: int) -> str:
+    """A number of bytes for people: 12.3 MB."""
+    return f"{num_bytes / 1e6:,.1f} MB"
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     with atomic_file(path) as file:
         file.write((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
+def seal(value: dict[str, Any]) -> dict[str, Any]:
+    """`value` with `seal`: the SHA-256 of the rest."""
+    rest = {key: item for key, item in value.items() if key != "seal"}
+    text = json.dumps(rest, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return {**rest, "seal": hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()}
+
+
+def write_sealed_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON object with its seal, atomically."""
+    write_json(path, seal(value))
+
+
+def read_sealed_json(path: Path) -> dict[str, Any]:
+    """Read what `write_sealed_json` wrote, without the seal. Raises UserError where anything in it has changed since."""
+    value = read_json(path)
+    if not isinstance(value, dict) or "seal" not in value:
+        raise UserError(f"{path}: has no seal, so it is not what this program wrote")
+    expected, found = value["seal"], seal(value)["seal"]
+    if expected != found:
+        raise UserError(f"{path}: damaged, SHA-256 expected {expected}, found {found}")
+    del value["seal"]
+    return value
+
+
 def read_json(path: Path) -> Any:
-    """Read one JSON file. Raises UserError where it is missing or is no JSON."""
+    """Read one JSON file. Raises UserError where it is missing, is no JSON or is too large or too deep to be one of ours."""
     try:
-        return json.loads(Path(path).read_bytes().decode("utf-8"))
+        with open(path, "rb") as file:
+            data = file.read(LARGEST_JSON_BYTES + 1)
+        if len(data) > LARGEST_JSON_BYTES:
+            raise UserError(f"{path}: larger than {LARGEST_JSON_BYTES >> 20} MiB, no JSON file of ours is")
+        return json.loads(data.decode("utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise UserError(f"{path}: a folder, expected a JSON file") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
+    except RecursionError:
+        raise UserError(f"{path}: not valid JSON (nested too deeply)") from None
+    except ValueError as error:
+        raise error if isinstance(error, UserError) else UserError(f"{path}: not valid JSON ({error})") from None
 
 
 def append_json_line(path: Path, value: Any) -> None:
@@ -103,16 +168,25 @@ def _end_of_whole_lines(file: FileIO) -> int:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a JSON-lines file (an unfinished last line is left out); empty where there is no file."""
+    """All whole lines of a JSON-lines file (an unfinished last line is left out); empty where there is no file.
+
+    Raises UserError that names the line which is no JSON object, or whose seal (where it has one) is broken.
+    """
     if not Path(path).exists():
         return []
     lines = Path(path).read_bytes().split(b"\n")[:-1]
     rows = []
     for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except ValueError as error:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}:{number}: not valid JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}:{number}: expected a JSON object")
+        if "seal" in row and seal(row) != row:
+            raise UserError(f"{path}:{number}: damaged, its seal is not that of the rest of the line; remove the line to go on")
+        row.pop("seal", None)
+        rows.append(row)
     return rows
 
 

@@ -30,7 +30,7 @@ from lm1b.distributed import Ranks, agree, all_gather_objects, single_process
 from lm1b.errors import UserError
 from lm1b.evaluation.perplexity import KINDS, Weights, evaluate_checkpoint
 from lm1b.evaluation.texts import ScoredText, text_of_files, text_of_split
-from lm1b.files import append_json_line, read_json, read_json_lines
+from lm1b.files import append_json_line, read_json, read_json_lines, seal
 from lm1b.training.checkpoint import Checkpoint, checkpoint_folder, list_checkpoints
 from lm1b.training.run_log import is_scored_by, kinds_scored, read_run_config
 
@@ -95,7 +95,7 @@ class Evaluator:
             with SummaryWriter(str(self.run_directory / "tensorboard" / "evaluation")) as board:
                 for line in lines:
                     line["look"] = look
-                    append_json_line(self.log, line)
+                    append_json_line(self.log, seal(line))
                     if line["word_perplexity"] is not None:
                         name = f"evaluation/{line['split']}_{line['state']}_{line['weights']}_word_perplexity"
                         board.add_scalar(name, line["word_perplexity"], line["step"])
