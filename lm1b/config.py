@@ -208,6 +208,9 @@ class CheckpointsConfig(Section):
     """What is saved and kept."""
 
     every: Positive = Field(default=1000, description="Steps between two checkpoints; one more is written at the end.")
+    in_background: bool = Field(
+        default=True, description="Write behind the steps, on a CPU, with at most 256 MB beside the tables; false: the steps wait."
+    )
     keep_last: Positive = Field(default=2, description="Newest checkpoints kept.")
     keep_every: Positive | None = Field(default=None, description="Also keep every checkpoint whose step this divides; null: none.")
     keep_best: bool = Field(default=True, description="Also keep the best on validation so far, by evaluations.jsonl.")

@@ -58,9 +58,9 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def needing_space(folder: Path, num_bytes: int) -> Iterator[None]:
-    """Around writing `num_bytes` into `folder`. Raises UserError that says how much was needed and how much there is, at once or
-    when the disk turns out to be full meanwhile.
+def needing_space(folder: Path, num_bytes: int, *, checks_first: bool = True) -> Iterator[None]:
+    """Around writing `num_bytes` into `folder`. Raises UserError that says how much was needed and how much there is, at once
+    (where it checks first) or when the disk turns out to be full meanwhile.
     """
 
     def refuse() -> UserError:
@@ -70,7 +70,7 @@ def needing_space(folder: Path, num_bytes: int) -> Iterator[None]:
         )
 
     Path(folder).mkdir(parents=True, exist_ok=True)
-    if shutil.disk_usage(folder).free < num_bytes:
+    if checks_first and shutil.disk_usage(folder).free < num_bytes:
         raise refuse()
     try:
         yield

@@ -16,7 +16,8 @@ from lm1b.distributed import single_process
 from lm1b.files import digest_of_file, write_json
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.tables import VocabularyTable
-from lm1b.training.checkpoint import Checkpoint, save_checkpoint
+from lm1b.training.checkpoint import Checkpoint
+from lm1b.training.saving import CheckpointSaver
 
 WORDS = 40
 
@@ -79,4 +80,8 @@ def made_checkpoint(config: Config, step: int, *, finished: bool = False, ema: b
         for name, width in (("input_table", config.model.embedding), ("output_table", model.output_width), ("output_bias", 1))
     ]
     state = {"step": step, "epoch": step / 10, "finished": finished, "vocabulary": tokens.fingerprint, "config": config.as_json()}
-    return save_checkpoint(run, state, core, {"0.h": torch.zeros(1, 1)}, tables, ranks)
+    saver = CheckpointSaver(run, ranks)
+    saver.begin(state, core, {"0.h": torch.zeros(1, 1)}, tables)
+    saved = saver.finish()
+    assert saved is not None
+    return saved

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,16 @@ from safetensors.torch import save_file
 
 from lm1b.config import Config
 from lm1b.errors import UserError
-from lm1b.training.checkpoint import LEASE_SECONDS, Checkpoint, apply_retention, list_checkpoints, table_file
+from lm1b.files import read_sealed_json, seal, write_sealed_json
+from lm1b.training.checkpoint import (
+    FORMAT_VERSION,
+    LEASE_SECONDS,
+    Checkpoint,
+    DamagedCheckpoint,
+    apply_retention,
+    list_checkpoints,
+    table_file,
+)
 
 TABLES = ("input_table", "output_table", "output_bias")
 
@@ -53,6 +65,13 @@ def read_everything(checkpoint: Checkpoint) -> None:
             checkpoint.read_table(name, rank, size)
 
 
+def replace_state(checkpoint: Checkpoint, data: bytes) -> None:
+    """Another state.json that the manifest vouches for."""
+    (checkpoint.path / "state.json").write_bytes(data)
+    files = checkpoint.manifest() | {"state.json": {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}}
+    write_sealed_json(checkpoint.path / "manifest.json", {"format_version": FORMAT_VERSION, "files": files})
+
+
 def made_steps(run: Path, whole: Checkpoint, steps: list[int]) -> None:
     for step in steps:
         shutil.copytree(whole.path, run / "checkpoints" / f"step_{step:08d}")
@@ -70,11 +89,17 @@ def test_a_lease_is_seen_and_given_back(checkpoint: Checkpoint) -> None:
 
 
 def test_the_lease_of_a_reader_that_died_ends(checkpoint: Checkpoint) -> None:
-    with checkpoint.lease():
-        (mark,) = (checkpoint.path.parent / ".leases").iterdir()
-        long_ago = time.time() - LEASE_SECONDS - 1
-        os.utime(mark, (long_ago, long_ago))
-        assert not checkpoint.is_leased()
+    """On this host at once, wherever it was after a while."""
+    code = "import os, sys; from pathlib import Path; from lm1b.training.checkpoint import Checkpoint\n"
+    code += "with Checkpoint(10, Path(sys.argv[1])).lease(): os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", code, str(checkpoint.path)], check=False)
+    (mark,) = (checkpoint.path.parent / ".leases").iterdir()
+    assert not checkpoint.is_leased()
+    elsewhere = mark.rename(mark.with_name(f"{checkpoint.path.name}.1@another-host"))
+    assert checkpoint.is_leased()
+    long_ago = time.time() - LEASE_SECONDS - 1
+    os.utime(elsewhere, (long_ago, long_ago))
+    assert not checkpoint.is_leased()
 
 
 def test_what_has_gone_cannot_be_leased(checkpoint: Checkpoint) -> None:
@@ -99,14 +124,14 @@ def test_retention_keeps_leased_newest_multiples_and_best(whole: Checkpoint, tmp
 
 @pytest.mark.parametrize("old_size", [1, 2, 3])
 def test_a_table_is_read_back_by_any_number_of_ranks(checkpoint: Checkpoint, old_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lm1b.training.checkpoint.COPY_ROWS", 4)
+    monkeypatch.setattr("lm1b.training.checkpoint.COPY_BYTES", 4 * 3 * 4)
     rows, accumulators = (torch.randn(11, 3) for _ in range(2))
     for rank in range(old_size):
         tensors = {"rows": rows[rank::old_size].contiguous(), "accumulators": accumulators[rank::old_size].contiguous()}
         save_file(tensors, checkpoint.path / table_file("a_table", rank, old_size))
     state = checkpoint.state() | {"ranks": old_size, "tables": {"a_table": {"num_rows": 11, "width": 3}}}
-    (checkpoint.path / "state.json").write_text(json.dumps(state))
-    for size in (1, 2, 3, 4):
+    replace_state(checkpoint, json.dumps(state).encode())
+    for size in (1, 2, 3, 4, 6):
         for rank in range(size):
             assert torch.equal(checkpoint.read_table("a_table", rank, size), rows[rank::size])
             assert torch.equal(checkpoint.read_table("a_table", rank, size, "accumulators"), accumulators[rank::size])
@@ -144,10 +169,27 @@ def test_a_share_of_the_ranks_covers_every_file(checkpoint: Checkpoint) -> None:
 
 
 def test_another_format_is_refused(checkpoint: Checkpoint) -> None:
-    manifest = json.loads((checkpoint.path / "manifest.json").read_text())
-    (checkpoint.path / "manifest.json").write_text(json.dumps(manifest | {"format_version": 99}))
-    with pytest.raises(UserError, match="format 99"):
+    path = checkpoint.path / "manifest.json"
+    manifest = read_sealed_json(path)
+    write_sealed_json(path, manifest | {"format_version": 99})
+    with pytest.raises(UserError, match="format 99") as refusal:
         checkpoint.verify()
+    assert not isinstance(refusal.value, DamagedCheckpoint)  # a newer program's checkpoint is not set aside
+    path.write_text(json.dumps(manifest | {"format_version": 1}))
+    with pytest.raises(UserError, match="format 1, this program") as refusal:
+        checkpoint.verify()
+    assert not isinstance(refusal.value, DamagedCheckpoint)
+
+
+def test_every_flipped_bit_of_a_manifest_is_found(checkpoint: Checkpoint) -> None:
+    path = checkpoint.path / "manifest.json"
+    data = path.read_bytes()
+    for place in range(len(data)):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :])
+        with pytest.raises(DamagedCheckpoint, match=r"manifest\.json"):
+            checkpoint.verify()
+    path.write_bytes(data)
+    checkpoint.verify()
 
 
 def test_unfinished_and_foreign_folders_are_no_checkpoints(whole: Checkpoint, tmp_path: Path) -> None:
@@ -163,10 +205,11 @@ def test_unfinished_and_foreign_folders_are_no_checkpoints(whole: Checkpoint, tm
 
 VALUES = st.none() | st.booleans() | st.integers() | st.text(max_size=5)
 JSON = st.recursive(VALUES, lambda inner: st.lists(inner, max_size=3), max_leaves=4)
+OF_THE_FORMAT = {"format_version": st.just(FORMAT_VERSION)}
 MANIFESTS = st.one_of(
     JSON,
-    st.fixed_dictionaries({"format_version": st.just(1)}, optional={"files": JSON}),
-    st.fixed_dictionaries({"format_version": st.just(1), "files": st.dictionaries(st.text(max_size=5), JSON, max_size=2)}),
+    st.fixed_dictionaries(OF_THE_FORMAT, optional={"files": JSON}).map(seal),
+    st.fixed_dictionaries(OF_THE_FORMAT | {"files": st.dictionaries(st.text(max_size=5), JSON, max_size=2)}).map(seal),
 )
 
 
@@ -189,12 +232,16 @@ def test_any_bytes_as_manifest(whole: Checkpoint, data: bytes) -> None:
 @settings(deadline=None, max_examples=60)
 @given(st.binary(max_size=60) | JSON.map(lambda value: json.dumps(value).encode()))
 def test_any_bytes_as_state(whole: Checkpoint, data: bytes) -> None:
-    def read() -> None:
-        whole.state()
-        whole.read_table("input_table")
-        whole.read_table("input_table", 1, 2)
-
-    _with_replaced(whole, "state.json", data, read)
+    """Also where the manifest vouches for them."""
+    manifest = (whole.path / "manifest.json").read_bytes()
+    before = (whole.path / "state.json").read_bytes()
+    try:
+        replace_state(whole, data)
+        for action in (whole.state, lambda: whole.read_table("input_table"), lambda: whole.read_table("input_table", 1, 2)):
+            refused(whole.path / "state.json", action)
+    finally:
+        (whole.path / "manifest.json").write_bytes(manifest)
+        (whole.path / "state.json").write_bytes(before)
 
 
 @settings(deadline=None, max_examples=60)

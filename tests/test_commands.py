@@ -183,18 +183,28 @@ def test_a_disk_that_fills_up_while_saving_leaves_the_last_checkpoint(folder: Pa
     assert [checkpoint.step for checkpoint in list_checkpoints(directory)] == before
 
 
-def test_a_damaged_checkpoint_is_named(folder: Path, trained: subprocess.CompletedProcess[str]) -> None:
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(folder: Path, trained: subprocess.CompletedProcess[str]) -> None:
     damaged = folder / "damaged"
     shutil.copytree(folder / "run", damaged)
-    file = list_checkpoints(damaged)[-1].path / "core.safetensors"
+    last = list_checkpoints(damaged)[-1]
+    sound = {path.name: path.read_bytes() for path in last.path.iterdir() if path.suffix == ".safetensors"}
+    file = last.path / "core.safetensors"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    for command in (["launch/train.py", "--config", str(folder / "run.json"), "--set", f"run.directory={damaged}"],
-                    ["launch/evaluate.py", "--run", str(damaged)]):  # fmt: skip
-        done = run([sys.executable, *command])
-        assert done.returncode == 2
-        assert "core.safetensors: damaged" in done.stderr
+    done = run([sys.executable, "launch/evaluate.py", "--run", str(damaged)])
+    assert done.returncode == 2
+    assert "core.safetensors: damaged, SHA-256 expected" in done.stderr
+    more = ["--set", f"run.directory={damaged}", "--set", "training.evaluate_alongside=false"]
+    done = run(launch(folder / "run.json", *more))
+    assert done.returncode == 0, done.stderr
+    assert "core.safetensors: damaged, SHA-256 expected" in done.stdout
+    assert "set aside as" in done.stdout
+    assert "going on at step 40" in done.stdout
+    assert (damaged / "checkpoints" / "step_00000060.damaged").is_dir()
+    again = list_checkpoints(damaged)[-1]
+    assert again.step == 60
+    assert {path.name: path.read_bytes() for path in again.path.iterdir() if path.suffix == ".safetensors"} == sound
 
 
 def test_shipped_small_configs_train(folder: Path, trained: subprocess.CompletedProcess[str]) -> None:

@@ -17,6 +17,7 @@ U distinct ids of this rank's request, D width of a row, N ranks or positions (a
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -126,6 +127,8 @@ class VocabularyTable:
         self.num_rows = num_rows
         self.width = width
         self.ranks = ranks
+        # Told of (name, places) before they change: whoever is still copying the table keeps them (a checkpoint being saved).
+        self.before_update: Callable[[str, Tensor], None] | None = None
         num_local = len(range(ranks.rank, num_rows, ranks.size))
         self.rows = torch.zeros(num_local, width, device=ranks.device)
         self.accumulators = torch.full((num_local, width), float(initial_accumulator), device=ranks.device)
@@ -170,6 +173,8 @@ class VocabularyTable:
         wire_dtype = request.wire_dtypes.get(self.name, torch.float32)
         # A sum over all tokens of a step can be beyond float16's 65,504, while bfloat16 has float32's range.
         gradient = request.return_sum(gradient_UD, torch.float32 if wire_dtype == torch.float16 else wire_dtype)
+        if self.before_update is not None:
+            self.before_update(self.name, request.updated_places)
         block = _block_rows(self.rows)
         for start in range(0, len(gradient), block):
             places = request.updated_places[start : start + block]

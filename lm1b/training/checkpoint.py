@@ -3,37 +3,47 @@
     checkpoints/step_00001000/
       state.json   core.safetensors   carry.safetensors   input_table.00000-of-00002.safetensors ...   manifest.json
 
-1. Every rank writes its own rows into `step_N.partial/` and hashes them; rank 0 writes the rest.
-2. Rank 0 writes the manifest last (size and SHA-256 of every file) and renames the folder: a checkpoint is complete if
-   and only if its manifest is there. "Latest" is found, never stored.
-3. A reader verifies what the manifest says before it uses a tensor, and may cut the tables for another number of ranks.
+1. saving.py writes them: the manifest (size and SHA-256 of every file, sealed by its own) last, then the folder gets its name.
+   "Latest" is found, never stored.
+2. A reader verifies what the manifest says before it uses a tensor, and may cut the tables for another number of ranks.
+3. A damaged one is set aside as `step_N.damaged`, and the one before it taken (recovery.py).
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
 import os
 import re
 import shutil
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from lm1b.distributed import Ranks, agree, all_gather_objects
 from lm1b.errors import UserError
-from lm1b.files import digest_of_file, flush_folder, read_json, write_json
-from lm1b.model.tables import VocabularyTable
+from lm1b.files import digest_of_file, flush_folder, read_json, read_sealed_json
+from lm1b.training.tensor_file import MatrixInFile
 
-FORMAT_VERSION = 1
-COPY_ROWS = 65_536  # rows of a table in memory twice while they are cut for another number of ranks
-LEASE_SECONDS = 600.0  # a lease older than this was left by a reader that died
+FORMAT_VERSION = 2
+COPY_BYTES = 8 << 20  # of a table in memory twice while it is cut for another number of ranks
+_FOLDER = re.compile(r"step_(\d+)")
+
+
+class DamagedCheckpoint(UserError):
+    """A checkpoint that is not as it was written."""
+
+
+LEASE_SECONDS = 600.0  # a lease from another host that is older than this was left by a reader that died
+LONGEST_LEASE_SECONDS = 86_400.0  # on this host, where a process of that number lives: it may be another one by now
 
 
 def checkpoint_folder(run_directory: Path, step: int) -> Path:
@@ -53,32 +63,51 @@ class Checkpoint:
     step: int
     path: Path
 
+    def manifest(self) -> dict[str, dict[str, Any]]:
+        """File name -> bytes and SHA-256. Raises DamagedCheckpoint, or UserError for another version of the format."""
+        path = self.path / "manifest.json"
+        if not path.exists():
+            raise DamagedCheckpoint(f"{path}: missing from the checkpoint")
+        try:
+            manifest = read_sealed_json(path)
+        except UserError as error:
+            if _version_of(path) == 1:
+                raise UserError(f"{self.path}: checkpoint format 1, this program reads {FORMAT_VERSION}") from None
+            raise DamagedCheckpoint(str(error)) from None
+        if manifest.get("format_version") != FORMAT_VERSION:
+            raise UserError(f"{self.path}: checkpoint format {manifest.get('format_version')}, this program reads {FORMAT_VERSION}")
+        if not _is_file_list(manifest.get("files")):
+            raise DamagedCheckpoint(f"{path}: names no files")
+        return manifest["files"]
+
     def state(self) -> dict[str, Any]:
-        """state.json: step, updates, epoch, finished, ranks, vocabulary fingerprint, config."""
-        state = read_json(self.path / "state.json")
+        """state.json: step, updates, epoch, finished, ranks, vocabulary fingerprint, config. Verified. Raises DamagedCheckpoint."""
+        files = self.manifest()
+        if "state.json" not in files:
+            raise DamagedCheckpoint(f"{self.path}/manifest.json: does not name state.json")
+        self._verify_file("state.json", files["state.json"])
+        try:
+            state = read_json(self.path / "state.json")
+        except UserError as error:
+            raise DamagedCheckpoint(str(error)) from None
         if not _is_state(state):
-            raise UserError(f"{self.path}/state.json: not the state of a checkpoint; delete the folder to go on from an older one")
+            raise DamagedCheckpoint(f"{self.path}/state.json: not the state of a checkpoint")
         return state
 
     def verify(self, rank: int = 0, size: int = 1) -> None:
-        """Check size and SHA-256 of this rank's share of the files. Raises UserError that names the first bad one."""
-        manifest = read_json(self.path / "manifest.json")
-        version = manifest.get("format_version") if isinstance(manifest, dict) else None
-        if version != FORMAT_VERSION:
-            raise UserError(f"{self.path}: checkpoint format {version}, this program reads {FORMAT_VERSION}")
-        if not _is_file_list(manifest.get("files")):
-            raise UserError(f"{self.path}/manifest.json: names no files; delete the folder to go on from an older checkpoint")
-        for name, expected in sorted(manifest["files"].items())[rank::size]:
-            file = self.path / name
-            if not file.is_file():
-                raise UserError(f"{file}: missing from the checkpoint; delete the folder to go on from an older one")
-            num_bytes = file.stat().st_size
-            found = digest_of_file(file) if num_bytes == expected["bytes"] else f"{num_bytes} bytes instead of {expected['bytes']}"
-            if found != expected["sha256"]:
-                raise UserError(
-                    f"{file}: damaged, SHA-256 expected {expected['sha256']}, found {found}; "
-                    "delete the folder to go on from an older checkpoint"
-                )
+        """Check size and SHA-256 of this rank's share of the files. Raises DamagedCheckpoint that names the first bad one."""
+        # The largest files are spread evenly: sorted by name, a table's shares are neighbours.
+        for name, expected in sorted(self.manifest().items())[rank::size]:
+            self._verify_file(name, expected)
+
+    def _verify_file(self, name: str, expected: dict[str, Any]) -> None:
+        file = self.path / name
+        if not file.is_file():
+            raise DamagedCheckpoint(f"{file}: missing from the checkpoint")
+        num_bytes = file.stat().st_size
+        found = digest_of_file(file) if num_bytes == expected["bytes"] else f"{num_bytes} bytes instead of {expected['bytes']}"
+        if found != expected["sha256"]:
+            raise DamagedCheckpoint(f"{file}: damaged, SHA-256 expected {expected['sha256']}, found {found}")
 
     def core(self, kind: str = "weights") -> dict[str, Tensor] | None:
         """Core tensors by parameter name, float32; kind `weights`, `ema` (None where training kept none) or `optimizer/<key>`."""
@@ -97,42 +126,33 @@ class Checkpoint:
         with _reading(self.path / "carry.safetensors") as file:
             return {name: file.get_tensor(name) for name in _names(file)}
 
-    def read_table(self, name: str, rank: int = 0, size: int = 1, key: str = "rows") -> Tensor:
-        """This rank's rows of a table (row r lies on rank r % size at r // size), float32; `key` `rows` or `accumulators`."""
+    def read_table(self, name: str, rank: int = 0, size: int = 1, key: str = "rows", out: Tensor | None = None) -> Tensor:
+        """This rank's rows of a table (row r lies on rank r % size at r // size), float32; `key` `rows` or `accumulators`.
+
+        out: where to put them, contiguous [rows of this rank, width]. Nothing but a block is ever in memory twice.
+        """
         state = self.state()
         if name not in state["tables"]:
             raise UserError(f"{self.path}/state.json: names no table {name}")
-        num_rows, table_width, old_size = state["tables"][name]["num_rows"], state["tables"][name]["width"], state["ranks"]
-        local: Tensor | None = None
+        num_rows, width, old_size = state["tables"][name]["num_rows"], state["tables"][name]["width"], state["ranks"]
+        local = torch.empty(len(range(rank, num_rows, size)), width) if out is None else out
+        assert local.shape == (len(range(rank, num_rows, size)), width)
+        on_cpu = local if local.device.type == "cpu" else torch.empty(local.shape)
         for old_rank in range(old_size):
-            with _reading(self.path / table_file(name, old_rank, old_size)) as file:
-                if size == old_size and old_rank != rank:
-                    continue
-                piece = file.get_slice(key)
-                expected = [len(range(old_rank, num_rows, old_size)), table_width]
-                if piece.get_shape() != expected:
-                    raise UserError(
-                        f"{self.path / table_file(name, old_rank, old_size)}: {key} is {piece.get_shape()}, expected {expected}"
-                    )
-                if size == old_size:
-                    return file.get_tensor(key)
-                length, width = expected
-                if local is None:
-                    local = torch.empty(len(range(rank, num_rows, size)), width)
-                for start in range(0, length, COPY_ROWS):
-                    rows = piece[start : start + COPY_ROWS]
-                    ids = torch.arange(start, start + len(rows)) * old_size + old_rank
-                    mine = ids % size == rank
-                    local[ids[mine] // size] = rows[mine]
-        assert local is not None
-        return local
+            path = self.path / table_file(name, old_rank, old_size)
+            matrix = MatrixInFile(path, key, (len(range(old_rank, num_rows, old_size)), width))
+            if size == old_size and old_rank == rank:
+                matrix.read_into(on_cpu.numpy())
+            elif size != old_size:
+                _take_own_rows(matrix, old_rank, old_size, on_cpu.numpy(), rank, size)
+        return local if on_cpu is local else local.copy_(on_cpu)
 
     @contextlib.contextmanager
     def lease(self) -> Iterator[None]:
         """Keep retention away while this process reads. Raises UserError where the checkpoint has gone already."""
         leases = self.path.parent / ".leases"
         leases.mkdir(exist_ok=True)
-        mark = leases / f"{self.path.name}.{os.getpid()}"
+        mark = leases / f"{self.path.name}.{os.getpid()}@{socket.gethostname()}"
         mark.touch()
         try:
             if not (self.path / "manifest.json").exists():
@@ -142,10 +162,15 @@ class Checkpoint:
             mark.unlink(missing_ok=True)
 
     def is_leased(self) -> bool:
-        """Whether a living reader holds the checkpoint."""
+        """Whether a living reader holds the checkpoint: its process on this host, or one on another host not long ago."""
         for mark in (self.path.parent / ".leases").glob(f"{self.path.name}.*"):
+            pid, _, host = mark.name.removeprefix(f"{self.path.name}.").partition("@")
+            if host == socket.gethostname() and pid.isdecimal():
+                limit = LONGEST_LEASE_SECONDS if Path(f"/proc/{pid}").exists() else 0.0
+            else:
+                limit = LEASE_SECONDS
             with contextlib.suppress(FileNotFoundError):  # its reader has just ended
-                if time.time() - mark.stat().st_mtime < LEASE_SECONDS:
+                if time.time() - mark.stat().st_mtime < limit:
                     return True
         return False
 
@@ -154,6 +179,30 @@ class Checkpoint:
         aside = self.path.with_name(f"{self.path.name}.deleted.partial")
         os.replace(self.path, aside)
         shutil.rmtree(aside, ignore_errors=True)
+
+    def set_aside(self) -> Path:
+        """Give a damaged checkpoint another name, `step_N.damaged`, so that nobody takes it for one. -> its new place."""
+        for number in itertools.count(1):
+            aside = self.path.with_name(f"{self.path.name}.damaged{'' if number == 1 else number}")
+            if not aside.exists():
+                os.replace(self.path, aside)
+                flush_folder(self.path.parent)
+                return aside
+        raise AssertionError
+
+
+def _take_own_rows(matrix: MatrixInFile, old_rank: int, old_size: int, local: np.ndarray, rank: int, size: int) -> None:
+    """Of another cut's rows (row j is id j * old_size + old_rank), those of this rank: every k-th one, from a first one on."""
+    every = size // math.gcd(size, old_size)
+    first = next((j for j in range(every) if (j * old_size + old_rank) % size == rank), None)
+    if first is None:
+        return
+    for start, block in matrix.blocks(max(1, COPY_BYTES // (4 * matrix.shape[1]))):
+        rows = block[(first - start) % every :: every]
+        if len(rows):
+            place = ((start + (first - start) % every) * old_size + old_rank) // size
+            step = every * old_size // size
+            local[place : place + step * len(rows) : step] = rows
 
 
 @contextlib.contextmanager
@@ -165,6 +214,14 @@ def _reading(path: Path) -> Iterator[Any]:
         raise UserError(f"{path}: not a safetensors file ({error})") from None
     except FileNotFoundError:
         raise UserError(f"{path}: missing from the checkpoint") from None
+
+
+def _version_of(path: Path) -> Any:
+    try:
+        value = read_json(path)
+    except UserError:
+        return None
+    return value.get("format_version") if isinstance(value, dict) and "seal" not in value else None
 
 
 def _is_state(state: Any) -> bool:
@@ -184,80 +241,14 @@ def _names(file: Any) -> list[str]:
     return list(file.keys())
 
 
-def list_checkpoints(run_directory: Path) -> list[Checkpoint]:
-    """Every complete checkpoint of a run, oldest first."""
+def list_checkpoints(run_directory: Path, *, damaged_too: bool = False) -> list[Checkpoint]:
+    """Every complete checkpoint of a run, oldest first. damaged_too: also a folder of that name that has lost its manifest."""
     found = []
     for path in (Path(run_directory) / "checkpoints").glob("step_*"):
-        match = re.fullmatch(r"step_(\d+)", path.name)
-        if match and (path / "manifest.json").exists():
+        match = _FOLDER.fullmatch(path.name)
+        if match and path.is_dir() and (damaged_too or (path / "manifest.json").exists()):
             found.append(Checkpoint(int(match.group(1)), path))
     return sorted(found, key=lambda checkpoint: checkpoint.step)
-
-
-def save_checkpoint(
-    run_directory: Path,
-    state: dict[str, Any],
-    core: dict[str, Tensor],
-    carry: dict[str, Tensor],
-    tables: list[VocabularyTable],
-    ranks: Ranks,
-) -> Checkpoint:
-    """Write one checkpoint; every rank calls it. state must hold `step`; core and carry are used on rank 0 only.
-
-    Raises UserError on every rank where one cannot write; the unfinished folder is never taken for a checkpoint.
-    """
-    folder = checkpoint_folder(run_directory, state["step"])
-    partial = folder.with_name(folder.name + ".partial")
-    files: dict[str, dict[str, Any]] = {}
-
-    def clear() -> None:
-        if ranks.is_first:
-            for left_over in folder.parent.glob("*.partial"):
-                shutil.rmtree(left_over, ignore_errors=True)
-            partial.mkdir(parents=True)
-
-    def write() -> None:
-        for table in tables:
-            name = table_file(table.name, ranks.rank, ranks.size)
-            files[name] = _write_tensors(partial / name, {"rows": table.rows, "accumulators": table.accumulators})
-        if ranks.is_first:
-            files["core.safetensors"] = _write_tensors(partial / "core.safetensors", core)
-            files["carry.safetensors"] = _write_tensors(partial / "carry.safetensors", carry)
-            tables_state = {table.name: {"num_rows": table.num_rows, "width": table.width} for table in tables}
-            write_json(partial / "state.json", {**state, "ranks": ranks.size, "tables": tables_state})
-            files["state.json"] = _describe(partial / "state.json")
-
-    def commit() -> None:
-        if ranks.is_first:
-            write_json(partial / "manifest.json", {"format_version": FORMAT_VERSION, "files": everything})
-            if folder.exists():  # a copy of the same step that could not be read
-                shutil.rmtree(folder)
-            os.replace(partial, folder)
-            flush_folder(folder.parent)
-
-    # Each part is agreed on: a disk that is full for one rank ends all of them, and the last good checkpoint stays.
-    agree(ranks, clear)
-    agree(ranks, write)
-    everything = {name: entry for part in all_gather_objects(files, ranks) for name, entry in part.items()}  # type: ignore[attr-defined]
-    agree(ranks, commit)
-    return Checkpoint(state["step"], folder)
-
-
-def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-    except SafetensorError as error:  # how safetensors reports a full disk
-        raise UserError(f"{path}: could not be written ({error})") from None
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    return _describe(path)
-
-
-def _describe(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": digest_of_file(path)}
 
 
 def apply_retention(run_directory: Path, keep_last: int, keep_every: int | None, best_step: int | None) -> None:

@@ -15,13 +15,13 @@ from tqdm import tqdm
 from lm1b.config import Config
 from lm1b.distributed import Ranks, agree, all_gather_objects
 from lm1b.errors import UserError
-from lm1b.training.checkpoint import list_checkpoints
 from lm1b.training.engine import host_name, start_ranks, stop_ranks
 from lm1b.training.progress import Interval, describe
 from lm1b.training.run import Run, prepare_process
 from lm1b.training.run_log import RunLog
 from lm1b.training.step import StepResult
 
+SAVING_SECONDS = 25.0  # what a save after a signal should fit in
 SAME_SIGNAL_SECONDS = 5.0  # the launcher passes Ctrl-C on a second time: within this it counts as the same
 
 
@@ -77,7 +77,6 @@ def train_on(ranks: Ranks, config: Config, evaluator: list[str] | None = None) -
     interval = Interval()
     bar = tqdm(total=run.total_steps, initial=step.step, unit="step", disable=not ranks.is_first, mininterval=1.0, dynamic_ncols=True)
     stopped = False
-    saved_at = step.step if list_checkpoints(run.directory) else -1
     while not run.has_finished and not stopped:
         gap_every = config.training.gap_every
         check_gap = gap_every is not None and (step.step + 1) % gap_every == 0
@@ -91,14 +90,17 @@ def train_on(ranks: Ranks, config: Config, evaluator: list[str] | None = None) -
             log.metrics(line)
             bar.set_postfix_str(describe(line), refresh=False)
             interval = Interval()
-        if step.step % config.checkpoints.every == 0 or stopped or run.has_finished:
+        run.poll_saving()
+        if step.step % config.checkpoints.every == 0:
             run.counts.elapsed_seconds += interval.lap()
-            run.save()
-            saved_at = step.step
+            run.begin_saving()
             interval.leave_out_saving()
     bar.close()
-    if saved_at != step.step:
-        run.save()
+    if run.saved_at != step.step:
+        if stopped and log:
+            _say_if_slow(run, log)
+        run.begin_saving()
+    run.finish_saving()
     if log:
         what = "finished" if run.has_finished else "stopped on request; the same command goes on from here"
         log.event(f"{what} at step {step.step} of {run.total_steps}; checkpoint saved in {run.directory}/checkpoints", step.step)
@@ -121,6 +123,7 @@ def _count(run: Run, result: StepResult, log: RunLog | None) -> None:
     if log:
         log.event(f"step {step}: update skipped, not finite: {causes}", step)
     if counts.skipped_in_a_row >= run.config.training.max_skipped:
+        run.finish_saving()
         raise UserError(
             f"step {step}: {counts.skipped_in_a_row} updates in a row were not finite ({causes}); "
             "lower the learning rate or clip harder, and go on from the last checkpoint"
@@ -138,8 +141,20 @@ def _say_start(run: Run, log: RunLog | None) -> None:
         f"core {facts['core_parameters']:,} and tables {facts['table_parameters']:,} parameters",
         step.step,
     )
-    if run.changes:
-        log.event(f"changed since the checkpoint: {'; '.join(run.changes)}", step.step)
+    notes = [*run.notes, run.saver.why_in_foreground(step.engine.core_size)]
+    for note in filter(None, notes):
+        log.event(note, step.step)
+
+
+def _say_if_slow(run: Run, log: RunLog) -> None:
+    """Say so where saving may take longer than those who sent the signal will wait."""
+    seconds = run.saver.estimated_seconds(run.training_step.engine.core_size, run.training_step.tables.all())
+    if seconds > SAVING_SECONDS:
+        log.event(
+            f"saving will take about {seconds:.0f} s; DeepSpeed's launcher ends what is not done 30 s after Ctrl-C: "
+            "the checkpoint before this one stays until this one is whole",
+            run.training_step.step,
+        )
 
 
 def _start_evaluator(command: list[str]) -> subprocess.Popen[bytes]:

@@ -22,10 +22,12 @@ from lm1b.distributed import Ranks, agree
 from lm1b.errors import UserError
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.sampler import LogUniformSampler
-from lm1b.training.checkpoint import Checkpoint, apply_retention, list_checkpoints, save_checkpoint
+from lm1b.training.checkpoint import Checkpoint, apply_retention
 from lm1b.training.engine import Engine, check_deepspeed_section
 from lm1b.training.precision import resolve_precision
+from lm1b.training.recovery import newest_sound_checkpoint
 from lm1b.training.run_log import best_step
+from lm1b.training.saving import CheckpointSaver
 from lm1b.training.step import Tables, TrainingStep
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names of mallopt(3)'s parameters, from malloc.h
@@ -58,7 +60,8 @@ class Run:
         epochs = config.training.epochs or 0.0
         self.total_steps = config.training.total_steps or max(1, math.floor(epochs * self.batches.steps_per_epoch))
         sampler = agree(ranks, lambda: LogUniformSampler(vocabulary_size, config.softmax.samples, config.run.seed))
-        checkpoint = agree(ranks, self._find_checkpoint)
+        self.notes: list[str] = []  # what a resumed run has to tell: damage found, settings that are not as before
+        checkpoint = newest_sound_checkpoint(self.directory, ranks, self._accept, self.notes.append)
         model = LanguageModel(config.model, config.run.seed)
         agree(ranks, lambda: check_deepspeed_section(config))
         engine = Engine(model, config, self.precision, ranks)
@@ -66,7 +69,8 @@ class Run:
         self.training_step = TrainingStep(config, engine, tables, sampler, self.batches, ranks)
         self.training_step.total_updates = self.total_steps
         self.counts = Counts()
-        self.changes: list[str] = []  # what a resumed run does otherwise than before
+        self.saver = CheckpointSaver(self.directory, ranks, in_background=config.checkpoints.in_background)
+        self.saved_at = None if checkpoint is None else checkpoint.step  # step of the newest checkpoint, committed or begun
         self.watcher: subprocess.Popen[bytes] | None = None  # the evaluator beside the training
         if checkpoint is None:
             engine.prime(self.training_step.zero_loss)
@@ -116,13 +120,8 @@ class Run:
         if self._lock is not None:
             self._lock.close()
 
-    def _find_checkpoint(self) -> Checkpoint | None:
-        """The newest checkpoint, verified, of this very experiment; None where the run starts. Raises UserError."""
-        checkpoints = list_checkpoints(self.directory)
-        if not checkpoints:
-            return None
-        newest = checkpoints[-1]
-        state = newest.state()
+    def _accept(self, state: dict[str, Any]) -> None:
+        """Raise UserError where a checkpoint's state is of another experiment than the config's."""
         changed = [f"{name}.{key}" for name in FIXED_SECTIONS for key in _differences(state["config"][name], self.config.as_json()[name])]
         if state["config"]["run"]["seed"] != self.config.run.seed:
             changed.append("run.seed")
@@ -132,11 +131,9 @@ class Run:
             changed.append("the corpus")
         if changed:
             raise UserError(
-                f"{newest.path}: a checkpoint of another experiment; it differs in {', '.join(changed)}; "
+                f"{self.directory}: its checkpoint of step {state['step']} is of another experiment; it differs in {', '.join(changed)}; "
                 "go on with the settings it was made with, or choose another run.directory"
             )
-        newest.verify(self.ranks.rank, self.ranks.size)
-        return newest
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Set weights, optimizer state, tables, recurrent state and counters from a checkpoint."""
@@ -147,20 +144,26 @@ class Run:
         ema = (checkpoint.core("ema") or weights) if self.config.training.ema_decay is not None else None
         optimizer = {key: checkpoint.core(f"optimizer/{key}") or {} for key in checkpoint.optimizer_keys()}
         step.engine.restore(weights, ema, optimizer, state["updates"])
-        for table in step.tables.all():
-            table.rows.copy_(checkpoint.read_table(table.name, ranks.rank, ranks.size, "rows"))
-            table.accumulators.copy_(checkpoint.read_table(table.name, ranks.rank, ranks.size, "accumulators"))
+        agree(ranks, lambda: self._read_tables(checkpoint))
         lanes = slice(step.first_lane, step.first_lane + step.lanes_here)
         step.carry = {name: tensor[lanes].to(ranks.device, step.engine.dtype) for name, tensor in checkpoint.carry().items()}
         step.step, step.updates = state["step"], state["updates"]
         self.counts = Counts(**state["counts"])
-        self.changes = _changes(state["config"], self.config.as_json())
+        changes = _changes(state["config"], self.config.as_json())
         for name, before, after in (("ranks", state["ranks"], ranks.size), ("computing precision", state["precision"], self.precision)):
             if before != after:
-                self.changes.append(f"{name} {before} -> {after}")
+                changes.append(f"{name} {before} -> {after}")
+        if changes:
+            self.notes.append(f"changed since the checkpoint: {'; '.join(changes)}")
 
-    def save(self) -> Checkpoint:
-        """Write a checkpoint; every rank calls it."""
+    def _read_tables(self, checkpoint: Checkpoint) -> None:
+        """This rank's rows, straight into their place."""
+        for table in self.training_step.tables.all():
+            checkpoint.read_table(table.name, self.ranks.rank, self.ranks.size, "rows", table.rows)
+            checkpoint.read_table(table.name, self.ranks.rank, self.ranks.size, "accumulators", table.accumulators)
+
+    def begin_saving(self) -> None:
+        """Start writing a checkpoint; collective. See `CheckpointSaver.begin`; `poll_saving` must follow once a step."""
         step = self.training_step
         state = {
             "step": step.step,
@@ -169,15 +172,24 @@ class Run:
             "finished": self.has_finished,
             "total_steps": self.total_steps,
             "precision": self.precision,
-            "counts": vars(self.counts),
+            "counts": dict(vars(self.counts)),
             "vocabulary": self.tokens.fingerprint,
             "corpus": self.tokens.corpus,
             "config": self.config.as_json(),
         }
-        carry = _gather_lanes(step.carry, self.ranks)
-        checkpoint = save_checkpoint(self.directory, state, step.engine.core_state(), carry, step.tables.all(), self.ranks)
-        agree(self.ranks, self._delete_old_checkpoints)
-        return checkpoint
+        self.finish_saving()
+        self.saver.begin(state, step.engine.core_state(), _gather_lanes(step.carry, self.ranks), step.tables.all())
+        self.saved_at = step.step
+
+    def poll_saving(self) -> None:
+        """Commit the checkpoint that is being written, where every rank has written its part; collective."""
+        if self.saver.poll() is not None:
+            agree(self.ranks, self._delete_old_checkpoints)
+
+    def finish_saving(self) -> None:
+        """Wait for the checkpoint that is being written, if there is one, and commit it; collective."""
+        if self.saver.finish() is not None:
+            agree(self.ranks, self._delete_old_checkpoints)
 
     def _delete_old_checkpoints(self) -> None:
         if self.ranks.is_first:
@@ -228,7 +240,7 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 def _gather_lanes(carry: dict[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
     """All lanes' state, in lane order, on CPU."""
     if ranks.size == 1:
-        return {name: tensor.cpu() for name, tensor in carry.items()}
+        return {name: tensor.cpu().clone() for name, tensor in carry.items()}
     whole = {}
     for name, tensor in carry.items():
         parts = [torch.empty_like(tensor) for _ in range(ranks.size)]
