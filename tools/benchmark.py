@@ -23,6 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from lm1b.config import Config, load_config
 from lm1b.data.batches import Batch
+from lm1b.distributed import Ranks
 from lm1b.errors import run_command
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.sampler import LogUniformSampler
@@ -82,22 +83,29 @@ def flops_per_word(config: Config, output_width: int) -> float:
     return 6.0 * (flops + config.softmax.samples * output_width)
 
 
-def measure(config: Config, counts_V: np.ndarray, steps: int, trace: bool) -> dict[str, Any] | None:
-    """Time `steps` steps; the figures on rank 0, None elsewhere."""
-    ranks = start_ranks()
-    precision = resolve_precision(config.training.precision, config.model.cell, ranks.device)
+def build_step(config: Config, counts_V: np.ndarray, ranks: Ranks, precision: str) -> TrainingStep:
+    """A training step as a run has it, on made-up batches, warmed up."""
     prepare_process(config)
-    lanes, window = config.batches.lanes, config.batches.steps
     model = LanguageModel(config.model, config.run.seed)
-    width = model.output_width
     engine = Engine(model, config, precision, ranks)
-    tables = Tables.create(config, len(counts_V), width, ranks)
+    tables = Tables.create(config, len(counts_V), model.output_width, ranks)
     sampler = LogUniformSampler(len(counts_V), config.softmax.samples, config.run.seed)
-    step = TrainingStep(config, engine, tables, sampler, UnigramBatches(np.cumsum(counts_V), lanes, window), ranks)  # type: ignore[arg-type]
+    batches = UnigramBatches(np.cumsum(counts_V), config.batches.lanes, config.batches.steps)
+    step = TrainingStep(config, engine, tables, sampler, batches, ranks)  # type: ignore[arg-type]
     engine.prime(step.zero_loss)
     engine.start_ema()
     for _ in range(3):
         step.run()
+    return step
+
+
+def measure(config: Config, counts_V: np.ndarray, steps: int, trace: bool) -> dict[str, Any] | None:
+    """Time `steps` steps; the figures on rank 0, None elsewhere."""
+    ranks = start_ranks()
+    precision = resolve_precision(config.training.precision, config.model.cell, ranks.device)
+    lanes, window = config.batches.lanes, config.batches.steps
+    step = build_step(config, counts_V, ranks, precision)
+    width = step.model.output_width
     ceiling = gemm_flops_per_second(DTYPES[precision], lanes * window // ranks.size, config.softmax.samples, width)
     seconds, cpu_seconds = [], []
     for _ in range(steps):
@@ -130,7 +138,7 @@ def measure(config: Config, counts_V: np.ndarray, steps: int, trace: bool) -> di
         "gemm_gflops_this_rank": round(ceiling / 1e9, 1),
         "share_of_gemm_rate_by_cpu_time": round(flops * words / ranks.size / cpu / ceiling, 3),
         "peak_memory_mb_this_rank": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-        "table_mb_this_rank": round(sum(2 * table.rows.numel() * 4 for table in tables.all()) / 2**20),
+        "table_mb_this_rank": round(sum(2 * table.rows.numel() * 4 for table in step.tables.all()) / 2**20),
     }
 
 

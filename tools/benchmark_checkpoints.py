@@ -1,0 +1,136 @@
+"""What saving and loading checkpoints costs, on tables of the real size.
+
+    python tools/benchmark_checkpoints.py --config configs/lstm_lm.json --folder /where/there/is/space
+    deepspeed --num_gpus 2 tools/benchmark_checkpoints.py --config configs/lstm_lm.json --folder /where/there/is/space
+
+Stretches of `--every` steps with a checkpoint written behind them and stretches without take turns; then one checkpoint is
+written while nothing else happens, verified, and read back into the tables. Prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from benchmark import build_step, word_counts
+
+from lm1b.config import Config, load_config
+from lm1b.distributed import Ranks
+from lm1b.errors import run_command
+from lm1b.training.engine import start_ranks, stop_ranks
+from lm1b.training.precision import resolve_precision
+from lm1b.training.saving import CheckpointSaver
+from lm1b.training.step import TrainingStep
+
+
+def barrier(ranks: Ranks) -> None:
+    """Wait until every rank is here."""
+    if ranks.size > 1:
+        dist.barrier()
+
+
+def stretch_seconds(step: TrainingStep, num_steps: int, saver: CheckpointSaver | None) -> float:
+    """Wall seconds of some steps, with a checkpoint begun before the first where there is a saver, and committed."""
+    barrier(step.ranks)
+    started_at = time.perf_counter()
+    if saver is not None:
+        begin(step, saver)
+    for _ in range(num_steps):
+        step.run()
+        if saver is not None:
+            saver.poll()
+    if saver is not None:
+        saver.finish()
+    barrier(step.ranks)
+    return time.perf_counter() - started_at
+
+
+def begin(step: TrainingStep, saver: CheckpointSaver) -> None:
+    """Begin a checkpoint as a run does."""
+    saver.begin({"step": step.step, "config": {}}, step.engine.core_state(), dict(step.carry), step.tables.all())
+
+
+def measure(config: Config, vocabulary: int, every: int, rounds: int, folder: Path) -> dict[str, Any]:
+    """The figures, in seconds and bytes; every rank has its own view of them."""
+    ranks = start_ranks()
+    precision = resolve_precision(config.training.precision, config.model.cell, ranks.device)
+    step = build_step(config, word_counts(None, vocabulary), ranks, precision)
+    saver = CheckpointSaver(folder, ranks)
+    peak_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    without, saving, in_the_way = [], [], []
+    for _ in range(rounds):
+        without.append(stretch_seconds(step, every, None))
+        saving.append(stretch_seconds(step, every, saver))
+        started_at = time.perf_counter()
+        begin(step, saver)
+        in_the_way.append(time.perf_counter() - started_at)
+        saver.finish()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    barrier(ranks)
+    started_at = time.perf_counter()
+    begin(step, saver)
+    checkpoint = saver.finish()
+    assert checkpoint is not None
+    barrier(ranks)
+    alone = time.perf_counter() - started_at
+    started_at = time.perf_counter()
+    checkpoint.verify(ranks.rank, ranks.size)
+    barrier(ranks)
+    verified = time.perf_counter() - started_at
+    started_at = time.perf_counter()
+    for table in step.tables.all():
+        checkpoint.read_table(table.name, ranks.rank, ranks.size, "rows", table.rows)
+        checkpoint.read_table(table.name, ranks.rank, ranks.size, "accumulators", table.accumulators)
+    barrier(ranks)
+    read = time.perf_counter() - started_at
+    num_bytes = sum(entry["bytes"] for entry in checkpoint.manifest().values())
+    figures = {
+        "ranks": ranks.size,
+        "precision": precision,
+        "vocabulary": vocabulary,
+        "checkpoint_bytes": num_bytes,
+        "steps_between_checkpoints": every,
+        "seconds_without": [round(value, 2) for value in without],
+        "seconds_with_a_checkpoint": [round(value, 2) for value in saving],
+        "share_of_wall_time_lost": round(1.0 - statistics.median(without) / statistics.median(saving), 4),
+        "seconds_the_steps_wait_at_the_start": round(statistics.median(in_the_way), 3),
+        "staging_mb_this_rank": round((peak - peak_before) / 1024),
+        "seconds_to_save_alone": round(alone, 2),
+        "save_mb_per_second": round(num_bytes / 1e6 / alone),
+        "seconds_to_verify": round(verified, 2),
+        "seconds_to_read": round(read, 2),
+    }
+    stop_ranks()
+    return figures | {"is_first": ranks.is_first}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/lstm_lm.json")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=value")
+    parser.add_argument("--vocabulary", type=int, default=793_471)
+    parser.add_argument("--every", type=int, default=200, help="steps between two checkpoints")
+    parser.add_argument("--rounds", type=int, default=2, help="stretches of each kind")
+    parser.add_argument("--folder", type=Path, help="where the checkpoints go; all are removed (default: the temporary folder)")
+    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    config = load_config(arguments.config, arguments.set)
+    folder = Path(arguments.folder or tempfile.gettempdir()) / "lm1b_benchmark_checkpoints"
+    try:
+        figures = measure(config, arguments.vocabulary, arguments.every, arguments.rounds, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if figures.pop("is_first"):
+        print(json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    run_command(main)
