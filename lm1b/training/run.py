@@ -41,6 +41,8 @@ class Counts:
     skipped_in_a_row: int = 0
     lanes_restarted: int = 0
     elapsed_seconds: float = 0.0
+    unlogged_nats: float = 0.0  # since the last line of metrics.jsonl: a run that goes on from here writes the same next line
+    unlogged_words: int = 0
 
 
 class Run:
