@@ -13,7 +13,7 @@ from lm1b.training.checkpoint import list_checkpoints
 
 STEPS, POISONED = 12, 4  # the fifth step is poisoned, in the middle of the warm-up
 WARMUP = 8
-WEIGHT_HH = "stack.recurrent.0.weight_hh_l0"
+WEIGHT_HH = "stack.layers.0.weight_hh_l0"
 PROJECTION = "projection.weight"
 
 
@@ -37,20 +37,17 @@ CASES = [
     Case(1, 1, "fp32", 1, WEIGHT_HH, f"gradient of {WEIGHT_HH}"),
     Case(1, 2, "bf16", 2, "state", "recurrent state"),
     Case(1, 3, "bf16", 2, PROJECTION, f"gradient of {PROJECTION}", "inf"),
+    Case(1, 1, "bf16", 2, "summed", ""),
     Case(2, 1, "fp32", 1, "loss", "loss"),
     Case(2, 1, "fp32", 2, WEIGHT_HH, f"gradient of {WEIGHT_HH}"),
-    Case(2, 1, "fp32", 1, "output_bias", "gradient of output_bias", "1e30"),
     Case(2, 1, "bf16", 2, "input_table", "gradient of input_table"),
     Case(2, 1, "bf16", 1, PROJECTION, f"gradient of {PROJECTION}", "1e30"),
-    Case(2, 1, "bf16", 2, "summed", ""),
     Case(2, 2, "fp32", 2, "state", "recurrent state"),
-    Case(2, 2, "fp32", 1, PROJECTION, f"gradient of {PROJECTION}"),
     Case(2, 2, "bf16", 1, "output_table", "gradient of output_table", "inf"),
     Case(2, 2, "bf16", 2, WEIGHT_HH, f"gradient of {WEIGHT_HH}", "-inf"),
     Case(2, 3, "fp32", 2, WEIGHT_HH, f"gradient of {WEIGHT_HH}"),
-    Case(2, 3, "fp32", 1, "output_bias", "gradient of output_bias"),
+    Case(2, 3, "fp32", 1, "output_bias", "gradient of output_bias", "1e30"),
     Case(2, 3, "fp32", 1, "summed", ""),
-    Case(2, 3, "bf16", 1, "state", "recurrent state"),
     Case(2, 3, "bf16", 2, PROJECTION, f"gradient of {PROJECTION}"),
 ]
 TOO_MANY = "not_finite_too_many"

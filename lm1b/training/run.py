@@ -53,6 +53,15 @@ class Run:
         self.directory = Path(config.run.directory)
         self._check_lanes()
         self._lock = agree(ranks, self._take_lock)
+        try:
+            self._build()
+        except BaseException:
+            self.close()
+            raise
+
+    def _build(self) -> None:
+        """Everything but the lock, which is let go of where this fails."""
+        config, ranks = self.config, self.ranks
         self.tokens = agree(ranks, lambda: TokenDirectory.open(Path(config.tokens.directory)))
         self.precision = agree(ranks, lambda: resolve_precision(config.training.precision, config.model.cell, ranks.device))
         vocabulary_size = agree(ranks, lambda: self.tokens.vocabulary.size)
@@ -153,7 +162,7 @@ class Run:
             table.rows.copy_(checkpoint.read_table(table.name, ranks.rank, ranks.size, "rows"))
             table.accumulators.copy_(checkpoint.read_table(table.name, ranks.rank, ranks.size, "accumulators"))
         lanes = slice(step.first_lane, step.first_lane + step.lanes_here)
-        step.carry = {name: tensor[lanes].to(ranks.device, step.engine.dtype) for name, tensor in checkpoint.carry().items()}
+        step.carry = {name: tensor[lanes].to(ranks.device, step.engine.dtype, copy=True) for name, tensor in checkpoint.carry().items()}
         step.step, step.updates = state["step"], state["updates"]
         self.counts = Counts(**state["counts"])
         self.changes = _changes(state["config"], self.config.as_json())
