@@ -28,13 +28,13 @@ CHAIN = "chain"
 # name: ranks, ZeRO stage, precision, optimizer, whose gradient or state is lost in the sixth step
 KILLED = {
     "killed_1": (1, 2, "fp32", {"kind": "adagrad"}, "stack.layers.1.weight_hh_l0"),
-    "killed_2": (2, 1, "bf16", {"kind": "adam", "learning_rate": 0.01}, "state"),
+    "killed_2": (2, 1, "bf16", {"kind": "adam", "learning_rate": 0.003}, "state"),
 }
 # The same, but the end of a shorter run is where it stops.
 STOPPED = {
     "stopped_1": (1, 1, "bf16", {"kind": "sgd", "momentum": 0.9, "learning_rate": 0.05}, "output_table"),
     "stopped_2": (2, 3, "bf16", {"kind": "adagrad"}, "projection.weight"),
-    "stopped_3": (2, 2, "fp32", {"kind": "adam", "learning_rate": 0.01}, "loss"),
+    "stopped_3": (2, 2, "fp32", {"kind": "adam", "learning_rate": 0.003}, "loss"),
 }
 
 
@@ -63,8 +63,9 @@ def part_of_chain(folder: Path, total_steps: int, stage: int, precision: str = "
 @pytest.fixture(scope="module")
 def trained(tiny_folder: Path) -> list[Any]:
     """Everything below, in one plan."""
-    straight = {ranks: [resumed_job(tiny_folder, f"{case}_straight", case) for case in KILLED if KILLED[case][0] == ranks] for ranks in (1, 2)}
-    rest = {ranks: [resumed_job(tiny_folder, case, case) for case in KILLED if KILLED[case][0] == ranks] for ranks in (1, 2)}
+    here = {ranks: [case for case in KILLED if KILLED[case][0] == ranks] for ranks in (1, 2)}
+    straight = {ranks: [resumed_job(tiny_folder, f"{case}_straight", case) for case in here[ranks]] for ranks in here}
+    rest = {ranks: [resumed_job(tiny_folder, case, case) for case in here[ranks]] for ranks in here}
     stopped: dict[int, list[Any]] = {1: [], 2: []}
     for case, (ranks, *_) in STOPPED.items():
         stopped[ranks] += [
