@@ -1,12 +1,13 @@
 """DeepSpeed around the dense core: the only file that knows it.
 
 The core (recurrent layers, projection) is what `deepspeed.initialize` gets; the vocabulary tables are not its business.
-Three things DeepSpeed leaves to its caller live here, each tried at stages 1 to 3, in fp32 and bf16:
+Four things DeepSpeed leaves to its caller live here, each tried at stages 1 to 3, in fp32 and bf16:
 
 1. A step that must be skipped everywhere: the core's gradient is made non-finite and `step()` is called all the same, so
    that DeepSpeed's own guard skips it, clears its buffers and lowers the fp16 scale.
 2. Reading and setting the float32 weights and optimizer state by parameter name, whatever the stage.
 3. A moving average of the weights, kept on each rank for its own partition of the float32 weights.
+4. The norm of each parameter's gradient on this rank alone, before any reduction mixes the ranks: who sent the NaN, and where.
 """
 
 from __future__ import annotations
@@ -176,7 +177,7 @@ class Engine:
         self.micro_batches = config.training.micro_batches
         self._stage = config.training.zero_stage
         self._uses_loss_scale = precision == "fp16"
-        self._names = [name for name, _ in model.named_parameters()]
+        self.names = [name for name, _ in model.named_parameters()]
         weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
         self.core_size = sum(weight.numel() for weight in weights.values())
         settings = deepspeed_config(config, precision, ranks, self.core_size)
@@ -189,6 +190,7 @@ class Engine:
         self._initial_weights = weights
         self._micro_batches_done = 0
         self._ema: list[Tensor] | None = None
+        self._norms = self._watch_gradients()
 
     @property
     def module(self) -> nn.Module:
@@ -206,6 +208,21 @@ class Engine:
         self._engine.backward(loss)
         self._micro_batches_done += 1
 
+    def _watch_gradients(self) -> list[list[Tensor]]:
+        """From now on each parameter's gradient leaves its norm here, one a micro-batch, in the order of `names`."""
+        norms: list[list[Tensor]] = [[] for _ in self.names]
+        for kept, (_, parameter) in zip(norms, self._parameters(), strict=True):
+            # The lambda must not hold the engine: a parameter that does would keep its process groups alive.
+            parameter.register_hook(lambda gradient, kept=kept: kept.append(_norm(gradient)))
+        return norms
+
+    def gradient_norms(self) -> Tensor:
+        """Of each parameter in `names`: the norm of this rank's own gradient, before reduction and clipping, float32.
+
+        The largest over the micro-batches so far, NaN if one is; as DeepSpeed has scaled it. Nothing waits for the device.
+        """
+        return torch.stack([torch.stack(kept).amax() for kept in self._norms])
+
     @property
     def loss_scale(self) -> float:
         """The factor that fp16's dynamic loss scale puts on every gradient of this step; 1 in other precisions."""
@@ -219,6 +236,8 @@ class Engine:
             self._poison_gradient()
         assert self._micro_batches_done == self.micro_batches
         self._micro_batches_done = 0
+        for kept in self._norms:
+            kept.clear()
         self._engine.step()
         return bool(self._engine.was_step_applied())
 
@@ -290,7 +309,7 @@ class Engine:
             average.lerp_(partition, 1.0 - decay)
 
     def _parameters(self) -> list[tuple[str, nn.Parameter]]:
-        return list(zip(self._names, self._engine.module.parameters(), strict=True))
+        return list(zip(self.names, self._engine.module.parameters(), strict=True))
 
     def _partitions(self) -> list[Tensor]:
         """This rank's own flat float32 weights: bf16 at stage 1, stages 1 and 2, stage 3."""
@@ -353,6 +372,12 @@ class Engine:
                 state["step"].fill_(updates)
             elif "step" in state:
                 state["step"] = updates
+
+
+def _norm(gradient: Tensor) -> Tensor:
+    """Float32; infinite where the sum of squares is beyond float32."""
+    dtype = torch.float32 if gradient.dtype == torch.float16 else None  # bf16 has float32's range, and its own norm is cheaper
+    return torch.linalg.vector_norm(gradient, dtype=dtype).float()
 
 
 def _copied(tensor: Tensor | None) -> Tensor:

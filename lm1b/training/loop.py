@@ -22,6 +22,7 @@ from lm1b.training.run_log import RunLog
 from lm1b.training.step import StepResult
 
 SAVING_SECONDS = 25.0  # what a save after a signal should fit in
+NAMED_CAUSES = 4  # of a skipped update: one NaN soon is in every tensor of its rank
 SAME_SIGNAL_SECONDS = 5.0  # the launcher passes Ctrl-C on a second time: within this it counts as the same
 
 
@@ -83,7 +84,7 @@ def train_on(ranks: Ranks, config: Config, evaluator: list[str] | None = None) -
         result = step.run(stop_requested=stop.requested, check_gap=check_gap)
         stopped = result.stop
         _count(run, result, log)
-        interval.add(result, run.batches.tokens_per_step)
+        interval.add(run, result)
         bar.update()
         if log and (step.step % config.training.log_every == 0 or check_gap or run.has_finished):
             line = interval.line(run, result)
@@ -119,14 +120,15 @@ def _count(run: Run, result: StepResult, log: RunLog | None) -> None:
         return
     counts.skipped += 1
     counts.skipped_in_a_row += 1
-    causes = ", ".join(result.not_finite) or "core gradient"
+    named = result.not_finite[:NAMED_CAUSES]
+    causes = ", ".join(named) + (f" and {len(result.not_finite) - len(named)} more" if len(result.not_finite) > len(named) else "")
     if log:
         log.event(f"step {step}: update skipped, not finite: {causes}", step)
     if counts.skipped_in_a_row >= run.config.training.max_skipped:
         run.finish_saving()
         raise UserError(
             f"step {step}: {counts.skipped_in_a_row} updates in a row were not finite ({causes}); "
-            "lower the learning rate or clip harder, and go on from the last checkpoint"
+            "the last checkpoint is sound; if the same command ends here again, start a new run with a lower learning rate or clip harder"
         )
 
 

@@ -16,11 +16,13 @@ class Interval:
 
     def __init__(self) -> None:
         self.started_at = self._lap_at = time.monotonic()
-        self.nats, self.words, self.gap = 0.0, 0, None
+        self.words, self.gap = 0, None
 
-    def add(self, result: StepResult, words: int) -> None:
-        self.words += words if result.applied else 0
-        self.nats += result.nats if result.applied else 0.0
+    def add(self, run: Run, result: StepResult) -> None:
+        if result.applied:
+            self.words += run.batches.tokens_per_step
+            run.counts.unlogged_words += run.batches.tokens_per_step
+            run.counts.unlogged_nats += result.nats
         self.gap = result.gap or self.gap
 
     def leave_out_saving(self) -> None:
@@ -42,7 +44,7 @@ class Interval:
             "updates": run.training_step.updates,
             "epoch": run.training_step.step / run.batches.steps_per_epoch,
             "words": run.counts.words,
-            "nats_per_word": self.nats / self.words if self.words else None,
+            "nats_per_word": run.counts.unlogged_nats / run.counts.unlogged_words if run.counts.unlogged_words else None,
             "words_per_second": self.words / seconds,
             "gradient_norm": None if math.isnan(result.gradient_norm) else result.gradient_norm,
             "largest_activation": result.largest_activation,
@@ -56,6 +58,7 @@ class Interval:
         if self.gap is not None:
             sampled, true = self.gap
             line |= {"sampled_nats_checked": sampled, "true_nats_checked": true}
+        run.counts.unlogged_nats, run.counts.unlogged_words = 0.0, 0
         return line
 
 

@@ -43,6 +43,8 @@ class Counts:
     skipped_in_a_row: int = 0
     lanes_restarted: int = 0
     elapsed_seconds: float = 0.0
+    unlogged_nats: float = 0.0  # since the last line of metrics.jsonl: a run that goes on from here writes the same next line
+    unlogged_words: int = 0
 
 
 class Run:
@@ -53,6 +55,15 @@ class Run:
         self.directory = Path(config.run.directory)
         self._check_lanes()
         self._lock = agree(ranks, self._take_lock)
+        try:
+            self._build()
+        except BaseException:
+            self.close()
+            raise
+
+    def _build(self) -> None:
+        """Everything but the lock, which is let go of where this fails."""
+        config, ranks = self.config, self.ranks
         self.tokens = agree(ranks, lambda: TokenDirectory.open(Path(config.tokens.directory)))
         self.precision = agree(ranks, lambda: resolve_precision(config.training.precision, config.model.cell, ranks.device))
         vocabulary_size = agree(ranks, lambda: self.tokens.vocabulary.size)
@@ -146,7 +157,7 @@ class Run:
         step.engine.restore(weights, ema, optimizer, state["updates"])
         agree(ranks, lambda: self._read_tables(checkpoint))
         lanes = slice(step.first_lane, step.first_lane + step.lanes_here)
-        step.carry = {name: tensor[lanes].to(ranks.device, step.engine.dtype) for name, tensor in checkpoint.carry().items()}
+        step.carry = {name: tensor[lanes].to(ranks.device, step.engine.dtype, copy=True) for name, tensor in checkpoint.carry().items()}
         step.step, step.updates = state["step"], state["updates"]
         self.counts = Counts(**state["counts"])
         changes = _changes(state["config"], self.config.as_json())

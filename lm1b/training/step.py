@@ -27,7 +27,11 @@ from lm1b.model.tables import RowRequest, VocabularyTable, request_inputs, reque
 from lm1b.training.engine import Engine
 from lm1b.training.schedule import learning_rate_factor
 
-CHECKED = ("loss", "recurrent state", "input table's gradient", "output table's gradient", "output bias's gradient")
+# What is looked at on every rank, in the order in which trouble spreads; each parameter of the core follows.
+CHECKED = ("recurrent state", "loss", "gradient of input_table", "gradient of output_table", "gradient of output_bias")
+# Of one tensor on one rank. Squares of what is below it, summed in an accumulator, stay far from float32's end (3e38): a larger
+# one would leave the accumulator infinite, and its weights frozen for good.
+LARGEST_NORM = 1e18
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class StepResult:
     gradient_norm: float
     largest_activation: float
     learning_rate_factor: float
-    not_finite: list[str]  # "rank 1: loss", ...
+    not_finite: list[str]  # "rank 1: loss", ...; empty if and only if applied
     lanes_restarted: int  # lanes of all ranks whose state was not finite, after a skipped step
     gap: tuple[float, float] | None  # sampled and true nats a word on the same few positions
 
@@ -121,10 +125,12 @@ class TrainingStep:
         gap = self._check_gap(hidden_NP, targets_TB, rows) if check_gap else None
         finite_B = torch.stack([torch.isfinite(tensor).all(dim=1) for tensor in new_carry.values()]).all(dim=0)
 
-        status = self._reduce_status(nats, finite_B, rows.gradients(), largest_activation, stop_requested)
-        factor = learning_rate_factor(self.config.schedule, self.updates, self.total_updates)
         # A leaf's gradient carries the loss scale and is not averaged over ranks, while the core's is both unscaled and averaged.
         row_scale = self.config.tables.gradient_scale * self.config.batches.lanes / (self.ranks.size * engine.loss_scale)
+        row_norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in rows.gradients()]) * row_scale
+        norms = torch.cat([row_norms, engine.gradient_norms()])
+        status = self._reduce_status(nats, finite_B, norms, largest_activation, stop_requested)
+        factor = learning_rate_factor(self.config.schedule, self.updates, self.total_updates)
         applied = engine.step(finite=not status.not_finite, learning_rate=self.config.optimizer.learning_rate * factor)
         if applied:
             requests = (rows.input_request, rows.output_request, rows.output_request)
@@ -147,7 +153,8 @@ class TrainingStep:
             norm,
             status.largest_activation,
             factor,
-            status.not_finite,
+            # DeepSpeed's own guard sees the sum over ranks and its norm: which rank is to blame cannot be told any more.
+            status.not_finite or ([] if applied else ["all ranks: the core's gradient once summed"]),
             0 if applied else status.lanes_not_finite,
             gap if gap is not None and math.isfinite(sum(gap)) else None,
         )
@@ -200,14 +207,16 @@ class TrainingStep:
     def _resets(self, inputs_TB: Tensor) -> Tensor | None:
         return inputs_TB == self.batches.end_id if self.config.batches.state == "reset" else None
 
-    def _reduce_status(
-        self, nats: Tensor, finite_B: Tensor, row_gradients: list[Tensor], largest_activation: Tensor, stop: bool
-    ) -> _Status:
-        """One all-reduce: the loss, the stop signal, and from every rank what was not finite and its largest activation."""
-        ranks, width = self.ranks, len(CHECKED) + 1
-        # A sum is finite only where every element is (or it overflows, which is as bad).
-        finite = [torch.isfinite(nats), finite_B.all(), *(torch.isfinite(gradient.sum()) for gradient in row_gradients)]
-        bad = 1.0 - torch.stack(finite).double()
+    def _reduce_status(self, nats: Tensor, finite_B: Tensor, norms: Tensor, largest_activation: Tensor, stop: bool) -> _Status:
+        """One all-reduce: the loss, the stop signal, and from every rank what was not finite and its largest activation.
+
+        norms: of this rank's gradients, the three tables' and then the core's parameters'.
+        """
+        ranks = self.ranks
+        names = [*CHECKED, *(f"gradient of {name}" for name in self.engine.names)]
+        width = len(names) + 1
+        # A norm is finite only where every element is. (NaN is not below anything.)
+        bad = 1.0 - torch.cat([torch.stack([finite_B.all(), torch.isfinite(nats)]), norms < LARGEST_NORM]).double()
         activation = largest_activation.double().nan_to_num(nan=math.inf).clamp(max=1e300)
         vector = torch.zeros(3 + ranks.size * width, dtype=torch.float64, device=ranks.device)
         vector[0] = nats.nan_to_num(0.0, 0.0, 0.0)
@@ -220,7 +229,7 @@ class TrainingStep:
         for rank in range(ranks.size):
             *flags, activation_there = values[3 + rank * width : 3 + (rank + 1) * width]
             activations.append(activation_there)
-            not_finite += [f"rank {rank}: {name}" for name, flag in zip(CHECKED, flags, strict=True) if flag]
+            not_finite += [f"rank {rank}: {name}" for name, flag in zip(names, flags, strict=True) if flag]
         return _Status(values[0], values[1] > 0, int(values[2]), not_finite, max(activations))
 
     @torch.no_grad()

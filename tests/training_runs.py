@@ -1,0 +1,67 @@
+"""What the tests of training share: planned runs on real ranks (see training_worker.py), and what they left on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny import run_ranks, tiny_settings
+
+from lm1b.files import read_json_lines
+from lm1b.training.checkpoint import Checkpoint, list_checkpoints
+
+WORKER = str(Path(__file__).with_name("training_worker.py"))
+TABLES = ("input_table", "output_table", "output_bias")
+
+
+def job(folder: Path, run: str, **sections: Any) -> dict[str, Any]:
+    """One training for a launch: `poison` and `loss_scale` are the worker's, all else overrides sections of the config."""
+    extra = {key: sections.pop(key) for key in ("poison", "loss_scale") if key in sections}
+    return {"config": tiny_settings(folder, run, **sections), **extra}
+
+
+def launch(ranks: int, jobs: list[dict[str, Any]], kill_at: Path | None = None) -> dict[str, Any]:
+    """Jobs that one set of processes trains in turn, killed as soon as the file kill_at is there."""
+    return {"ranks": ranks, "jobs": jobs, "kill_at": None if kill_at is None else str(kill_at)}
+
+
+def run_launches(folder: Path, name: str, plan: list[dict[str, Any]]) -> list[list[list[dict[str, Any]]]]:
+    """Do the launches in turn; what was seen, by launch, rank and job."""
+    plan_file, report_file = folder / f"{name}.plan.json", folder / f"{name}.report.json"
+    plan_file.write_text(json.dumps(plan))
+    run_ranks([WORKER, str(plan_file), str(report_file)], 1)
+    return json.loads(report_file.read_text())
+
+
+def losses(folder: Path, run: str) -> list[float]:
+    """Sampled nats a word of every line of metrics.jsonl."""
+    return [line["nats_per_word"] for line in read_json_lines(folder / run / "metrics.jsonl")]
+
+
+def events(folder: Path, run: str) -> list[str]:
+    """What a run has said."""
+    return [line["text"] for line in read_json_lines(folder / run / "events.jsonl")]
+
+
+def tensors_of(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint, tables whole."""
+    found = {}
+    for kind in ("weights", "ema", *(f"optimizer/{key}" for key in checkpoint.optimizer_keys())):
+        found |= {f"{kind}/{name}": tensor for name, tensor in (checkpoint.core(kind) or {}).items()}
+    for name in TABLES:
+        found |= {f"{name}/{key}": checkpoint.read_table(name, key=key) for key in ("rows", "accumulators")}
+    return found | {f"carry/{name}": tensor for name, tensor in checkpoint.carry().items()}
+
+
+def assert_same_end(folder: Path, one: str, other: str, relative: float) -> None:
+    """The last checkpoints of two runs hold the same tensors; relative 0: bit for bit."""
+    expected, found = (tensors_of(list_checkpoints(folder / run)[-1]) for run in (one, other))
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        if relative == 0:
+            assert torch.equal(tensor, found[name]), name
+        else:
+            distance = torch.linalg.vector_norm(tensor.float() - found[name].float()) / torch.linalg.vector_norm(tensor.float()).clamp(1e-6)
+            assert distance < relative, f"{name}: {distance:.2e}"
