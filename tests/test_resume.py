@@ -55,9 +55,9 @@ def resumed_job(folder: Path, run: str, case: str, total_steps: int = STEPS) -> 
     )
 
 
-def part_of_chain(folder: Path, total_steps: int, stage: int, precision: str = "fp32", micro_batches: int = 1) -> dict[str, Any]:
-    training = {"total_steps": total_steps, "zero_stage": stage, "precision": precision, "micro_batches": micro_batches}
-    return job(folder, CHAIN, training={**training, "gap_every": None})
+def part_of_chain(folder: Path, total_steps: int, stage: int, **sections: dict[str, Any]) -> dict[str, Any]:
+    training = {"total_steps": total_steps, "zero_stage": stage, "gap_every": None, **sections.pop("training", {})}
+    return job(folder, CHAIN, training=training, **sections)
 
 
 @pytest.fixture(scope="module")
@@ -77,13 +77,19 @@ def trained(tiny_folder: Path) -> list[Any]:
         launch(ranks, [resumed_job(tiny_folder, case, case)], checkpoint_folder(tiny_folder / case, SAVE_EVERY) / "manifest.json")
         for case, (ranks, *_) in KILLED.items()
     ]
+    otherwise: dict[str, dict[str, Any]] = {
+        "training": {"precision": "bf16", "gap_positions": 100},
+        "schedule": {"final_fraction": 0.5},
+        "checkpoints": {"keep_last": 3},
+        "evaluation": {"lanes": 16},
+    }
     whole = job(tiny_folder, WHOLE, training={"total_steps": 40, "gap_every": None})
     plan = [
         *kills,
         launch(1, [whole, part_of_chain(tiny_folder, 8, 1), *straight[1], *stopped[1]]),
-        launch(2, [part_of_chain(tiny_folder, 16, 2, micro_batches=2), *straight[2], *rest[2], *stopped[2]]),
+        launch(2, [part_of_chain(tiny_folder, 16, 2, training={"micro_batches": 2}), *straight[2], *rest[2], *stopped[2]]),
         launch(4, [part_of_chain(tiny_folder, 24, 3)]),
-        launch(1, [part_of_chain(tiny_folder, 32, 1), part_of_chain(tiny_folder, 40, 1, "bf16"), *rest[1]]),
+        launch(1, [part_of_chain(tiny_folder, 32, 1), part_of_chain(tiny_folder, 40, 1, **otherwise), *rest[1]]),
     ]
     return run_launches(tiny_folder, "resume", plan)
 
@@ -142,7 +148,11 @@ def test_what_changed_is_said(tiny_folder: Path, trained: list[Any]) -> None:
         {"training.total_steps 8 -> 16", "training.zero_stage 1 -> 2", "training.micro_batches 1 -> 2", "ranks 1 -> 2"},
         {"training.total_steps 16 -> 24", "training.zero_stage 2 -> 3", "training.micro_batches 2 -> 1", "ranks 2 -> 4"},
         {"training.total_steps 24 -> 32", "training.zero_stage 3 -> 1", "ranks 4 -> 1"},
-        {"training.total_steps 32 -> 40", "training.precision fp32 -> bf16", "computing precision fp32 -> bf16"},
+        {
+            *("training.total_steps 32 -> 40", "training.precision fp32 -> bf16", "computing precision fp32 -> bf16"),
+            *("training.gap_positions 256 -> 100", "schedule.final_fraction 0.0 -> 0.5"),
+            *("checkpoints.keep_last 5 -> 3", "evaluation.lanes 32 -> 16"),
+        },
     ]
 
 
