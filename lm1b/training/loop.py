@@ -143,8 +143,9 @@ def _say_start(run: Run, log: RunLog | None) -> None:
         f"core {facts['core_parameters']:,} and tables {facts['table_parameters']:,} parameters",
         step.step,
     )
-    notes = [*run.notes, run.saver.why_in_foreground(step.engine.core_size)]
-    for note in filter(None, notes):
+    if run.changes:
+        log.event(f"changed since the checkpoint: {'; '.join(run.changes)}", step.step)
+    for note in filter(None, [*run.damage, run.saver.why_in_foreground(step.engine.core_size)]):
         log.event(note, step.step)
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lm1b.config import Config
+from lm1b.config import Config, parse_config
 from lm1b.data.batches import Batches
 from lm1b.data.shards import TokenDirectory
 from lm1b.distributed import Ranks, agree
@@ -71,8 +71,9 @@ class Run:
         epochs = config.training.epochs or 0.0
         self.total_steps = config.training.total_steps or max(1, math.floor(epochs * self.batches.steps_per_epoch))
         sampler = agree(ranks, lambda: LogUniformSampler(vocabulary_size, config.softmax.samples, config.run.seed))
-        self.notes: list[str] = []  # what a resumed run has to tell: damage found, settings that are not as before
-        checkpoint = newest_sound_checkpoint(self.directory, ranks, self._accept, self.notes.append)
+        self.damage: list[str] = []  # what was wrong with checkpoints newer than the one taken
+        self.changes: list[str] = []  # what a resumed run does otherwise than before
+        checkpoint = newest_sound_checkpoint(self.directory, ranks, self._accept, self.damage.append)
         model = LanguageModel(config.model, config.run.seed)
         agree(ranks, lambda: check_deepspeed_section(config))
         engine = Engine(model, config, self.precision, ranks)
@@ -133,8 +134,9 @@ class Run:
 
     def _accept(self, state: dict[str, Any]) -> None:
         """Raise UserError where a checkpoint's state is of another experiment than the config's."""
-        changed = [f"{name}.{key}" for name in FIXED_SECTIONS for key in _differences(state["config"][name], self.config.as_json()[name])]
-        if state["config"]["run"]["seed"] != self.config.run.seed:
+        before, now = _with_defaults(state["config"]), self.config.as_json()
+        changed = [f"{name}.{key}" for name in FIXED_SECTIONS for key in _differences(before[name], now[name])]
+        if before["run"]["seed"] != self.config.run.seed:
             changed.append("run.seed")
         if state["vocabulary"] != self.tokens.fingerprint:
             changed.append("the vocabulary")
@@ -160,12 +162,10 @@ class Run:
         step.carry = {name: tensor[lanes].to(ranks.device, step.engine.dtype, copy=True) for name, tensor in checkpoint.carry().items()}
         step.step, step.updates = state["step"], state["updates"]
         self.counts = Counts(**state["counts"])
-        changes = _changes(state["config"], self.config.as_json())
+        self.changes = _changes(_with_defaults(state["config"]), self.config.as_json())
         for name, before, after in (("ranks", state["ranks"], ranks.size), ("computing precision", state["precision"], self.precision)):
             if before != after:
-                changes.append(f"{name} {before} -> {after}")
-        if changes:
-            self.notes.append(f"changed since the checkpoint: {'; '.join(changes)}")
+                self.changes.append(f"{name} {before} -> {after}")
 
     def _read_tables(self, checkpoint: Checkpoint) -> None:
         """This rank's rows, straight into their place."""
@@ -236,6 +236,14 @@ def _keep_freed_memory() -> None:
     if hasattr(libc, "mallopt"):
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's config, in which a program that did not know a field yet did what is that field's default now."""
+    try:
+        return parse_config(config).as_json()
+    except UserError:
+        return config
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
