@@ -30,7 +30,10 @@ def explaining_faults(directory: Path, still_to_write: Callable[[], float]) -> I
         yield
     except OSError as error:
         if error.errno in NO_SPACE:
-            needed, free = megabytes(int(still_to_write())), megabytes(shutil.disk_usage(directory).free)
+            needed, free = (
+                megabytes(int(still_to_write())),
+                megabytes(shutil.disk_usage(directory if directory.exists() else directory.parent).free),
+            )
             raise UserError(
                 f"{directory}: {error.strerror}: about {needed} were still to be written and {free} are free; "
                 "make room, or choose another tokens.directory, and run again: what is done is not done twice"

@@ -205,14 +205,14 @@ class TokenDirectory:
         damaged file.
         """
         self._check_files()
-        self._hash(list(self._files()), HashMemory(self.directory))
+        self._hash(list(self._files()), HashMemory())
 
     def verify_once(self, index: int = 0, count: int = 1) -> int:
         """Check the SHA-256 of this process's share of the shards: those `index`, `index + count`, ... -> files that had to be read.
 
         A file that this machine has verified before and that has not been touched since is not read. Raises UserError as `verify` does.
         """
-        memory = HashMemory(self.directory)
+        memory = HashMemory()
         files = [file for file in list(self._files())[index::count] if not self._is_known(file, memory)]
         self._hash(files, memory)
         return len(files)

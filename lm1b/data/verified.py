@@ -1,8 +1,8 @@
 """Which files this machine has hashed before, so that a training that starts again need not read gigabytes for nothing.
 
-One small sealed JSON file for each user, machine and subject (a tokens directory) in the user's cache folder: path -> size, times of
-change, inode and the SHA-256 that was found. It only ever saves work: where it is missing, damaged or cannot be written, files are
-hashed anew, and what it says counts only for a file that has not been touched since.
+One small sealed JSON file for each user and machine in the user's cache folder: path -> size, times of change, inode and the SHA-256
+that was found; files that are gone are dropped from it. It only ever saves work: where it is missing, damaged or cannot be
+written, files are hashed anew, and what it says counts only for a file that has not been touched since.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ def status_of(path: Path) -> list[int]:
 
 
 class HashMemory:
-    """SHA-256 sums found before. subject: the folder they have to do with; each has a file of its own, so none grows for ever."""
+    """SHA-256 sums that this user found before on this machine."""
 
-    def __init__(self, subject: Path) -> None:
+    def __init__(self) -> None:
         # A home may be shared by machines whose own disks hold other files under the same path.
-        key = hashlib.sha256(os.fsencode(f"{platform.node()}\0{os.path.abspath(subject)}")).hexdigest()[:16]
+        machine = hashlib.sha256(platform.node().encode(errors="surrogatepass")).hexdigest()[:8]
         folder = cache_folder()
-        self.path = folder / f"verified-{key}.json" if folder is not None else None
+        self.path = folder / f"verified-{machine}.json" if folder is not None else None
         self._known = self._read()
         self._found: dict[str, list[Any]] = {}
 
