@@ -18,22 +18,28 @@ from lm1b.errors import UserError
 
 HEADER_BYTES = 4 << 20  # between the data of two members; tarfile would hold a name of any length in memory
 LARGEST_NUMBER_OF_MEMBERS = 100_000  # the benchmark has about 150
-ALWAYS_ALLOWED_BYTES = 1 << 30
+ALWAYS_ALLOWED_BYTES = 256 << 20
 LARGEST_RATIO = 100  # English text shrinks to a third or a quarter; nothing but zeros to a thousandth
 _READ_BYTES = 1 << 16
 
 
 class _Unpacked:
-    """What tarfile reads from: counts the unpacked bytes and stops where they are too many. allowed: until the next header is read."""
+    """What tarfile reads from: counts the unpacked bytes and stops where they are too many or too few.
+
+    allowed: how many may come before the next header is read. needed: where the next header begins.
+    """
 
     def __init__(self, file: Any, raw: BinaryIO) -> None:
         self._file, self._raw = file, raw
         self.num_bytes = 0
         self.allowed: float = HEADER_BYTES
+        self.needed = 0
 
     def read(self, size: int) -> bytes:
         data = self._file.read(size)
         self.num_bytes += len(data)
+        if not data and self.num_bytes < self.needed:
+            raise EOFError("a member ends early")  # tarfile would go on reading nothing for as long as the member claims to be
         if self.num_bytes > self.allowed:
             raise tarfile.ReadError("a header is too large")
         if self.num_bytes > ALWAYS_ALLOWED_BYTES + LARGEST_RATIO * self._raw.tell():
@@ -75,7 +81,8 @@ def read_members(path: Path, progress: Callable[[int], object]) -> Iterator[tupl
                 unpacked.allowed = float("inf")
                 if member.isfile() and not member.issparse() and (file := archive.extractfile(member)) is not None:
                     yield member, file
-                unpacked.allowed = max(unpacked.num_bytes, member.offset_data + member.size) + HEADER_BYTES
+                unpacked.needed = archive.offset
+                unpacked.allowed = max(unpacked.num_bytes, archive.offset) + HEADER_BYTES
                 progress(raw.tell() - passed)
                 passed = raw.tell()
         unpacked.allowed = float("inf")
