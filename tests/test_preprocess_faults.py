@@ -89,7 +89,19 @@ def test_there_are_no_more_renames_than_that(folder: Path, remade: tuple[Path, d
     assert files_of(folder / "tokens") == remade[2]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("damage", ["flipped bit", "cut short"])
+def test_damage_while_parts_change_places(folder: Path, whole: dict[str, str], damage: str) -> None:
+    generator = random.Random(damage)
+    settings = tiny_settings(folder, "run")
+    assert in_a_process(killed_before_rename, settings, 30) == -signal.SIGKILL
+    unfinished = folder / "tokens" / "unfinished"
+    for path in [*unfinished.glob("*.tokens.npy"), folder / "tokens" / "vocabulary.txt"]:
+        path.write_bytes(DAMAGES[damage](path.read_bytes(), generator))
+    run(folder)
+    assert files_of(folder / "tokens") == whole
+
+
+@pytest.mark.parametrize("seed", range(2))
 def test_killed_at_random_moments(folder: Path, whole: dict[str, str], seed: int) -> None:
     generator = random.Random(seed)
     settings = tiny_settings(folder, "run")
@@ -169,6 +181,19 @@ def test_a_damaged_manifest_is_as_good_as_none(folder: Path, whole: dict[str, st
     path.write_bytes(path.read_bytes().replace(b'"official": false', b'"official": true '))
     run(folder)
     assert files_of(folder / "tokens") == whole
+
+
+def test_the_command_verifies_everything(folder: Path) -> None:
+    run(folder)
+    path = folder / "tokens" / "test-00000.tokens.npy"
+    path.write_bytes(flipped(path.read_bytes(), random.Random(1)))
+    command = [sys.executable, "launch/preprocess.py", "--config", str(write_settings(folder, "run")), "--verify"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment(), cwd=REPOSITORY)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"lm1b: error: {path}: damaged, SHA-256 expected ")
+    assert done.stderr.count("\n") == 1
+    path.unlink()
+    run(folder).verify()
 
 
 def test_files_left_of_other_settings_are_not_moved_in(folder: Path, whole: dict[str, str]) -> None:

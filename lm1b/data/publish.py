@@ -43,8 +43,7 @@ def matching_manifest(folder: Path, made_from: dict[str, Any]) -> dict[str, Any]
     """The manifest in `folder` where it is sound, of the same text and settings, and the vocabulary beside it is its own."""
     with contextlib.suppress(UserError, OSError):
         manifest = read_manifest(folder / MANIFEST_NAME)
-        known = {key: value for key, value in manifest["made_from"].items() if key != "pieces"}
-        if known == made_from and digest_of_file(folder / VOCABULARY_NAME) == manifest["vocabulary"]["sha256"]:
+        if _made_from(manifest) == made_from and digest_of_file(folder / VOCABULARY_NAME) == manifest["vocabulary"]["sha256"]:
             return manifest
     return None
 
@@ -77,10 +76,19 @@ def publish_what_was_finished(directory: Path, made_from: dict[str, Any]) -> Non
         return
     with contextlib.suppress(UserError):
         manifest = read_manifest(path)
-        if {key: value for key, value in manifest["made_from"].items() if key != "pieces"} == made_from:
+        if _made_from(manifest) == made_from:
             _move_in(directory)
-            return
-    path.unlink()
+    path.unlink(missing_ok=True)
+    if matching_manifest(directory, made_from) is not None:
+        try:
+            TokenDirectory.open(directory).verify()  # it lay about unfinished, and from here on it is believed
+        except UserError:
+            (directory / MANIFEST_NAME).unlink()
+
+
+def _made_from(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What tells whether text and settings are the same."""
+    return {key: value for key, value in manifest["made_from"].items() if key != "pieces"}
 
 
 def publish(directory: Path, manifest: dict[str, Any], moved: Iterable[ShardInfo], *, with_vocabulary: bool) -> None:
