@@ -18,7 +18,9 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Make the vocabulary and the token shards of a corpus.")
     parser.add_argument("--config", required=True, help="the experiment's JSON file")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=VALUE", help="override a field of the config; repeatable")
-    parser.add_argument("--verify", action="store_true", help="also check the SHA-256 of every shard")
+    parser.add_argument(
+        "--verify", action="store_true", help="also check the SHA-256 of the vocabulary and of every shard, whatever was verified before"
+    )
     return parser.parse_args(arguments)
 
 

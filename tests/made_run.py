@@ -13,7 +13,7 @@ from lm1b.config import Config, parse_config
 from lm1b.data.shards import MANIFEST_NAME, VOCABULARY_NAME, TokenDirectory, make_manifest, write_shard
 from lm1b.data.vocabulary import Vocabulary, build_vocabulary
 from lm1b.distributed import single_process
-from lm1b.files import digest_of_file, write_json
+from lm1b.files import digest_of_file, write_json, write_sealed_json
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.tables import VocabularyTable
 from lm1b.training.checkpoint import Checkpoint
@@ -44,7 +44,7 @@ def made_tokens(folder: Path) -> TokenDirectory:
         name = f"{split}-{number}"
         shards[split].append(write_shard(folder, name, tokens.astype(vocabulary.token_dtype), vocabulary.end_id, vocabulary.unknown_id))
     corpus = {"kind": "text", "official": False}
-    write_json(folder / MANIFEST_NAME, make_manifest(vocabulary, digest_of_file(folder / VOCABULARY_NAME), shards, corpus, {}))
+    write_sealed_json(folder / MANIFEST_NAME, make_manifest(vocabulary, digest_of_file(folder / VOCABULARY_NAME), shards, corpus, {}))
     return TokenDirectory.open(folder)
 
 

@@ -13,20 +13,19 @@ In the benchmark's layout, with any number M of files,
 from __future__ import annotations
 
 import re
-import tarfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from lm1b.config import CorpusConfig, Split
+from lm1b.data.archive import read_members, refusing_damage
 from lm1b.data.official import HELD_OUT_FOLDER, HOW_TO_GET_IT, TARBALL_NAME, TARBALL_SHA256, TRAINING_FOLDER
 from lm1b.data.text import LONGEST_LINE_BYTES, PIECE_BYTES
 from lm1b.errors import UserError
 
-_TRAINING_FILE = re.compile(re.escape(TRAINING_FOLDER) + r"/news\.en-(\d{5})-of-(\d{5})$")
-_HELD_OUT_FILE = re.compile(re.escape(HELD_OUT_FOLDER) + r"/news\.en\.heldout-(\d{5})-of-(\d{5})$")
+_TRAINING_FILE = re.compile(re.escape(TRAINING_FOLDER) + r"/news\.en-([0-9]{5})-of-([0-9]{5})\Z")
+_HELD_OUT_FILE = re.compile(re.escape(HELD_OUT_FOLDER) + r"/news\.en\.heldout-([0-9]{5})-of-([0-9]{5})\Z")
 _HELD_OUT_SPLITS: dict[int, Split] = {0: "test", 1: "validation"}
 ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar")
 
@@ -191,6 +190,7 @@ class ArchiveCorpus:
         self._path = path
         self._changed_ns = status.st_mtime_ns
         self.total_bytes = status.st_size
+        self.is_packed = not path.name.endswith(".tar")
         self.origin: dict[str, Any] = {"archive": path.name, "bytes": status.st_size, "changed_ns": status.st_mtime_ns}
 
     def pieces(self, is_wanted: Callable[[Piece], bool], progress: Callable[[int], object]) -> Iterator[Piece]:
@@ -198,39 +198,32 @@ class ArchiveCorpus:
         damaged = (
             f"{self._path}: damaged or cut short; expected a .tar.gz archive (the benchmark's has SHA-256 {TARBALL_SHA256}): get it again"
         )
-        passed = 0
-        try:
-            with open(self._path, "rb") as raw, tarfile.open(fileobj=raw, mode="r|*", bufsize=1 << 20) as archive:
-                for member in archive:
-                    if member.isfile() and (place := _place_in_layout(member.name)):
-                        places.append(place)
-                        yield from self._pieces_of_member(archive, member, place, is_wanted)
-                    progress(raw.tell() - passed)
-                    passed = raw.tell()
-        except (tarfile.TarError, EOFError, zlib.error) as error:
-            raise UserError(f"{damaged} ({error})") from None
+        with refusing_damage(damaged):
+            for member, file in read_members(self._path, progress):
+                if place := _place_in_layout(member.name):
+                    places.append(place)
+                    yield from self._pieces_of_member(file, member.name, member.size, place, is_wanted)
         _check_layout(places, str(self._path))
 
     def _pieces_of_member(
-        self, archive: tarfile.TarFile, member: tarfile.TarInfo, place: tuple[Split, int, int, str], is_wanted: Callable[[Piece], bool]
+        self, file: IO[bytes], path: str, size: int, place: tuple[Split, int, int, str], is_wanted: Callable[[Piece], bool]
     ) -> Iterator[Piece]:
+        """A member as one piece, or several where it is long. path, size: as the archive has them."""
         split, number, _, official_name = place
         name = f"{split}-{number:05d}"
-        file = archive.extractfile(member)
-        assert file is not None
         start = part = 0
-        while start < member.size:
-            stop = min(start + PIECE_BYTES, member.size)
-            is_whole = start == 0 and stop == member.size
-            piece = Piece(split, name if is_whole else f"{name}.{part:03d}", f"{self._path}:{member.name}", start, stop, member.size,
+        while start < size:
+            stop = min(start + PIECE_BYTES, size)
+            is_whole = start == 0 and stop == size
+            piece = Piece(split, name if is_whole else f"{name}.{part:03d}", f"{self._path}:{path}", start, stop, size,
                           self._changed_ns, None, official_name if is_whole else None)  # fmt: skip
             if is_whole and not is_wanted(piece):
                 yield piece
                 return
             data = file.read(stop - start)
             if len(data) < stop - start:
-                raise EOFError(f"{member.name} ends early")
-            if stop < member.size and not data.endswith(b"\n"):
+                raise EOFError(f"{path} ends early")
+            if stop < size and not data.endswith(b"\n"):
                 data += _skip_line(file.readline(LONGEST_LINE_BYTES), piece.source)
             yield replace(piece, data=data)
             start, part = start + len(data), part + 1

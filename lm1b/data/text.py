@@ -61,6 +61,16 @@ def check_utf8(data: bytes, source: str, first_byte: int = 0) -> None:
             ) from None
 
 
+def check_lines(data: bytes, source: str) -> None:
+    """Raise UserError where a line is too long to be a sentence: it would be worked on at once, at many times its size in memory."""
+    start = 0
+    while len(data) - start > LONGEST_LINE_BYTES:
+        newline = data.rfind(b"\n", start, start + LONGEST_LINE_BYTES)
+        if newline < 0:
+            raise UserError(f"{source}: has a line of more than {LONGEST_LINE_BYTES >> 20} MiB; expected one tokenized sentence a line")
+        start = newline + 1
+
+
 def tidy(data: bytes) -> bytes:
     """Text with words parted by single spaces and each sentence ended by one newline; the same object where it is so already."""
     if data.startswith(_BYTE_ORDER_MARK):

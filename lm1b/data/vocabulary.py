@@ -12,6 +12,8 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import re
 from functools import cached_property
 from pathlib import Path
 
@@ -22,6 +24,12 @@ from lm1b.data.text import END, RESERVED, START, UNKNOWN, check_utf8, compute, n
 from lm1b.errors import UserError
 from lm1b.files import atomic_file
 
+# Bounds of what is read, so that a file which is no vocabulary cannot take the memory: the benchmark's has 11 MB and 0.8 million words.
+LARGEST_FILE_BYTES = 128 << 20
+LARGEST_SIZE = 1 << 23
+LARGEST_GIVEN_SIZE = 1 << 22  # read word by word
+
+_IS_COUNT = re.compile(rb"[0-9]{1,18}")
 _IS_SEPARATOR = np.isin(np.arange(256), [0x20, 0x0A])
 
 
@@ -104,28 +112,49 @@ class Vocabulary:
         return Vocabulary(self._words, np.bincount(ids, weights=counts, minlength=self.size).astype(np.int64))
 
     def save(self, path: Path) -> None:
-        """Write `word count` lines in id order, atomically."""
+        """Write `word count` lines in id order, atomically. Raises UserError where it would be too large to be read again."""
         counts = pa.array(self.counts_V).cast(pa.string()).cast(pa.binary())
+        data = _joined(compute.binary_join_element_wise(self._words, counts, pa.scalar(b" ", pa.binary())), b"\n")
+        if self.size > LARGEST_SIZE or len(data) > LARGEST_FILE_BYTES:
+            raise UserError(f"a vocabulary of {self.size:,} words; at most {LARGEST_SIZE:,} are possible: raise vocabulary.minimum_count")
         with atomic_file(path) as file:
-            file.write(_joined(compute.binary_join_element_wise(self._words, counts, pa.scalar(b" ", pa.binary())), b"\n"))
+            file.write(data)
 
     @classmethod
     def load(cls, path: Path) -> Vocabulary:
         """Read what `save` wrote: the lines' order is the ids'. Raises UserError where it is not such a file."""
         data = _read(path)
-        separators = np.flatnonzero(_IS_SEPARATOR[np.frombuffer(data, dtype=np.uint8)])
-        kinds = np.frombuffer(data, dtype=np.uint8)[separators]
-        whole = len(kinds) > 0 and len(kinds) % 2 == 0 and bool((kinds[::2] == 0x20).all() and (kinds[1::2] == 0x0A).all())
-        if whole and data.endswith(b"\n"):
-            offsets = np.concatenate([[0], separators + 1]).astype(np.int32)
-            fields = pa.Array.from_buffers(pa.binary(), len(separators), [None, pa.py_buffer(offsets), pa.py_buffer(data)])
-            fields = compute.binary_slice(fields, 0, -1)
-            words, counts = (fields.take(pa.array(np.arange(start, len(fields), 2))) for start in (0, 1))
-            if words[-1].as_py() == START.encode() and compute.all(compute.ascii_is_decimal(counts.cast(pa.string()))).as_py():
-                return cls(words, counts.cast(pa.string()).cast(pa.int64()).to_numpy())
+        num_lines = data.count(b"\n")
+        if num_lines == data.count(b" ") and num_lines <= LARGEST_SIZE and data.endswith(b"\n"):
+            vocabulary = cls._of_lines(data)
+            if vocabulary is not None:
+                return vocabulary
         raise UserError(
             f"{path}: not a vocabulary written by preprocessing (`word count` lines, `{START}` last): run launch/preprocess.py again"
         )
+
+    @classmethod
+    def _of_lines(cls, data: bytes) -> Vocabulary | None:
+        """The vocabulary of `word count` lines; None where they are something else, or the words are not a vocabulary's."""
+        letters = np.frombuffer(data, dtype=np.uint8)
+        separators = np.flatnonzero(_IS_SEPARATOR[letters])
+        kinds = letters[separators]
+        if not ((kinds[::2] == 0x20).all() and (kinds[1::2] == 0x0A).all()):
+            return None
+        offsets = np.concatenate([[0], separators + 1]).astype(np.int32)
+        fields = pa.Array.from_buffers(pa.binary(), len(separators), [None, pa.py_buffer(offsets), pa.py_buffer(data)])
+        fields = compute.binary_slice(fields, 0, -1)
+        words, counts = (fields.take(pa.array(np.arange(start, len(fields), 2))) for start in (0, 1))
+        symbols = compute.is_in(words, value_set=pa.array([symbol.encode() for symbol in RESERVED], pa.binary()))
+        if (
+            words[-1].as_py() != START.encode()
+            or compute.sum(symbols).as_py() != len(RESERVED)
+            or compute.min(compute.binary_length(words)).as_py() == 0
+            or compute.max(compute.binary_length(counts)).as_py() > 18
+            or not compute.all(compute.ascii_is_decimal(counts.cast(pa.string()))).as_py()
+        ):
+            return None  # that no word is there twice is vouched for by the fingerprint
+        return cls(words, counts.cast(pa.string()).cast(pa.int64()).to_numpy())
 
 
 def _joined(words: pa.BinaryArray, separator: bytes) -> bytes:
@@ -159,24 +188,29 @@ def _sorted(names: pa.BinaryArray, totals: np.ndarray) -> Vocabulary:
 
 
 def _read(path: Path) -> bytes:
-    try:
-        data = Path(path).read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such vocabulary file") from None
+    """The file's bytes. Raises UserError where it is missing, too large to be a vocabulary or not UTF-8."""
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such vocabulary file")
+    with open(path, "rb") as file:
+        data = file.read(LARGEST_FILE_BYTES + 1)
+    if len(data) > LARGEST_FILE_BYTES:
+        raise UserError(f"{path}: larger than {LARGEST_FILE_BYTES >> 20} MiB; expected a vocabulary, one word a line")
     check_utf8(data, str(path))
     return data
 
 
 def _read_lines(path: Path) -> tuple[list[bytes], list[int] | None]:
     """Words, and counts where every line has one. Raises UserError naming the line that is wrong."""
-    data = _read(path)
+    data = io.BytesIO(_read(path))
     words: list[bytes] = []
     counts: list[int] = []
-    for number, line in enumerate(data.split(b"\n"), 1):
-        fields = line.split()
+    for number, line in enumerate(data, 1):
+        fields = line.split(maxsplit=2)
         if not fields:
             continue
-        if len(fields) > 2 or (len(fields) == 2 and not fields[1].isdigit()) or (words and (len(fields) == 2) != bool(counts)):
+        if len(words) == LARGEST_GIVEN_SIZE:
+            raise UserError(f"{path}: has more than {LARGEST_GIVEN_SIZE:,} words; expected a vocabulary, one word a line")
+        if len(fields) > 2 or (len(fields) == 2 and not _IS_COUNT.fullmatch(fields[1])) or (words and (len(fields) == 2) != bool(counts)):
             raise UserError(f"{path}:{number}: expected `word count` on every line, or one word on every line")
         words.append(fields[0])
         if len(fields) == 2:

@@ -1,0 +1,45 @@
+"""When preprocessing cannot write: one line that names the folder, about how much is still to be written there, and how much is free."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from lm1b.errors import UserError
+from lm1b.files import NO_SPACE, megabytes
+
+# Bytes written for a byte of English text (measured on news): a word and its space take 5.3 bytes.
+RAW_TEXT_COST = 2.1  # sentences sorted, then merged into files
+FIRST_PASS_COST = 0.9  # 4 bytes a token, and each piece's words
+SECOND_PASS_COST = 0.9  # 4 bytes a token (2 where the vocabulary is small), 8 a sentence
+PACKED_TEXT = 2.4  # bytes of text in a byte of .tar.gz
+
+NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+@contextlib.contextmanager
+def explaining_faults(directory: Path, still_to_write: Callable[[], float]) -> Iterator[None]:
+    """Around what writes into `directory`. Raises UserError where it is full or may not be written to.
+
+    still_to_write: about how many bytes, asked when it is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            needed, free = (
+                megabytes(int(still_to_write())),
+                megabytes(shutil.disk_usage(directory if directory.exists() else directory.parent).free),
+            )
+            raise UserError(
+                f"{directory}: {error.strerror}: about {needed} were still to be written and {free} are free; "
+                "make room, or choose another tokens.directory, and run again: what is done is not done twice"
+            ) from None
+        if error.errno in NOT_ALLOWED and error.filename is not None and Path(error.filename).is_relative_to(directory):
+            raise UserError(
+                f"{directory}: cannot be written to ({error.strerror}); make it writable or choose another tokens.directory"
+            ) from None
+        raise

@@ -1,0 +1,120 @@
+"""Whether a tokens directory is complete, and how what was made in its `unfinished/` takes the place of what was there before.
+
+Until everything is made, what was complete before is not touched. Then: the whole new manifest is written into `unfinished/`; the old one
+is removed; vocabulary and shards are moved in; the new manifest is moved last. A run that is killed while doing so leaves the
+manifest in `unfinished/`, and the next one moves the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from lm1b.data.manifest import MANIFEST_NAME, read_manifest
+from lm1b.data.shards import SPLITS, VOCABULARY_NAME, ShardInfo, TokenDirectory
+from lm1b.errors import UserError
+from lm1b.files import digest_of_file, flush_folder, write_sealed_json
+
+UNFINISHED_NAME = "unfinished"
+_SHARD_FILE = re.compile(r"(train|validation|test)-\d{5}(\.\d{3})?\.(tokens|ends)\.npy")
+
+
+@contextlib.contextmanager
+def only_one(directory: Path) -> Iterator[None]:
+    """Hold the directory's lock, and clear what a killed run left half-written."""
+    with open(directory / ".lock", "wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{directory}: another preprocessing is at work here; wait for it, or use another tokens.directory") from None
+        for folder in (directory, directory / UNFINISHED_NAME):
+            for partial in folder.glob("*.partial"):
+                partial.unlink()
+        yield
+
+
+def matching_manifest(folder: Path, made_from: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest in `folder` where it is sound, of the same text and settings, and the vocabulary beside it is its own."""
+    with contextlib.suppress(UserError, OSError):
+        manifest = read_manifest(folder / MANIFEST_NAME)
+        if _made_from(manifest) == made_from and digest_of_file(folder / VOCABULARY_NAME) == manifest["vocabulary"]["sha256"]:
+            return manifest
+    return None
+
+
+def is_complete(directory: Path, made_from: dict[str, Any]) -> bool:
+    """Whether all that this text and these settings make is there."""
+    with contextlib.suppress(UserError, OSError):
+        return matching_manifest(directory, made_from) is not None and TokenDirectory.open(directory) is not None
+    return False
+
+
+def _move_in(directory: Path) -> None:
+    """Move what `unfinished/` holds to where it is read, the manifest last. Can be killed at any point and called again."""
+    unfinished = directory / UNFINISHED_NAME
+    parts = [VOCABULARY_NAME, *(path.name for path in unfinished.iterdir() if _SHARD_FILE.fullmatch(path.name))]
+    (directory / MANIFEST_NAME).unlink(missing_ok=True)
+    flush_folder(directory)
+    for name in parts:
+        if (unfinished / name).is_file():
+            os.replace(unfinished / name, directory / name)
+    flush_folder(directory)
+    os.replace(unfinished / MANIFEST_NAME, directory / MANIFEST_NAME)
+    flush_folder(directory)
+
+
+def publish_what_was_finished(directory: Path, made_from: dict[str, Any]) -> None:
+    """Where an earlier run of the same text and settings was killed while its parts changed places: move the rest."""
+    path = directory / UNFINISHED_NAME / MANIFEST_NAME
+    if not path.is_file():
+        return
+    with contextlib.suppress(UserError):
+        manifest = read_manifest(path)
+        if _made_from(manifest) == made_from:
+            _move_in(directory)
+    path.unlink(missing_ok=True)
+    if matching_manifest(directory, made_from) is not None:
+        try:
+            TokenDirectory.open(directory).verify()  # it lay about unfinished, and from here on it is believed
+        except UserError:
+            (directory / MANIFEST_NAME).unlink()
+
+
+def _made_from(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What tells whether text and settings are the same."""
+    return {key: value for key, value in manifest["made_from"].items() if key != "pieces"}
+
+
+def publish(directory: Path, manifest: dict[str, Any], moved: Iterable[ShardInfo], *, with_vocabulary: bool) -> None:
+    """Make the directory what `manifest` says. moved: the shards that lie in `unfinished/`; the others are in their place already.
+
+    with_vocabulary: the vocabulary lies in `unfinished/` too.
+    """
+    unfinished = directory / UNFINISHED_NAME
+    _remove_other_shards(unfinished, moved)
+    if not with_vocabulary:
+        (unfinished / VOCABULARY_NAME).unlink(missing_ok=True)
+    write_sealed_json(unfinished / MANIFEST_NAME, manifest)
+    _move_in(directory)
+    clear(directory)
+
+
+def _remove_other_shards(folder: Path, shards: Iterable[ShardInfo]) -> None:
+    """Remove shards of another corpus or vocabulary."""
+    kept = {path.name for info in shards for path, _, _ in info.files(folder)}
+    for path in folder.iterdir():
+        if _SHARD_FILE.fullmatch(path.name) and path.name not in kept:
+            path.unlink()
+
+
+def clear(directory: Path) -> None:
+    """Remove what only an unfinished run needs, and shards of an earlier corpus, from a complete directory."""
+    tokens = TokenDirectory.open(directory)
+    _remove_other_shards(directory, [info for name in SPLITS for info in tokens.split(name).shards])
+    shutil.rmtree(directory / UNFINISHED_NAME, ignore_errors=True)

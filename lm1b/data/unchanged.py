@@ -1,0 +1,155 @@
+"""Whether the corpus that the config names is still the one the shards were made of, as far as this machine can tell.
+
+Training needs only the shards, so where the corpus is not here, nothing is checked. Where it is, names and sizes must be those of
+the preprocessed files. Files that were only touched or copied since are read once and remembered; an archive, and raw text, of which
+no SHA-256 was taken as it stands, pass by name and size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lm1b.config import Config
+from lm1b.data.corpus import ArchiveCorpus, Corpus, Piece, open_corpus
+from lm1b.data.official import TARBALL_NAME, TRAINING_FOLDER
+from lm1b.data.raw_text import is_raw, raw_origin
+from lm1b.data.shards import TokenDirectory
+from lm1b.data.verified import HashMemory, status_of
+from lm1b.errors import UserError
+
+WHAT_TO_DO = "run launch/preprocess.py again, or name the corpus the shards were made of"
+
+
+@dataclass(frozen=True)
+class _MadeFile:
+    """A corpus file as preprocessing saw it, and its pieces' records."""
+
+    name: str
+    num_bytes: int
+    changed_ns: int
+    pieces: list[dict[str, Any]]
+
+
+def check_corpus_unchanged(config: Config, tokens: TokenDirectory) -> None:
+    """Raise UserError naming the first corpus file that is not what `tokens` were made of; do nothing where the corpus is not here."""
+    origin = tokens.manifest["made_from"].get("origin")
+    minimum_count = tokens.manifest["made_from"].get("vocabulary", {}).get("minimum_count")
+    if minimum_count is not None and config.vocabulary.file is None and minimum_count != config.vocabulary.minimum_count:
+        raise UserError(
+            f"{tokens.directory}: made with vocabulary.minimum_count={minimum_count}, the config has "
+            f"{config.vocabulary.minimum_count}; {WHAT_TO_DO}"
+        )
+    if not origin or not _is_here(config):
+        return
+    if is_raw(config.corpus) or "rules" in origin:
+        _check_raw(config, origin, tokens)
+        return
+    corpus = open_corpus(config.corpus)
+    if corpus.origin == origin:
+        return
+    if isinstance(corpus, ArchiveCorpus):
+        _check_archive(str(config.corpus.path), corpus, origin)
+    else:
+        _check_files(corpus, tokens)
+
+
+def _is_here(config: Config) -> bool:
+    """Whether anything of the corpus is on this machine. An empty folder is one that is not mounted."""
+    corpus = config.corpus
+    if corpus.kind == "news_sample":
+        return True  # its text is pinned by the program
+    if corpus.kind == "lm1b":
+        path = Path(str(corpus.path))
+        return path.is_file() or any((folder / TRAINING_FOLDER).is_dir() for folder in (path, path / TARBALL_NAME.removesuffix(".tar.gz")))
+    return any(Path(name).exists() for names in (corpus.train, corpus.validation, corpus.test) for name in names or [])
+
+
+def _check_raw(config: Config, origin: dict[str, Any], tokens: TokenDirectory) -> None:
+    """Raw text: rules, settings, names and sizes."""
+    kind = tokens.corpus["kind"]
+    if not is_raw(config.corpus) or "rules" not in origin or config.corpus.kind != kind:
+        raise UserError(f"{tokens.directory}: made of another kind of corpus ({kind}) than the config names; {WHAT_TO_DO}")
+    now = raw_origin(config.corpus)
+    for key, value in now.items():
+        if key != "files" and origin.get(key) != value:
+            raise UserError(f"{tokens.directory}: made with {key}={origin.get(key)}, now it would be {value}; {WHAT_TO_DO}")
+    then = [file[:2] for file in origin.get("files", [])]
+    for number, (name, size, _) in enumerate(now.get("files", [])):
+        if number >= len(then) or then[number] != [name, size]:
+            raise _changed(str((config.corpus.train or [])[number]), then[number] if number < len(then) else None, [name, size])
+    if len(now.get("files", [])) < len(then):
+        raise UserError(f"{then[len(now['files'])][0]}: {tokens.directory} was made of it too, the config does not name it; {WHAT_TO_DO}")
+
+
+def _check_archive(path: str, corpus: ArchiveCorpus, origin: dict[str, Any]) -> None:
+    """An archive: its name and size."""
+    now = [corpus.origin["archive"], corpus.origin["bytes"]]
+    if "archive" not in origin:
+        raise UserError(f"{path}: the shards were made of files, not of this archive; {WHAT_TO_DO}")
+    if [origin["archive"], origin["bytes"]] != now:
+        raise _changed(path, [origin["archive"], origin["bytes"]], now)
+
+
+def _check_files(corpus: Corpus, tokens: TokenDirectory) -> None:
+    """Files: names and sizes, and where one was touched or copied since, what is in it."""
+    then = _made_files(tokens)
+    now: dict[str, Piece] = {}
+    for piece in corpus.pieces(lambda piece: True, lambda num_bytes: None):
+        now.setdefault(piece.shard.partition(".")[0], piece)
+    for shard, piece in now.items():
+        made = then.get(shard)
+        found = [Path(piece.source).name, piece.file_bytes]
+        if made is None or [made.name, made.num_bytes] != found:
+            raise _changed(piece.source, [made.name, made.num_bytes] if made else None, found)
+    if missing := sorted(then.keys() - now.keys()):
+        raise UserError(f"{then[missing[0]].name}: {tokens.directory} was made of it too, now it is empty or not named; {WHAT_TO_DO}")
+    memory = HashMemory()
+    try:
+        for shard, piece in now.items():
+            if piece.changed_ns != then[shard].changed_ns:
+                _check_contents(piece, then[shard], memory)
+    finally:
+        memory.save()
+
+
+def _made_files(tokens: TokenDirectory) -> dict[str, _MadeFile]:
+    """Shard name, without the number of a piece -> the file it was made of."""
+    files: dict[str, _MadeFile] = {}
+    for record in tokens.manifest["made_from"]["pieces"]:
+        identity = record["identity"]
+        made = _MadeFile(identity["name"], identity["bytes"], identity["changed_ns"], [])
+        files.setdefault(record["shard"].partition(".")[0], made).pieces.append(record)
+    return files
+
+
+def _check_contents(piece: Piece, made: _MadeFile, memory: HashMemory) -> None:
+    """Hash a file as preprocessing did, piece by piece, or remember that this was done."""
+    assert piece.path is not None
+    sums = [record["sha256"] for record in made.pieces]
+    expected = _together(sums)
+    if memory.remembers(piece.path, expected):
+        return
+    before, found = status_of(piece.path), []
+    for record in made.pieces:
+        part = Piece(piece.split, record["shard"], piece.source, record["identity"]["start"], record["identity"]["stop"],
+                     made.num_bytes, 0, piece.path)  # fmt: skip
+        found.append(hashlib.sha256(part.read()).hexdigest())
+        if found[-1] != record["sha256"]:
+            raise UserError(
+                f"{piece.source}: changed since preprocessing, SHA-256 expected {record['sha256']}, found {found[-1]}; {WHAT_TO_DO}"
+            )
+    memory.note(piece.path, before, _together(found))
+
+
+def _together(sums: list[str]) -> str:
+    """One SHA-256 for a file: its own, or where it was cut into pieces that of theirs."""
+    return sums[0] if len(sums) == 1 else hashlib.sha256("\n".join(sums).encode()).hexdigest()
+
+
+def _changed(source: str, then: list[Any] | None, now: list[Any]) -> UserError:
+    """A file that is another by name or size."""
+    was = f"it was {then[0]} of {then[1]:,} bytes, it is {now[0]} of {now[1]:,}" if then else "the shards were not made of it"
+    return UserError(f"{source}: changed since preprocessing ({was}); {WHAT_TO_DO}")
