@@ -3,45 +3,25 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
-from types import FrameType
 
 from tqdm import tqdm
 
 from lm1b.config import Config
 from lm1b.distributed import Ranks, agree, all_gather_objects
 from lm1b.errors import UserError
+from lm1b.peers import naming_the_guilty
+from lm1b.processes import RankProcess
 from lm1b.training.checkpoint import list_checkpoints
-from lm1b.training.engine import host_name, start_ranks, stop_ranks
+from lm1b.training.engine import start_ranks, stop_ranks
 from lm1b.training.progress import Interval, describe
 from lm1b.training.run import Run, prepare_process
-from lm1b.training.run_log import RunLog
+from lm1b.training.run_log import LastingOutput, RunLog
+from lm1b.training.run_state import RunLock, where_to_go_on
 from lm1b.training.step import StepResult
-
-SAME_SIGNAL_SECONDS = 5.0  # the launcher passes Ctrl-C on a second time: within this it counts as the same
-
-
-class StopSignal:
-    """SIGINT and SIGTERM ask for a save after the present step; a second one, later than a few seconds, ends at once."""
-
-    def __init__(self) -> None:
-        self.first_at: float | None = None
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._receive)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.first_at is None:
-            self.first_at = time.monotonic()
-        elif time.monotonic() - self.first_at > SAME_SIGNAL_SECONDS:
-            os._exit(128 + number)
-
-    @property
-    def requested(self) -> bool:
-        return self.first_at is not None
+from lm1b.training.stopping import Launcher, StopSignal, default_signals, ignore_signals
 
 
 def train(config: Config, evaluator: list[str] | None = None) -> None:
@@ -49,38 +29,56 @@ def train(config: Config, evaluator: list[str] | None = None) -> None:
 
     evaluator: command that scores checkpoints beside the training, used where the config asks for it; it is waited for.
     """
+    launcher = Launcher()  # before anything takes time: as it is when the ranks are started
     ranks = start_ranks()
     beside = evaluator if ranks.is_first and config.training.evaluate_alongside else None
     try:
-        run = train_on(ranks, config, beside)
+        with naming_the_guilty(ranks.peers, lambda: where_to_go_on(Path(config.run.directory))):
+            run = train_on(ranks, config, beside, launcher)
         watcher = run.watcher if run.has_finished else None
         del run  # its engine holds process groups, whose threads must end before the interpreter does
+    except UserError:
+        RunLock.release_all()
+        raise
     finally:
         stop_ranks()
     if watcher:
+        default_signals()
         print("lm1b: waiting for the evaluator beside the training", flush=True)
         if watcher.wait() != 0:
             print(f"lm1b: the evaluator ended with status {watcher.returncode}; see {config.run.directory}/evaluator.log", flush=True)
 
 
-def train_on(ranks: Ranks, config: Config, evaluator: list[str] | None = None) -> Run:
+def train_on(ranks: Ranks, config: Config, evaluator: list[str] | None = None, launcher: Launcher | None = None) -> Run:
     """Train on ranks that are up; see `train`. Returns the run as it ended."""
     prepare_process(config)
     run = Run(config, ranks)
     config, ranks, step = run.config, run.ranks, run.training_step
-    stop = StopSignal()
-    hosts = all_gather_objects(host_name(), ranks)
+    stop = StopSignal(launcher)
+    members = [
+        member for value in all_gather_objects(RankProcess.here(ranks.rank).as_json(), ranks) if (member := RankProcess.from_json(value))
+    ]
     facts = run.facts()
-    log = agree(ranks, lambda: RunLog(config, step.step, [str(host) for host in hosts], facts) if ranks.is_first else None)
+    log = agree(ranks, lambda: RunLog(config, step.step, members, facts) if ranks.is_first else None)
     _say_start(run, log)
     run.watcher = _start_evaluator(evaluator) if evaluator else None
     interval = Interval()
-    bar = tqdm(total=run.total_steps, initial=step.step, unit="step", disable=not ranks.is_first, mininterval=1.0, dynamic_ncols=True)
+    bar = tqdm(
+        total=run.total_steps,
+        initial=step.step,
+        unit="step",
+        file=LastingOutput(sys.stderr),
+        disable=not ranks.is_first,
+        mininterval=1.0,
+        dynamic_ncols=True,
+    )
     stopped = False
     saved_at = step.step if list_checkpoints(run.directory) else -1
     while not run.has_finished and not stopped:
         gap_every = config.training.gap_every
         check_gap = gap_every is not None and (step.step + 1) % gap_every == 0
+        if log and log.problem:
+            stop.failed(log.problem)
         result = step.run(stop_requested=stop.requested, check_gap=check_gap)
         stopped = result.stop
         _count(run, result, log)
@@ -99,11 +97,15 @@ def train_on(ranks: Ranks, config: Config, evaluator: list[str] | None = None) -
     bar.close()
     if saved_at != step.step:
         run.save()
+    ignore_signals()
+    ending, what = ("finished", "finished") if run.has_finished else stop.agreed(ranks)
     if log:
-        what = "finished" if run.has_finished else "stopped on request; the same command goes on from here"
-        log.event(f"{what} at step {step.step} of {run.total_steps}; checkpoint saved in {run.directory}/checkpoints", step.step)
+        what += "" if run.has_finished else "; the same command goes on from here"
+        saved = f"checkpoint saved in {run.directory}/checkpoints"
+        log.event(f"{what} at step {step.step} of {run.total_steps}; {saved}", step.step, ended=ending)
         log.close()
     run.close()
+    agree(ranks, lambda: log.check() if log else None)
     return run
 
 
@@ -130,6 +132,8 @@ def _count(run: Run, result: StepResult, log: RunLog | None) -> None:
 def _say_start(run: Run, log: RunLog | None) -> None:
     if log is None:
         return
+    if run.lock and run.lock.stale_owner:
+        log.event(f"the last training here ({run.lock.stale_owner}) did not end cleanly", run.training_step.step)
     step, batches, facts = run.training_step, run.batches, run.facts()
     how = f"going on at step {step.step}" if step.step else "starting"
     log.event(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import math
 import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,6 +25,7 @@ from lm1b.training.checkpoint import Checkpoint, apply_retention, list_checkpoin
 from lm1b.training.engine import Engine, check_deepspeed_section
 from lm1b.training.precision import resolve_precision
 from lm1b.training.run_log import best_step
+from lm1b.training.run_state import RunLock
 from lm1b.training.step import Tables, TrainingStep
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names of mallopt(3)'s parameters, from malloc.h
@@ -50,7 +50,7 @@ class Run:
         self.config, self.ranks = config, ranks
         self.directory = Path(config.run.directory)
         self._check_lanes()
-        self._lock = agree(ranks, self._take_lock)
+        self.lock = agree(ranks, lambda: RunLock(self.directory) if ranks.is_first else None)
         self.tokens = agree(ranks, lambda: TokenDirectory.open(Path(config.tokens.directory)))
         self.precision = agree(ranks, lambda: resolve_precision(config.training.precision, config.model.cell, ranks.device))
         vocabulary_size = agree(ranks, lambda: self.tokens.vocabulary.size)
@@ -87,19 +87,6 @@ class Run:
                 f"(={self.ranks.size} x {self.config.training.micro_batches}); use --num_gpus or --set batches.lanes="
             )
 
-    def _take_lock(self) -> BinaryIO | None:
-        """The first rank holds the run directory for this training. Raises UserError where another one does."""
-        if not self.ranks.is_first:
-            return None
-        self.directory.mkdir(parents=True, exist_ok=True)
-        lock = open(self.directory / "training.lock", "wb")  # noqa: SIM115 (held until the run ends)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            raise UserError(f"{self.directory}: another training is at work here; wait for it, or use another run.directory") from None
-        return lock
-
     def _make_batches(self) -> Batches:
         settings = self.config.batches
         return Batches(
@@ -113,8 +100,8 @@ class Run:
 
     def close(self) -> None:
         """Let another training have the run directory."""
-        if self._lock is not None:
-            self._lock.close()
+        if self.lock is not None:
+            self.lock.release()
 
     def _find_checkpoint(self) -> Checkpoint | None:
         """The newest checkpoint, verified, of this very experiment; None where the run starts. Raises UserError."""
