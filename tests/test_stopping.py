@@ -18,7 +18,7 @@ import psutil
 import pytest
 from tiny import REPOSITORY, environment, free_port, tiny_settings
 
-from lm1b.files import read_json, read_json_lines
+from lm1b.files import read_json_lines
 from lm1b.processes import RankProcess
 from lm1b.training.checkpoint import list_checkpoints
 from lm1b.training.run_state import endings, run_state, training_ranks
@@ -114,6 +114,9 @@ def start(tiny_folder: Path, tmp_path: Path) -> Iterator[Start]:
 def test_a_runner_that_is_terminated_leaves_no_orphans_and_its_ranks_save(start: Start) -> None:
     run = start()
     ranks = run.ranks()
+    below = {process.pid for process in psutil.Process(run.processes[0].pid).children(recursive=True)}
+    assert [rank.rank for rank in ranks] == [0, 1]
+    assert {rank.pid for rank in ranks} <= below
     run.processes[0].send_signal(signal.SIGTERM)  # the runner alone: DeepSpeed passes nothing on
     run.end()
     wait_for(lambda: all_gone(ranks), 30, run.text)
@@ -136,28 +139,23 @@ def test_a_launcher_that_is_killed_leaves_no_orphans_and_its_ranks_save(start: S
     assert len(list_checkpoints(run.directory)) == 1
 
 
-def test_signals_to_the_ranks_save_once_and_end_with_status_0(start: Start) -> None:
+def test_a_signal_to_one_rank_stops_all_with_status_0_and_those_right_after_it_count_as_the_same(start: Start) -> None:
     run = start(launched=False)
-    for _ in range(2):  # the second one counts as the first
-        for rank in run.ranks():
-            rank.send(signal.SIGTERM)
-        time.sleep(0.1)
+    ranks = run.ranks()
+    ranks[1].send(signal.SIGINT)
+    for rank in ranks:
+        rank.send(signal.SIGTERM)
     assert run.end() == [0, 0], run.text()
-    assert run.text().count("stopped on request (SIGTERM)") == 1
+    assert run.text().count("stopped on request (SIG") == 1
+    assert endings(run.directory) == ["stopped"]
     assert len(list_checkpoints(run.directory)) == 1
     assert run_state(run.directory) == "stopped"
     assert "Traceback" not in run.text()
 
 
-def test_one_signal_to_one_rank_stops_all(start: Start) -> None:
-    run = start(launched=False)
-    run.ranks()[1].send(signal.SIGINT)
-    assert run.end() == [0, 0], run.text()
-    assert endings(run.directory) == ["stopped"]
-
-
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_killed_rank_is_named_by_the_other(start: Start, killed: int) -> None:
+    shared_memory = set(os.listdir("/dev/shm"))
     run = start(every=3)
     ranks = run.ranks()
     started_at = time.monotonic()
@@ -171,6 +169,8 @@ def test_a_killed_rank_is_named_by_the_other(start: Start, killed: int) -> None:
     assert "Traceback" not in run.text()
     assert all_gone(ranks)
     assert run_state(run.directory) == "dead"
+    port = run.text().split("--master_port=")[1].split()[0]  # others may run here too
+    assert not [name for name in set(os.listdir("/dev/shm")) - shared_memory if port in name]
 
 
 def test_a_hung_rank_is_named_after_the_time_limit(start: Start) -> None:
@@ -212,15 +212,6 @@ def test_the_next_start_notices_an_unclean_end_and_a_second_start_is_refused_by_
     texts = [line["text"] for line in read_json_lines(run.directory / "events.jsonl")]
     assert any(f"(pid {ranks[0].pid} on {ranks[0].host}, started" in text and "did not end cleanly" in text for text in texts)
     assert run_state(run.directory) == "running"
-
-
-def test_nothing_stays_in_shared_memory(start: Start) -> None:
-    before = set(os.listdir("/dev/shm"))
-    run = start()
-    run.ranks()[0].send(signal.SIGKILL)
-    run.end()
-    port = run.text().split("--master_port=")[1].split()[0]
-    assert not [name for name in set(os.listdir("/dev/shm")) - before if port in name]
 
 
 def test_output_that_nobody_reads_any_more_does_not_end_the_run(start: Start, tiny_folder: Path, tmp_path: Path) -> None:
@@ -265,18 +256,11 @@ def test_logs_on_a_full_disk_stop_all_ranks_with_one_line(start: Start, small_di
         while True:
             filler.write(b"x" * 4096)
             filler.flush()
+    if full == "tensorboard":  # which writes every two minutes, and at the end
+        run.ranks()[0].send(signal.SIGTERM)
     assert run.end(90) == [2, 2], run.text()
     (line,) = run.errors()
     assert "No space left on device" in line
     assert str(directory / full) in line
     assert len(list_checkpoints(directory)) == 1
     assert "Traceback" not in run.text()
-
-
-def test_every_rank_is_in_the_run_directory(start: Start) -> None:
-    run = start()
-    ranks = run.ranks()
-    assert [rank.rank for rank in ranks] == [0, 1]
-    above = psutil.Process(run.processes[0].pid).children(recursive=True)
-    assert {rank.pid for rank in ranks} <= {process.pid for process in above}
-    assert read_json(run.directory / "training.pid")["pid"] == ranks[0].pid

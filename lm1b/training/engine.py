@@ -99,6 +99,11 @@ def _without_shared_memory(deepspeed: Any) -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
+def _limit_its_groups(deepspeed: Any) -> None:
+    """DeepSpeed makes process groups of its own without a time limit: they would wait torch's 30 minutes for a rank that hangs."""
+    deepspeed.comm.comm.cdb.new_group = lambda ranks: dist.new_group(ranks, timeout=time_limit())
+
+
 def _join_group(backend: str) -> Peers | None:
     """Meet the other ranks where the launcher says, or be the only one. Raises UserError where that cannot be."""
     if "WORLD_SIZE" not in os.environ:
@@ -131,6 +136,7 @@ def start_ranks() -> Ranks:
         deepspeed = _import_deepspeed()
         _without_shared_memory(deepspeed)
         deepspeed.init_distributed(dist_backend=backend)
+        _limit_its_groups(deepspeed)
     return current_ranks(device, peers)
 
 
