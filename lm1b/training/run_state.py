@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Literal
 
@@ -23,6 +24,7 @@ from lm1b.training.run_log import MARK, now, read_run_config
 
 RunState = Literal["finished", "stopped", "running", "dead", "none"]
 LOCK = "training.lock"
+RETRY_SECONDS = 1.0  # who asks for the state of a run holds its lock for an instant
 
 
 class RunLock:
@@ -35,12 +37,10 @@ class RunLock:
         directory.mkdir(parents=True, exist_ok=True)
         self._file: BinaryIO = open(directory / LOCK, "a+b")  # noqa: SIM115 (held until the run ends)
         owner = _owner_in(self._file)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _lock(self._file, fcntl.LOCK_EX, RETRY_SECONDS):
             self._file.close()
             who = f": pid {owner['pid']} on {owner['host']} since {owner.get('started_at')}" if owner else ""
-            raise UserError(f"{directory}: another training is at work here{who}; wait for it, or use another run.directory") from None
+            raise UserError(f"{directory}: another training is at work here{who}; wait for it, or use another run.directory")
         owner = _owner_in(self._file)
         self.stale_owner: str | None = None  # what the last training left, where it did not end in order
         if owner is not None:
@@ -67,6 +67,28 @@ class RunLock:
         """The run ends by a mistake that its user is told of: that is in order too."""
         for lock in list(RunLock.held):
             lock.release()
+
+
+def _lock(file: BinaryIO, kind: int, seconds: float = 0.0) -> bool:
+    """Try for so long to lock a file; whether it worked."""
+    give_up_at = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= give_up_at:
+                return False
+        time.sleep(0.1)
+
+
+def _is_held(run_directory: Path) -> bool:
+    """Whether a living training holds the directory, on any host where the file system's locks reach over hosts."""
+    try:
+        with open(Path(run_directory) / LOCK, "rb") as file:
+            return not _lock(file, fcntl.LOCK_SH)
+    except OSError:
+        return False
 
 
 def _owner_in(file: BinaryIO) -> dict[str, Any] | None:
@@ -119,8 +141,8 @@ def run_state(run_directory: Path, config: Config | None = None) -> RunState:
     config: what the training is to be, where that may differ from the directory's own. Raises UserError for a broken config.json.
     """
     directory = Path(run_directory)
-    owner = lock_owner(directory)
-    if trainer_state(directory) == "alive" or (owner and owner.is_here and owner.condition() != "gone"):
+    owner, ranks = lock_owner(directory), training_ranks(directory)
+    if _is_held(directory) or any(rank.condition() in ("alive", "stopped") for rank in ranks):
         return "running"
     if not (directory / "config.json").exists():
         return "dead" if owner else "none"
@@ -128,7 +150,7 @@ def run_state(run_directory: Path, config: Config | None = None) -> RunState:
         config = read_run_config(directory)
     if training_has_finished(list_checkpoints(directory), config):
         return "finished"
-    return "dead" if owner or trainer_state(directory) == "dead" else "stopped"
+    return "dead" if owner or ranks else "stopped"
 
 
 def endings(run_directory: Path) -> list[str]:
