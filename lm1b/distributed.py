@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
@@ -13,17 +13,22 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lm1b.errors import UserError, describe_os_error
+from lm1b.peers import Peers
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place: `rank` of `size`, computing on `device`. size 1 needs no process group."""
+    """This process's place: `rank` of `size`, computing on `device`. size 1 needs no process group.
+
+    peers: who the other processes are, where a launcher has started several.
+    """
 
     rank: int
     size: int
     device: torch.device
+    peers: Peers | None = field(default=None, compare=False, repr=False)
 
     @property
     def is_first(self) -> bool:
@@ -35,16 +40,21 @@ def single_process(device: torch.device | str = "cpu") -> Ranks:
     return Ranks(0, 1, torch.device(device))
 
 
-def current_ranks(device: torch.device) -> Ranks:
+def current_ranks(device: torch.device, peers: Peers | None = None) -> Ranks:
     """This process's place in the process group that is up, or alone where there is none."""
     if dist.is_available() and dist.is_initialized():
-        return Ranks(dist.get_rank(), dist.get_world_size(), device)
+        return Ranks(dist.get_rank(), dist.get_world_size(), device, peers)
     return single_process(device)
 
 
 def local_rank() -> int:
     """Rank among the processes of this host, as the launcher says."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def local_size() -> int:
+    """Number of processes of this host, as the launcher says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
 
 
 def all_reduce_sum(values: Tensor, ranks: Ranks) -> Tensor:

@@ -241,6 +241,7 @@ def test_a_command_of_the_readme(folder: Path, trained: subprocess.CompletedProc
     else:
         line = re.sub(r"configs/\w+\.json", str(folder / "run.json"), line)
     line = re.sub(r"\bruns/\w+", str(folder / "run"), line).replace("my_sentences.txt", sentences)
+    line = line.replace("-- deepspeed ", f"-- {shlex.quote(DEEPSPEED)} --master_port {free_port()} ")
     program, *rest = shlex.split(line)
     arguments = [sys.executable, *rest] if program == "python" else [DEEPSPEED, "--master_port", str(free_port()), *rest]
     done = run(arguments)

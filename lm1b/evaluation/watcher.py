@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import socket
 import sys
 import time
 import uuid
@@ -30,9 +29,11 @@ from lm1b.distributed import Ranks, agree, all_gather_objects, single_process
 from lm1b.errors import UserError
 from lm1b.evaluation.perplexity import KINDS, Weights, evaluate_checkpoint
 from lm1b.evaluation.texts import ScoredText, text_of_files, text_of_split
-from lm1b.files import append_json_line, read_json, read_json_lines, seal
+from lm1b.files import append_json_line, read_json_lines, seal
+from lm1b.peers import naming_the_guilty
 from lm1b.training.checkpoint import Checkpoint, checkpoint_folder, list_checkpoints
 from lm1b.training.run_log import is_scored_by, kinds_scored, read_run_config
+from lm1b.training.run_state import trainer_state, training_has_finished
 
 POLL_SECONDS = 2.0
 GRACE_SECONDS = 30.0  # no trainer and no end: how long a watcher waits for one to start
@@ -57,6 +58,7 @@ class Evaluator:
         self.config = config
         self.ranks = ranks or single_process()
         tokens = TokenDirectory.open(Path(config.tokens.directory))
+        tokens.verify_once()
         self.fingerprint = tokens.fingerprint
         self.end_id = tokens.vocabulary.end_id
         self.text: ScoredText = text_of_files(tokens.vocabulary, files or []) if split is None else text_of_split(tokens, split)
@@ -125,8 +127,10 @@ def evaluating_ranks(device: str | None) -> Iterator[Ranks]:
         return
     from lm1b.training.engine import start_ranks, stop_ranks  # loads DeepSpeed, which one process does without
 
+    ranks = start_ranks()
     try:
-        yield start_ranks()
+        with naming_the_guilty(ranks.peers, lambda: "run the same command again"):
+            yield ranks
     finally:
         stop_ranks()
 
@@ -170,37 +174,6 @@ def _choose(run_directory: Path, wanted: str, best_step: int | None) -> Checkpoi
     there = ", ".join(str(checkpoint.step) for checkpoint in checkpoints)
     found = f"the best one, of step {step}, is not there any more" if wanted == "best" else f"found {wanted}"
     raise UserError(f"{run_directory}: --checkpoint must be latest, best or a step that is there ({there}); {found}")
-
-
-def trainer_state(run_directory: Path) -> str:
-    """`alive`, `dead` (it left its mark and is gone) or `absent` (no mark). On another host it is taken to be alive."""
-    mark = Path(run_directory) / "training.pid"
-    try:
-        trainer = read_json(mark)
-    except UserError:
-        return "absent"  # also half-written: looked at again in a moment
-    if trainer["host"] != socket.gethostname():
-        return "alive"
-    try:
-        os.kill(trainer["pid"], 0)
-    except ProcessLookupError:
-        return "dead"
-    except PermissionError:
-        pass
-    return "alive"
-
-
-def training_has_finished(checkpoints: list[Checkpoint], config: Config) -> bool:
-    """Whether the last checkpoint is the end of the training that config.json asks for now (it may have been made longer)."""
-    if not checkpoints:
-        return False
-    try:
-        state = checkpoints[-1].state()
-    except UserError:
-        return False
-    length = (config.training.epochs, config.training.total_steps)
-    trained = state.get("config", {}).get("training", {})
-    return bool(state.get("finished")) and length == (trained.get("epochs", length[0]), trained.get("total_steps", length[1]))
 
 
 @contextlib.contextmanager

@@ -3,46 +3,27 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
-from types import FrameType
 
 from tqdm import tqdm
 
 from lm1b.config import Config
 from lm1b.distributed import Ranks, agree, all_gather_objects
 from lm1b.errors import UserError
-from lm1b.training.engine import host_name, start_ranks, stop_ranks
+from lm1b.peers import naming_the_guilty
+from lm1b.processes import RankProcess
+from lm1b.training.engine import start_ranks, stop_ranks
 from lm1b.training.progress import Interval, describe
 from lm1b.training.run import Run, prepare_process
-from lm1b.training.run_log import RunLog
+from lm1b.training.run_log import LastingOutput, RunLog
+from lm1b.training.run_state import where_to_go_on
 from lm1b.training.step import StepResult
+from lm1b.training.stopping import Launcher, StopSignal, default_signals, ignore_signals
 
 SAVING_SECONDS = 25.0  # what a save after a signal should fit in
 NAMED_CAUSES = 4  # of a skipped update: one NaN soon is in every tensor of its rank
-SAME_SIGNAL_SECONDS = 5.0  # the launcher passes Ctrl-C on a second time: within this it counts as the same
-
-
-class StopSignal:
-    """SIGINT and SIGTERM ask for a save after the present step; a second one, later than a few seconds, ends at once."""
-
-    def __init__(self) -> None:
-        self.first_at: float | None = None
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._receive)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.first_at is None:
-            self.first_at = time.monotonic()
-        elif time.monotonic() - self.first_at > SAME_SIGNAL_SECONDS:
-            os._exit(128 + number)
-
-    @property
-    def requested(self) -> bool:
-        return self.first_at is not None
 
 
 def train(config: Config, evaluator: list[str] | None = None) -> None:
@@ -50,64 +31,96 @@ def train(config: Config, evaluator: list[str] | None = None) -> None:
 
     evaluator: command that scores checkpoints beside the training, used where the config asks for it; it is waited for.
     """
+    launcher = Launcher()  # before anything takes time: as it is when the ranks are started
     ranks = start_ranks()
     beside = evaluator if ranks.is_first and config.training.evaluate_alongside else None
     try:
-        run = train_on(ranks, config, beside)
+        with naming_the_guilty(ranks.peers, lambda: where_to_go_on(Path(config.run.directory))):
+            run = train_on(ranks, config, beside, launcher)
         watcher = run.watcher if run.has_finished else None
         del run  # its engine holds process groups, whose threads must end before the interpreter does
     finally:
         stop_ranks()
     if watcher:
+        default_signals()
         print("lm1b: waiting for the evaluator beside the training", flush=True)
         if watcher.wait() != 0:
             print(f"lm1b: the evaluator ended with status {watcher.returncode}; see {config.run.directory}/evaluator.log", flush=True)
 
 
-def train_on(ranks: Ranks, config: Config, evaluator: list[str] | None = None) -> Run:
+def train_on(ranks: Ranks, config: Config, evaluator: list[str] | None = None, launcher: Launcher | None = None) -> Run:
     """Train on ranks that are up; see `train`. Returns the run as it ended."""
     prepare_process(config)
     run = Run(config, ranks)
-    config, ranks, step = run.config, run.ranks, run.training_step
-    stop = StopSignal()
-    hosts = all_gather_objects(host_name(), ranks)
-    facts = run.facts()
-    log = agree(ranks, lambda: RunLog(config, step.step, [str(host) for host in hosts], facts) if ranks.is_first else None)
-    _say_start(run, log)
-    run.watcher = _start_evaluator(evaluator) if evaluator else None
-    interval = Interval()
-    bar = tqdm(total=run.total_steps, initial=step.step, unit="step", disable=not ranks.is_first, mininterval=1.0, dynamic_ncols=True)
-    stopped = False
-    while not run.has_finished and not stopped:
-        gap_every = config.training.gap_every
-        check_gap = gap_every is not None and (step.step + 1) % gap_every == 0
-        result = step.run(stop_requested=stop.requested, check_gap=check_gap)
-        stopped = result.stop
-        _count(run, result, log)
-        interval.add(run, result)
-        bar.update()
-        if log and (step.step % config.training.log_every == 0 or check_gap or run.has_finished):
-            line = interval.line(run, result)
-            log.metrics(line)
-            bar.set_postfix_str(describe(line), refresh=False)
-            interval = Interval()
-        run.poll_saving()
-        if step.step % config.checkpoints.every == 0:
-            run.counts.elapsed_seconds += interval.lap()
-            run.begin_saving()
-            interval.leave_out_saving()
-    bar.close()
-    if run.saved_at != step.step:
-        if stopped and log:
+    log = None
+    try:
+        log = _open_log(run)
+        run.watcher = _start_evaluator(evaluator) if evaluator else None
+        stop = StopSignal(launcher)
+        _take_steps(run, log, stop)
+        _save_the_end(run, log)
+        ignore_signals()
+        _say_end(run, log, stop)
+    except UserError:
+        _close(run, log)  # an end in order too: its user is told of it
+        raise
+    _close(run, log)
+    agree(ranks, lambda: log.check() if log else None)
+    return run
+
+
+def _take_steps(run: Run, log: RunLog | None, stop: StopSignal) -> None:
+    """Step after step until the end of the training, or until some rank is asked to stop."""
+    config, step = run.config, run.training_step
+    interval, stopped = Interval(), False
+    with _progress_bar(run) as bar:
+        while not run.has_finished and not stopped:
+            gap_every = config.training.gap_every
+            check_gap = gap_every is not None and (step.step + 1) % gap_every == 0
+            if log and log.problem:
+                stop.failed(log.problem)
+            result = step.run(stop_requested=stop.requested, check_gap=check_gap)
+            stopped = result.stop
+            _count(run, result, log)
+            interval.add(run, result)
+            bar.update()
+            if log and (step.step % config.training.log_every == 0 or check_gap or run.has_finished):
+                line = interval.line(run, result)
+                log.metrics(line)
+                bar.set_postfix_str(describe(line), refresh=False)
+                interval = Interval()
+            run.poll_saving()
+            if step.step % config.checkpoints.every == 0:
+                run.counts.elapsed_seconds += interval.lap()
+                run.begin_saving()
+                interval.leave_out_saving()
+
+
+def _progress_bar(run: Run) -> tqdm:
+    return tqdm(
+        total=run.total_steps,
+        initial=run.training_step.step,
+        unit="step",
+        file=LastingOutput(sys.stderr),
+        disable=not run.ranks.is_first,
+        mininterval=1.0,
+        dynamic_ncols=True,
+    )
+
+
+def _save_the_end(run: Run, log: RunLog | None) -> None:
+    """A checkpoint of the last step, and the one before it committed."""
+    if run.saved_at != run.training_step.step:
+        if log and not run.has_finished:
             _say_if_slow(run, log)
         run.begin_saving()
     run.finish_saving()
+
+
+def _close(run: Run, log: RunLog | None) -> None:
     if log:
-        what = "finished" if run.has_finished else "stopped on request; the same command goes on from here"
-        log.event(f"{what} at step {step.step} of {run.total_steps}; checkpoint saved in {run.directory}/checkpoints", step.step)
         log.close()
     run.close()
-    return run
 
 
 def _count(run: Run, result: StepResult, log: RunLog | None) -> None:
@@ -132,9 +145,20 @@ def _count(run: Run, result: StepResult, log: RunLog | None) -> None:
         )
 
 
-def _say_start(run: Run, log: RunLog | None) -> None:
-    if log is None:
-        return
+def _open_log(run: Run) -> RunLog | None:
+    """The first rank's log, with how the training starts; None on the others. Every rank calls it."""
+    member = RankProcess.here(run.ranks.rank).as_json()
+    members = [found for value in all_gather_objects(member, run.ranks) if (found := RankProcess.from_json(value))]
+    facts = run.facts()
+    log = agree(run.ranks, lambda: RunLog(run.config, run.training_step.step, members, facts) if run.ranks.is_first else None)
+    if log:
+        _say_start(run, log)
+    return log
+
+
+def _say_start(run: Run, log: RunLog) -> None:
+    if run.lock and run.lock.stale_owner:
+        log.event(f"the last training here ({run.lock.stale_owner}) did not end cleanly", run.training_step.step)
     step, batches, facts = run.training_step, run.batches, run.facts()
     how = f"going on at step {step.step}" if step.step else "starting"
     log.event(
@@ -147,6 +171,15 @@ def _say_start(run: Run, log: RunLog | None) -> None:
         log.event(f"changed since the checkpoint: {'; '.join(run.changes)}", step.step)
     for note in filter(None, [*run.damage, run.saver.why_in_foreground(step.engine.core_size)]):
         log.event(note, step.step)
+
+
+def _say_end(run: Run, log: RunLog | None, stop: StopSignal) -> None:
+    """Every rank calls it: why a run stopped short may be known to any of them."""
+    ending, what = ("finished", "finished") if run.has_finished else stop.agreed(run.ranks)
+    if log:
+        step = run.training_step.step
+        what += f" at step {step} of {run.total_steps}; checkpoint saved in {run.directory}/checkpoints"
+        log.event(what if run.has_finished else f"{what}; the same command goes on from there", step, ended=ending)
 
 
 def _say_if_slow(run: Run, log: RunLog) -> None:

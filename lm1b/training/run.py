@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import math
 import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,7 +17,8 @@ from torch import Tensor
 from lm1b.config import Config, parse_config
 from lm1b.data.batches import Batches
 from lm1b.data.shards import TokenDirectory
-from lm1b.distributed import Ranks, agree
+from lm1b.data.unchanged import check_corpus_unchanged
+from lm1b.distributed import Ranks, agree, local_rank, local_size
 from lm1b.errors import UserError
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.sampler import LogUniformSampler
@@ -27,6 +27,7 @@ from lm1b.training.engine import Engine, check_deepspeed_section
 from lm1b.training.precision import resolve_precision
 from lm1b.training.recovery import newest_sound_checkpoint
 from lm1b.training.run_log import best_step
+from lm1b.training.run_state import RunLock
 from lm1b.training.saving import CheckpointSaver
 from lm1b.training.step import Tables, TrainingStep
 
@@ -54,17 +55,17 @@ class Run:
         self.config, self.ranks = config, ranks
         self.directory = Path(config.run.directory)
         self._check_lanes()
-        self._lock = agree(ranks, self._take_lock)
+        self.lock = agree(ranks, lambda: RunLock(self.directory) if ranks.is_first else None)
         try:
             self._build()
-        except BaseException:
+        except UserError:
             self.close()
             raise
 
     def _build(self) -> None:
         """Everything but the lock, which is let go of where this fails."""
         config, ranks = self.config, self.ranks
-        self.tokens = agree(ranks, lambda: TokenDirectory.open(Path(config.tokens.directory)))
+        self.tokens = agree(ranks, self._open_tokens)
         self.precision = agree(ranks, lambda: resolve_precision(config.training.precision, config.model.cell, ranks.device))
         vocabulary_size = agree(ranks, lambda: self.tokens.vocabulary.size)
         self.batches = agree(ranks, self._make_batches)
@@ -95,6 +96,14 @@ class Run:
     def has_finished(self) -> bool:
         return self.training_step.step >= self.total_steps
 
+    def _open_tokens(self) -> TokenDirectory:
+        """The shards, of which each of a host's ranks verifies its share, once a machine, and of the corpus that the config names."""
+        tokens = TokenDirectory.open(Path(self.config.tokens.directory))
+        tokens.verify_once(local_rank(), local_size())
+        if local_rank() == 0:
+            check_corpus_unchanged(self.config, tokens)
+        return tokens
+
     def _check_lanes(self) -> None:
         lanes, parts = self.config.batches.lanes, self.ranks.size * self.config.training.micro_batches
         if lanes % parts:
@@ -102,19 +111,6 @@ class Run:
                 f"batches.lanes (={lanes}) must be divisible by ranks x training.micro_batches "
                 f"(={self.ranks.size} x {self.config.training.micro_batches}); use --num_gpus or --set batches.lanes="
             )
-
-    def _take_lock(self) -> BinaryIO | None:
-        """The first rank holds the run directory for this training. Raises UserError where another one does."""
-        if not self.ranks.is_first:
-            return None
-        self.directory.mkdir(parents=True, exist_ok=True)
-        lock = open(self.directory / "training.lock", "wb")  # noqa: SIM115 (held until the run ends)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            raise UserError(f"{self.directory}: another training is at work here; wait for it, or use another run.directory") from None
-        return lock
 
     def _make_batches(self) -> Batches:
         settings = self.config.batches
@@ -129,8 +125,8 @@ class Run:
 
     def close(self) -> None:
         """Let another training have the run directory."""
-        if self._lock is not None:
-            self._lock.close()
+        if self.lock is not None:
+            self.lock.release()
 
     def _accept(self, state: dict[str, Any]) -> None:
         """Raise UserError where a checkpoint's state is of another experiment than the config's."""
@@ -223,8 +219,7 @@ class Run:
 def prepare_process(config: Config) -> None:
     """Settings of this process that make the step faster: threads, memory, tiny numbers."""
     # A rank's share of the cores, so that ranks of a host do not fight.
-    here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
-    torch.set_num_threads(config.training.threads or max(1, len(os.sched_getaffinity(0)) // here))
+    torch.set_num_threads(config.training.threads or max(1, len(os.sched_getaffinity(0)) // local_size()))
     # Numbers below 1e-38 slow a CPU down many times and mean nothing here.
     torch.set_flush_denormal(True)
     _keep_freed_memory()

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
 import platform
-import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from torch.utils.tensorboard import SummaryWriter
 
 from lm1b.config import Config, EvaluationConfig, parse_config
-from lm1b.errors import UserError
+from lm1b.errors import UserError, describe_os_error
 from lm1b.files import append_json_line, atomic_file, read_json, read_json_lines, write_json
+from lm1b.processes import RankProcess, write_processes
 
+MARK = "training.pid"
 PACKAGES = ("torch", "deepspeed", "numpy", "pyarrow", "safetensors", "pydantic")
 
 
@@ -92,19 +96,53 @@ def _record_config(path: Path, config: Config, step: int) -> None:
     write_json(path, {"config": resolved, "history": history})
 
 
-class RunLog:
-    """Writes one run's logs; made on the first rank only."""
+class LastingOutput:
+    """A text stream that may lose its reader (a closed terminal, `| head`, a launcher that was killed): the training goes on."""
 
-    def __init__(self, config: Config, step: int, hosts: list[str], facts: dict[str, Any]):
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError:
+            self._drop()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            self._drop()
+
+    def _drop(self) -> None:
+        """What is still to be written goes nowhere, at the interpreter's end too."""
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class RunLog:
+    """Writes one run's logs; made on the first rank only, where a file that cannot be made is an OSError.
+
+    Later a disk that is full does not raise: `problem` says what is wrong, nothing more is written, and the run is to stop.
+    """
+
+    def __init__(self, config: Config, step: int, members: list[RankProcess], facts: dict[str, Any]):
         self.directory = Path(config.run.directory)
+        self.problem: str | None = None
         self.directory.mkdir(parents=True, exist_ok=True)
         _record_config(self.directory / "config.json", config, step)
         versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+        hosts = [member.host for member in members]
         environment = {"python": platform.python_version(), "versions": versions, "git_revision": _git_revision(), "hosts": hosts, **facts}
         environment |= {"command": sys.argv, "started_at": now()}
         write_json(self.directory / "environment.json", environment)
-        write_json(self.directory / "training.pid", {"pid": os.getpid(), "host": socket.gethostname(), "started_at": now()})
+        write_processes(self.directory / MARK, members, now())
         self._drop_metrics_after(step)
+        _tell_no_tracebacks_of_tensorboard()
         self._board = SummaryWriter(str(self.directory / "tensorboard"), purge_step=step + 1)
 
     def _drop_metrics_after(self, step: int) -> None:
@@ -116,18 +154,53 @@ class RunLog:
             with atomic_file(path) as file:
                 file.writelines((json.dumps(line) + "\n").encode() for line in kept)
 
+    @contextlib.contextmanager
+    def _noting(self, place: str) -> Iterator[None]:
+        """Around a write to `place`: the first that fails is kept as the log's problem."""
+        try:
+            yield
+        except OSError as error:
+            if self.problem is None:
+                error.filename = error.filename or str(self.directory / place)
+                self.problem = describe_os_error(error)
+
     def metrics(self, line: dict[str, Any]) -> None:
         """One line of metrics.jsonl and the same numbers in TensorBoard."""
-        append_json_line(self.directory / "metrics.jsonl", line)
-        for name, value in line.items():
-            if name != "step" and isinstance(value, (int, float)):
-                self._board.add_scalar(f"training/{name}", value, line["step"])
+        if self.problem is None:
+            with self._noting("metrics.jsonl"):
+                append_json_line(self.directory / "metrics.jsonl", line)
+            with self._noting("tensorboard"):  # its writer is a thread of its own: what went wrong there is raised here, later
+                for name, value in line.items():
+                    if name != "step" and isinstance(value, (int, float)):
+                        self._board.add_scalar(f"training/{name}", value, line["step"])
 
-    def event(self, text: str, step: int) -> None:
-        """A noteworthy fact, printed and kept in events.jsonl."""
-        print(f"lm1b: {text}", flush=True)
-        append_json_line(self.directory / "events.jsonl", {"at": now(), "step": step, "text": text})
+    def event(self, text: str, step: int, **more: Any) -> None:
+        """A noteworthy fact, printed and kept in events.jsonl; more: further keys of its line."""
+        print(f"lm1b: {text}", file=LastingOutput(sys.stdout), flush=True)
+        if self.problem is None:
+            with self._noting("events.jsonl"):
+                append_json_line(self.directory / "events.jsonl", {"at": now(), "step": step, "text": text, **more})
 
     def close(self) -> None:
-        self._board.close()
-        (self.directory / "training.pid").unlink(missing_ok=True)
+        """An orderly end: no process trains here any more."""
+        with self._noting("tensorboard"):
+            self._board.close()
+        with self._noting(MARK):
+            (self.directory / MARK).unlink(missing_ok=True)
+
+    def check(self) -> None:
+        """Raise UserError where a log could not be written."""
+        if self.problem is not None:
+            raise UserError(f"{self.problem}; the run could not be logged and has stopped; make room, and the same command goes on")
+
+
+def _tell_no_tracebacks_of_tensorboard() -> None:
+    """Its writer's thread ends with a traceback where the disk is full, although the error is raised again for its caller."""
+    before = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        if not (isinstance(arguments.exc_value, OSError) and type(arguments.thread).__name__ == "_AsyncWriterThread"):
+            before(arguments)
+
+    if getattr(before, "__qualname__", "") != hook.__qualname__:
+        threading.excepthook = hook

@@ -1,0 +1,266 @@
+"""What ends a run before its end: signals, a launcher that goes, ranks that die or hang, full disks. All done to real processes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from tiny import REPOSITORY, environment, free_port, tiny_settings
+
+from lm1b.files import read_json_lines
+from lm1b.processes import RankProcess
+from lm1b.training.checkpoint import list_checkpoints
+from lm1b.training.run_state import endings, run_state, training_ranks
+
+DEEPSPEED = str(Path(sys.executable).with_name("deepspeed"))
+ENDLESS = 1_000_000
+
+
+class Started:
+    """Real processes of a tiny run of two ranks, and what they say."""
+
+    def __init__(self, config: Path, directory: Path, launched: bool = True, **variables: str):
+        self.directory, self.output = directory, directory.with_suffix(".output")
+        command = [sys.executable, "-u", "launch/train.py", "--config", str(config)]
+        self.file = open(self.output, "w")  # noqa: SIM115
+        self.processes: list[subprocess.Popen[bytes]] = []
+        if launched:
+            self._start([DEEPSPEED, "--num_gpus", "2", "--master_port", str(free_port()), *command[2:]], variables)
+            return
+        variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_SIZE": "2"}
+        for rank in range(2):
+            self._start(command, {**variables, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+
+    def _start(self, command: list[str], variables: dict[str, str]) -> None:
+        where = {"env": environment(**variables), "cwd": REPOSITORY, "stdin": subprocess.DEVNULL}
+        self.processes.append(subprocess.Popen(command, stdout=self.file, stderr=self.file, start_new_session=True, **where))
+
+    def ranks(self, after_steps: int = 5) -> list[RankProcess]:
+        """Its ranks, once it has logged that many steps."""
+        wait_for(lambda: len(read_json_lines(self.directory / "metrics.jsonl")) >= after_steps, 60, self.text)
+        return training_ranks(self.directory)
+
+    def text(self) -> str:
+        return self.output.read_text()
+
+    def errors(self) -> list[str]:
+        return [line for line in self.text().splitlines() if "lm1b: error:" in line]
+
+    def end(self, timeout: float = 60) -> list[int]:
+        """Wait for the end of every process; their statuses."""
+        return [process.wait(timeout) for process in self.processes]
+
+    def clean_up(self) -> None:
+        for member in training_ranks(self.directory):
+            member.send(signal.SIGKILL)
+        for process in self.processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait(20)
+        self.file.close()
+
+
+def wait_for(condition: Callable[[], object], seconds: float, explain: Callable[[], str] = str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, explain()
+        time.sleep(0.1)
+
+
+def all_gone(ranks: list[RankProcess]) -> bool:
+    return all(rank.condition() == "gone" for rank in ranks)
+
+
+def settings_in(tiny_folder: Path, directory: Path, **sections: Any) -> Path:
+    """A config of the tiny corpus whose run lies in `directory`, as a file beside it."""
+    settings = tiny_settings(tiny_folder, "unused", **sections)
+    settings["run"]["directory"] = str(directory)
+    path = directory.with_suffix(".json")
+    path.write_text(json.dumps(settings))
+    return path
+
+
+Start = Callable[..., Started]
+
+
+@pytest.fixture
+def start(tiny_folder: Path, tmp_path: Path) -> Iterator[Start]:
+    """Starts runs in a directory of their own, and leaves no process behind."""
+    started: list[Started] = []
+
+    def begin(name: str = "run", *, launched: bool = True, every: int = ENDLESS, variables: dict[str, str] | None = None) -> Started:
+        config = settings_in(
+            tiny_folder, tmp_path / name, training={"total_steps": ENDLESS, "gap_every": None}, checkpoints={"every": every}
+        )
+        started.append(Started(config, tmp_path / name, launched, **(variables or {})))
+        return started[-1]
+
+    yield begin
+    for one in started:
+        one.clean_up()
+
+
+def test_a_runner_that_is_terminated_leaves_no_orphans_and_its_ranks_save(start: Start) -> None:
+    run = start()
+    ranks = run.ranks()
+    below = {process.pid for process in psutil.Process(run.processes[0].pid).children(recursive=True)}
+    assert [rank.rank for rank in ranks] == [0, 1]
+    assert {rank.pid for rank in ranks} <= below
+    run.processes[0].send_signal(signal.SIGTERM)  # the runner alone: DeepSpeed passes nothing on
+    run.end()
+    wait_for(lambda: all_gone(ranks), 30, run.text)
+    assert "stopped because its launcher has gone" in run.text()
+    assert endings(run.directory) == ["launcher gone"]
+    (saved,) = list_checkpoints(run.directory)
+    assert saved.step >= 5
+    assert not run.errors()
+    assert run_state(run.directory) == "stopped"
+    assert not (run.directory / "training.pid").exists()
+
+
+def test_a_launcher_that_is_killed_leaves_no_orphans_and_its_ranks_save(start: Start) -> None:
+    run = start()
+    ranks = run.ranks()
+    (launcher,) = psutil.Process(run.processes[0].pid).children()
+    launcher.kill()
+    wait_for(lambda: all_gone(ranks), 30, run.text)
+    assert endings(run.directory) == ["launcher gone"]
+    assert len(list_checkpoints(run.directory)) == 1
+
+
+def test_a_signal_to_one_rank_stops_all_with_status_0_and_those_right_after_it_count_as_the_same(start: Start) -> None:
+    run = start(launched=False)
+    ranks = run.ranks()
+    ranks[1].send(signal.SIGINT)
+    for rank in ranks:
+        rank.send(signal.SIGTERM)
+    assert run.end() == [0, 0], run.text()
+    assert run.text().count("stopped on request (SIG") == 1
+    assert endings(run.directory) == ["stopped"]
+    assert len(list_checkpoints(run.directory)) == 1
+    assert run_state(run.directory) == "stopped"
+    assert "Traceback" not in run.text()
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_rank_is_named_by_the_other(start: Start, killed: int) -> None:
+    shared_memory = set(os.listdir("/dev/shm"))
+    run = start(every=3)
+    ranks = run.ranks()
+    started_at = time.monotonic()
+    ranks[killed].send(signal.SIGKILL)
+    (status,) = run.end()
+    assert time.monotonic() - started_at < 30
+    assert status != 0
+    (line,) = run.errors()
+    assert f"rank {killed} (pid {ranks[killed].pid} on {ranks[killed].host}) has died, so rank {1 - killed} ends too" in line
+    assert f"the newest checkpoint is {list_checkpoints(run.directory)[-1].path}" in line
+    assert "Traceback" not in run.text()
+    assert all_gone(ranks)
+    assert run_state(run.directory) == "dead"
+    port = run.text().split("--master_port=")[1].split()[0]  # others may run here too
+    assert not [name for name in set(os.listdir("/dev/shm")) - shared_memory if port in name]
+
+
+def test_a_hung_rank_is_named_after_the_time_limit(start: Start) -> None:
+    run = start(launched=False, variables={"LM1B_TIMEOUT_SECONDS": "4"})
+    ranks = run.ranks()
+    ranks[1].send(signal.SIGSTOP)
+    assert run.processes[0].wait(25) == 1
+    (line,) = run.errors()
+    assert f"{ranks[1]} is stopped and does not answer" in line
+    ranks[1].send(signal.SIGCONT)
+    assert run.processes[1].wait(25) == 1  # it finds the others gone
+    assert "rank 0" in run.errors()[1]
+
+
+def test_the_hung_keeper_of_the_meeting_point_is_named(start: Start) -> None:
+    run = start(launched=False, variables={"LM1B_TIMEOUT_SECONDS": "4"})
+    ranks = run.ranks()
+    ranks[0].send(signal.SIGSTOP)
+    assert run.processes[1].wait(25) == 1
+    (line,) = run.errors()
+    assert f"{ranks[0]} is stopped and does not answer" in line
+
+
+def test_the_next_start_notices_an_unclean_end_and_a_second_start_is_refused_by_name(start: Start) -> None:
+    run = start(launched=False, every=3)
+    ranks = run.ranks()
+    second = subprocess.run(
+        [sys.executable, "launch/train.py", "--config", str(run.processes[0].args[-1])],  # type: ignore[index]
+        env=environment(), cwd=REPOSITORY, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert second.returncode == 2
+    assert f"another training is at work here: pid {ranks[0].pid} on {ranks[0].host} since" in second.stderr
+    for rank in ranks:
+        rank.send(signal.SIGKILL)
+    run.end()
+    assert run_state(run.directory) == "dead"
+    again = start(launched=False)
+    wait_for(lambda: "going on at step" in again.text(), 60, again.text)
+    texts = [line["text"] for line in read_json_lines(run.directory / "events.jsonl")]
+    assert any(f"(pid {ranks[0].pid} on {ranks[0].host}, started" in text and "did not end cleanly" in text for text in texts)
+    assert run_state(run.directory) == "running"
+
+
+def test_output_that_nobody_reads_any_more_does_not_end_the_run(start: Start, tiny_folder: Path, tmp_path: Path) -> None:
+    config = settings_in(tiny_folder, tmp_path / "pipe", training={"total_steps": 40})
+    command = [sys.executable, "launch/train.py", "--config", str(config)]
+    process = subprocess.Popen(command, env=environment(), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout
+    assert process.stderr
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait(60) == 0
+    assert run_state(tmp_path / "pipe") == "finished"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if os.geteuid() != 0 or not shutil.which("mount"):
+        pytest.skip("mounting a small file system needs root")
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True).returncode != 0:
+        pytest.skip("no file system can be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("full", ["metrics.jsonl", "tensorboard"])
+def test_logs_on_a_full_disk_stop_all_ranks_with_one_line(start: Start, small_disk: Path, tmp_path: Path, full: str) -> None:
+    # The run lies on a roomy disk, its logs on one that is going to be full.
+    directory = tmp_path / "logs"
+    directory.mkdir()
+    target = small_disk / full
+    if full == "tensorboard":
+        target.mkdir()
+    else:
+        target.touch()
+    (directory / full).symlink_to(target)
+    run = start("logs", launched=False)
+    wait_for(lambda: (directory / "metrics.jsonl").exists() and len(read_json_lines(directory / "metrics.jsonl")) >= 5, 60, run.text)
+    with contextlib.suppress(OSError), open(small_disk / "filler", "wb") as filler:
+        while True:
+            filler.write(b"x" * 4096)
+            filler.flush()
+    if full == "tensorboard":  # which writes every two minutes, and at the end
+        run.ranks()[0].send(signal.SIGTERM)
+    assert run.end(90) == [2, 2], run.text()
+    (line,) = run.errors()
+    assert "No space left on device" in line
+    assert str(directory / full) in line
+    assert len(list_checkpoints(directory)) == 1
+    assert "Traceback" not in run.text()
