@@ -40,12 +40,10 @@ GROUPS = ("kills", "corruptions", "signals", "disks", "numbers")
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--kills", type=int, default=40, help=f"processes killed; the first {KILLS_A_PHASE} of each phase, then at random moments"
+        "--kills", type=int, default=40, help=f"processes killed: {KILLS_A_PHASE} in each phase, the rest at random moments"
     )
     parser.add_argument("--corruptions", type=int, default=100, help="files damaged; every tenth also as a training's newest checkpoint")
-    parser.add_argument(
-        "--end-to-end", type=int, metavar="N", help="trainings started over a damaged checkpoint (default: corruptions / 10)"
-    )
+    parser.add_argument("--end-to-end", type=int, metavar="N", help="trainings started over damage (default: corruptions / 10)")
     parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
     parser.add_argument("--ranks", type=int, default=2, help="ranks of a training")
     parser.add_argument("--only", nargs="+", choices=GROUPS, default=GROUPS, help="groups of faults (default: all)")
@@ -66,7 +64,8 @@ def share_out(kills: int, ranks: int) -> dict[str, int]:
 def draw_kills(shares: dict[str, int], generator: random.Random, ranks: int) -> list[Strike]:
     """The kills of ranks."""
     drawn: list[Strike] = [phase.draw(generator, ranks, number) for phase in PHASES for number in range(shares.get(phase.name, 0))]
-    return drawn + [draw_random_kill(generator, ranks) for _ in range(shares["random moment"])]
+    drawn += [draw_random_kill(generator, ranks) for _ in range(shares["random moment"])]
+    return drawn
 
 
 class Rig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,10 @@ def wrong_bytes(found: Path, expected: Path, leave_out: tuple[str, ...] = ("mani
 
 def wrong_lines(found: Path, expected: Path) -> int:
     """Lines of metrics.jsonl that are missing, doubled or other than the undisturbed run's."""
-    kept = [[[line.get(key) for key in SAME_LOG] for line in read_json_lines(path)] for path in (found, expected)]
-    by_step = [sorted(lines, key=lambda line: line[0]) for lines in kept]
-    same = sum(line in by_step[1] for line in by_step[0])
-    return max(len(by_step[0]), len(by_step[1])) - same if by_step[0] != by_step[1] else 0
+    there, wanted = (
+        Counter(json.dumps([line.get(key) for key in SAME_LOG]) for line in read_json_lines(path)) for path in (found, expected)
+    )
+    return ((there - wanted) + (wanted - there)).total()
 
 
 def wrong_results(found: Path, expected: Path) -> int:

@@ -31,11 +31,11 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def training_command(config: Path, ranks: int, order: Order | None, more: list[str]) -> list[str]:
+def training_command(config: Path, ranks: int, order: Order | None) -> list[str]:
     """The real launcher on a port of its own; with an order, the entry point is started by way of the fault's."""
     script = "tools/fault_victim.py" if order else "launch/train.py"
     deepspeed = str(Path(sys.executable).with_name("deepspeed"))
-    return [deepspeed, "--num_gpus", str(ranks), "--master_port", str(free_port()), script, "--config", str(config), *more]
+    return [deepspeed, "--num_gpus", str(ranks), "--master_port", str(free_port()), script, "--config", str(config)]
 
 
 def python_command(program: str, order: Order | None, *arguments: str) -> list[str]:

@@ -59,15 +59,9 @@ CHECKPOINT = r"step_\d{8}"
 POINTS: dict[str, tuple[Point, ...]] = {
     "backward": (Point("lm1b.training.engine:Engine.backward"),),
     "all-to-all": (Point("torch.distributed:all_to_all_single"),),
-    "core file": (
-        Point("lm1b.training.tensor_file:TensorFile.write", CORE, "self", _write_half),
-        Point("lm1b.training.checkpoint:_write_tensors", CORE),
-    ),
-    "table file": (
-        Point("lm1b.training.tensor_file:TensorFile.write", TABLE, "self", _write_half),
-        Point("lm1b.training.checkpoint:_write_tensors", TABLE),
-    ),
-    "manifest": (Point("lm1b.training.saving:write_sealed_json", MANIFEST), Point("lm1b.training.checkpoint:write_json", MANIFEST)),
+    "core file": (Point("lm1b.training.tensor_file:TensorFile.write", CORE, "self", _write_half),),
+    "table file": (Point("lm1b.training.tensor_file:TensorFile.write", TABLE, "self", _write_half),),
+    "manifest": (Point("lm1b.training.saving:write_sealed_json", MANIFEST),),
     "rename": (Point("os:replace", CHECKPOINT, path=1),),
     "retention": (Point("os:replace", CHECKPOINT, path=0),),  # a complete checkpoint loses its name
     "evaluation line": (Point("lm1b.evaluation.watcher:append_json_line", r"evaluations\.jsonl", half=_append_half),),
@@ -79,8 +73,9 @@ POINTS: dict[str, tuple[Point, ...]] = {
     ),
     "preprocessing: manifest": (
         Point("lm1b.data.preprocess:write_json", MANIFEST),
-        Point("lm1b.data.preprocess:write_sealed_json", MANIFEST),
+        Point("lm1b.data.publish:write_sealed_json", MANIFEST),
     ),
+    "preprocessing: publishing": (Point("os:replace", r".*\.npy", path=0),),  # a finished shard takes its place
 }
 
 
@@ -174,12 +169,14 @@ class _Strike:
 
     def _mark(self) -> bool:
         """Leave the mark; a kill strikes once, whoever is first."""
-        text = json.dumps({"pid": os.getpid(), "at": time.time()})
+        own = Path(f"{self.order.mark}.{os.getpid()}")
+        own.write_text(json.dumps({"pid": os.getpid(), "at": time.time()}))
         try:
-            with open(self.order.mark, "x") as file:
-                file.write(text)
+            os.link(own, self.order.mark)  # whole at once, unlike a file that is being written
         except FileExistsError:
             return self.order.action != "kill"
+        finally:
+            own.unlink()
         return True
 
     def act(self, original: Callable[..., Any], point: Point, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:

@@ -7,9 +7,9 @@ import os
 import random
 import signal
 import time
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import psutil
 
@@ -24,57 +24,52 @@ SLOW_STEP_SECONDS = 0.5
 TRAIN = "launch/train.py"
 
 
-class Strike(Protocol):
+class Strike(ABC):
     """A fault: what the victims are told, and what is done from outside. victim: the rank that dies, if it is one."""
 
-    name: str
-    phase: str | None
-    detail: str
-    victim: str | None
+    phase: str | None = None
+    victim: str | None = None
 
-    def order(self, mark: Path) -> Order | None: ...
+    def __init__(self, name: str, detail: str) -> None:
+        self.name, self.detail = name, detail
 
-    def variables(self) -> dict[str, str]: ...
+    def order(self, mark: Path) -> Order | None:
+        """What a process of the training is told to do to itself."""
+        return None
 
+    def variables(self) -> dict[str, str]:
+        """Environment variables of the training."""
+        return {}
+
+    @abstractmethod
     def act(self, launch: Launch, run: TrainingRun, mark: Path) -> float | None:
-        """Strike; returns when (time.time()), or None where the training ended before."""
-        ...
+        """Strike; returns when (time.time()), or None where the training ended before. Raises Failure."""
 
 
-class KillInPhase:
+class KillInPhase(Strike):
     """SIGKILL of one rank at the n-th call of a phase."""
 
     def __init__(self, phase: str, points: str, victim: str, occurrence: int, moment: Moment) -> None:
-        self.name, self.phase, self.points = "rank killed", phase, points
-        self.victim, self.occurrence, self.moment = victim, occurrence, moment
-        self.detail = f"{phase}: {victim}, {moment} call {occurrence}"
+        super().__init__("rank killed", f"{phase}: {victim}, {moment} call {occurrence}")
+        self.phase, self.victim, self.occurrence = phase, victim, occurrence
+        self.points = points
+        self.moment: Moment = moment
 
     def order(self, mark: Path) -> Order:
-        return Order(TRAIN, self.points, str(mark), self.victim, self.occurrence, self.moment)
-
-    def variables(self) -> dict[str, str]:
-        return {}
+        return Order(TRAIN, self.points, str(mark), self.victim or "any", self.occurrence, self.moment)
 
     def act(self, launch: Launch, run: TrainingRun, mark: Path) -> float | None:
         return float(read_json(mark)["at"]) if launch.wait_until(mark.exists) else None
 
 
-class FromOutside:
+class FromOutside(Strike):
     """Something done to the processes of a launch, after some more steps or at some moment of its start."""
-
-    phase: str | None = None
-    victim: str | None = None
 
     def __init__(self, name: str, detail: str, steps: int | None, seconds: float) -> None:
         """steps: how many more before it happens, None: during the start; seconds: and then so long."""
-        self.name, self.steps, self.seconds = name, steps, seconds
-        self.detail = f"{detail}, {seconds:.2f} s after " + ("the ranks' start" if steps is None else f"{steps} more steps")
-
-    def order(self, mark: Path) -> Order | None:
-        return None
-
-    def variables(self) -> dict[str, str]:
-        return {}
+        moment = "the ranks' start" if steps is None else f"{steps} more steps"
+        super().__init__(name, f"{detail}, {seconds:.2f} s after {moment}")
+        self.steps, self.seconds = steps, seconds
 
     def act(self, launch: Launch, run: TrainingRun, mark: Path) -> float | None:
         starts = len(run.starts())
@@ -91,8 +86,9 @@ class FromOutside:
         self.strike(launch)
         return at
 
+    @abstractmethod
     def strike(self, launch: Launch) -> None:
-        raise NotImplementedError
+        """What is done."""
 
 
 class KillFromOutside(FromOutside):
@@ -175,8 +171,8 @@ class Phase:
 PHASES = (
     Phase("backward", "backward", (2, 2 * EVERY)),
     Phase("all-to-all", "all-to-all", (5, 15 * EVERY)),
-    Phase("core file", "core file", (1, 2), first_rank_only=True),
-    Phase("table file", "table file", (1, 6)),
+    Phase("core file", "core file", (1, 30), first_rank_only=True),
+    Phase("table file", "table file", (1, 15)),
     Phase("before the manifest", "manifest", (1, 2), ("before",), True),
     Phase("after the manifest", "manifest", (1, 2), ("after",), True),
     Phase("rename", "rename", (1, 2), ("after",), True),

@@ -124,11 +124,10 @@ class Workplace:
         run: TrainingRun,
         log: Path,
         order: Order | None = None,
-        more: list[str] | None = None,
         variables: dict[str, str] | None = None,
     ) -> Launch:
         """Start training under the launcher."""
-        return Launch(training_command(run.config, self.ranks, order, more or []), log, order, variables)
+        return Launch(training_command(run.config, self.ranks, order), log, order, variables)
 
     def finish(self, run: TrainingRun, log: Path) -> None:
         """Train to the end, undisturbed. Raises Failure where that does not work."""
