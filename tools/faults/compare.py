@@ -49,9 +49,11 @@ def wrong_bytes(found: Path, expected: Path, leave_out: tuple[str, ...] = ("mani
 
 def wrong_lines(found: Path, expected: Path) -> int:
     """Lines of metrics.jsonl that are missing, doubled or other than the undisturbed run's."""
-    there, wanted = (
-        Counter(json.dumps([line.get(key) for key in SAME_LOG]) for line in read_json_lines(path)) for path in (found, expected)
-    )
+
+    def lines(path: Path) -> Counter[str]:
+        return Counter(json.dumps([line.get(key) for key in SAME_LOG]) for line in read_json_lines(path))
+
+    there, wanted = lines(found), lines(expected)
     return ((there - wanted) + (wanted - there)).total()
 
 

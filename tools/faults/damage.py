@@ -106,7 +106,7 @@ def damage_files(place: Workplace, generator: random.Random, number: int, steps:
     checkpoint = place.undisturbed("fp32", steps).final(steps)
     trials = []
     for index in range(number):
-        source, read = (checkpoint, read_checkpoint) if index % 2 == 0 else (place.folder / "tokens", read_tokens)
+        source, read = (checkpoint, read_checkpoint) if index % 2 == 0 else (place.tokens(), read_tokens)
         copy = place.folder / "damaged" / source.name
         shutil.copytree(source, copy)
         kind = KINDS[index // 2 % len(KINDS)]

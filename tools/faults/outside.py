@@ -124,7 +124,7 @@ def _on_small_disk(place: Workplace, expected: TrainingRun, steps: int, folder: 
 def _preprocess_on_small_disk(place: Workplace, folder: Path) -> Trial:
     log = place.logs / "disk_preprocessing.log"
     trial = Trial(DISK_FULL_PREPROCESSING, log=str(log))
-    with small_disk(folder, size_on_disk(place.folder / "tokens") * 2 // 3) as disk:
+    with small_disk(folder, size_on_disk(place.tokens()) * 2 // 3) as disk:
         config = place.write_config("tokens_on_small_disk", "fp32", 1, tokens={"directory": str(folder / "tokens")})
         try:
             check_refusal(Launch(python_command("launch/preprocess.py", None, "--config", str(config)), log), folder)
@@ -141,7 +141,7 @@ def _read_only_tokens(place: Workplace, expected: TrainingRun, steps: int, folde
     log = place.logs / "read_only_tokens.log"
     trial = Trial(READ_ONLY_TOKENS, log=str(log))
     with small_disk(folder, 8 << 20) as disk:
-        shutil.copytree(place.folder / "tokens", folder / "tokens")
+        shutil.copytree(place.tokens(), folder / "tokens")
         disk.set("ro")
         run = place.training("read_only_tokens", "fp32", steps)
         settings = json.loads(run.config.read_text())

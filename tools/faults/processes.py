@@ -106,7 +106,7 @@ def kill_preprocessing(place: Workplace, generator: random.Random, number: int, 
 
 def check_tokens(place: Workplace, tokens: Path, trials: list[Trial]) -> None:
     """Compare a token directory with the undisturbed one, file by file; nothing else may lie there."""
-    expected = place.folder / "tokens"
+    expected = place.tokens()
     try:
         TokenDirectory.open(tokens).verify()
         if left_over := {path.name for path in tokens.iterdir()} - {path.name for path in expected.iterdir()}:

@@ -141,10 +141,15 @@ class Workplace:
         if (status := launch.finish()) != 0:
             raise Failure(f"preprocessing did not go on to the end (status {status}): {launch.last_words()}")
 
+    def tokens(self) -> Path:
+        """The token directory that nobody disturbs; made when first asked for."""
+        if not (self.folder / "tokens" / "manifest.json").exists():
+            self.prepare(self.write_config("tokens", "fp32", 1), self.logs / "tokens.log")
+        return self.folder / "tokens"
+
     def undisturbed(self, flavour: str, steps: int) -> TrainingRun:
         """The run of a flavour that nobody disturbs; made when first asked for."""
-        if not (self.folder / "tokens" / "manifest.json").exists():
-            self.prepare(self.write_config("tokens", flavour, steps), self.logs / "undisturbed.log")
+        self.tokens()
         if (flavour, steps) not in self._undisturbed:
             run = self.training(f"undisturbed_{flavour}_{steps}", flavour, steps)
             self.finish(run, self.logs / f"undisturbed_{flavour}_{steps}.log")
