@@ -21,19 +21,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from faults.chains import chain_steps, plan_chains
+from faults.chains import SHORT_STEPS, plan_chains
 from faults.damage import damage_files, damage_newest
 from faults.launches import REPOSITORY, end_all
 from faults.outside import disk_trials, left_over_trial, not_finite_trial
 from faults.processes import kill_evaluations, kill_preprocessing
-from faults.strikes import PHASES, KillLauncher, PauseRank, Strike, draw_random_kill
+from faults.strikes import PHASES, KillFromOutside, KillLauncher, PauseRank, Strike, draw_random_kill
 from faults.table import Trial, as_text, phase_counts
 from faults.workplace import EVERY, Failure, Workplace
 from tqdm import tqdm
 
 EVALUATION, PREPROCESSING = "evaluation line", "preprocessing"
 KILLS_A_PHASE = 3
-SHORT_STEPS = chain_steps(2)  # length of the trainings that are struck once or twice
+RANDOM = KillFromOutside.phase
+ALL_PHASES = (*(phase.name for phase in PHASES), EVALUATION, PREPROCESSING, RANDOM)
 GROUPS = ("kills", "corruptions", "signals", "disks", "numbers")
 
 
@@ -42,6 +43,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--kills", type=int, default=40, help=f"processes killed: {KILLS_A_PHASE} in each phase, the rest at random moments"
     )
+    parser.add_argument("--phases", nargs="+", choices=ALL_PHASES, default=ALL_PHASES, metavar="PHASE", help=", ".join(ALL_PHASES))
     parser.add_argument("--corruptions", type=int, default=100, help="files damaged; every tenth also as a training's newest checkpoint")
     parser.add_argument("--end-to-end", type=int, metavar="N", help="trainings started over damage (default: corruptions / 10)")
     parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
@@ -53,18 +55,18 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def share_out(kills: int, ranks: int) -> dict[str, int]:
-    """How many kills each phase gets: as many as there are for all alike, at most three; the rest strike at random moments."""
-    names = [phase.name for phase in PHASES if ranks > 1 or phase.name != "all-to-all"]
-    names += [EVALUATION, PREPROCESSING]
-    shares = {name: min(KILLS_A_PHASE, kills // len(names) + (index < kills % len(names))) for index, name in enumerate(names)}
-    return shares | {"random moment": kills - sum(shares.values())}
+def share_out(kills: int, phases: Sequence[str], ranks: int) -> dict[str, int]:
+    """How many kills each phase gets: as many as there are for all alike, at most three where the rest can strike at random moments."""
+    names = [name for name in phases if name != RANDOM and (ranks > 1 or name != "all-to-all")]
+    most = KILLS_A_PHASE if RANDOM in phases else kills
+    shares = {name: min(most, kills // len(names) + (index < kills % len(names))) for index, name in enumerate(names)}
+    return {name: shares.get(name, 0) for name in ALL_PHASES} | {RANDOM: kills - sum(shares.values())}
 
 
 def draw_kills(shares: dict[str, int], generator: random.Random, ranks: int) -> list[Strike]:
     """The kills of ranks."""
-    drawn: list[Strike] = [phase.draw(generator, ranks, number) for phase in PHASES for number in range(shares.get(phase.name, 0))]
-    drawn += [draw_random_kill(generator, ranks) for _ in range(shares["random moment"])]
+    drawn: list[Strike] = [phase.draw(generator, ranks, number) for phase in PHASES for number in range(shares[phase.name])]
+    drawn += [draw_random_kill(generator, ranks) for _ in range(shares[RANDOM])]
     return drawn
 
 
@@ -102,7 +104,7 @@ class Rig:
                     self.bar.write(f"LOST {trial.fault} ({trial.detail}): {problem}; log {trial.log}", file=sys.stderr)
 
     def kills(self) -> list[Trial]:
-        shares = share_out(self.arguments.kills, self.place.ranks)
+        shares = share_out(self.arguments.kills, self.arguments.phases, self.place.ranks)
         strikes = draw_kills(shares, self.draw("kills"), self.place.ranks)
         self.bar.total = (self.bar.total or 0) + self.arguments.kills
         trials = kill_preprocessing(self.place, self.draw("preprocessing"), shares[PREPROCESSING], self.note)

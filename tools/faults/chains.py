@@ -28,6 +28,9 @@ def chain_steps(strikes: int) -> int:
     return (2 * strikes + KEEP_LAST + 2) * EVERY
 
 
+SHORT_STEPS = chain_steps(3)  # length of the trainings that are struck no more often, all compared with the same one
+
+
 @dataclass(frozen=True)
 class _Pending:
     """A trial whose training has not yet started again. last_step: the last one done; being_saved: what was half on disk."""
@@ -136,5 +139,5 @@ def plan_chains(place: Workplace, strikes: Sequence[Strike], generator: random.R
     generator.shuffle(shuffled)
     number = -(-len(shuffled) // STRIKES_A_CHAIN)
     flavours = list(FLAVOURS)
-    longest = -(-len(shuffled) // number) if number else 0
-    return [Chain(place, flavours[index % len(flavours)], shuffled[index::number], chain_steps(longest)) for index in range(number)]
+    steps = max(SHORT_STEPS, chain_steps(-(-len(shuffled) // number))) if number else 0
+    return [Chain(place, flavours[index % len(flavours)], shuffled[index::number], steps) for index in range(number)]

@@ -108,8 +108,10 @@ def read_order() -> Order | None:
 
 
 def moments_of(phase: str) -> list[Moment]:
-    """When a phase's calls can be cut: before, after, and in the middle where every point knows how."""
+    """When a phase's calls can be cut: before, after, and in the middle where every point knows how. Raises SystemExit: no such calls."""
     there = [point for point in POINTS[phase] if _find(point) is not None]
+    if not there:
+        raise SystemExit(f"fault rig: phase {phase}: the program has none of {[point.target for point in POINTS[phase]]}")
     return ["before", "half", "after"] if all(point.half for point in there) else ["before", "after"]
 
 
@@ -120,16 +122,13 @@ def install(order: Order, *, is_worker: bool) -> None:
     """
     if not _is_victim(order.victim, is_worker):
         return
+    moments_of(order.phase)
     strike = _Strike(order)
-    found = 0
     for point in POINTS[order.phase]:
         place = _find(point)
         if place is not None:
             owner, name = place
             setattr(owner, name, _replaced(getattr(owner, name), point, strike))
-            found += 1
-    if not found:
-        raise SystemExit(f"fault rig: phase {order.phase}: the program has none of {[point.target for point in POINTS[order.phase]]}")
 
 
 def _is_victim(victim: str, is_worker: bool) -> bool:

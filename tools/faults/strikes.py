@@ -20,7 +20,7 @@ from lm1b.files import read_json
 
 PAUSE_LIMIT_SECONDS = 15.0  # the program's own time limit while a rank is paused
 PAUSE_GRACE_SECONDS = 75.0  # beyond it, until the others must have ended
-SLOW_STEP_SECONDS = 0.5
+SLOW_STEP_SECONDS = 3.0
 TRAIN = "launch/train.py"
 
 
@@ -94,7 +94,7 @@ class FromOutside(Strike):
 class KillFromOutside(FromOutside):
     """SIGKILL of a rank, of all of them, or of the launcher with them, as when a machine goes down."""
 
-    phase = "random moment"
+    phase: str = "random moment"
 
     def __init__(self, victim: str, steps: int | None, seconds: float) -> None:
         super().__init__("rank killed", f"random moment: {victim}", steps, seconds)
@@ -114,11 +114,12 @@ class KillLauncher(FromOutside):
     def __init__(self, steps: int, *, runner_only: bool) -> None:
         name = "SIGTERM to the runner alone" if runner_only else "launcher killed, ranks left alone"
         super().__init__(name, name, steps, 0.0)
+        self.steps: int = steps
         self.runner_only = runner_only
 
     def order(self, mark: Path) -> Order:
-        # Slow enough for the ranks not to reach the end by themselves while they are waited for.
-        return Order(TRAIN, "backward", str(mark), action="sleep", every=True, seconds=SLOW_STEP_SECONDS)
+        # From then on so slow that the ranks do not reach the end by themselves while they are waited for.
+        return Order(TRAIN, "backward", str(mark), occurrence=self.steps, action="sleep", every=True, seconds=SLOW_STEP_SECONDS)
 
     def strike(self, launch: Launch) -> None:
         if self.runner_only:
