@@ -67,14 +67,8 @@ POINTS: dict[str, tuple[Point, ...]] = {
     "evaluation line": (Point("lm1b.evaluation.watcher:append_json_line", r"evaluations\.jsonl", half=_append_half),),
     "preprocessing: numbers": (Point("lm1b.data.pieces:write_array"),),
     "preprocessing: shard": (Point("lm1b.data.shards:write_array"),),
-    "preprocessing: record": (
-        Point("lm1b.data.pieces:write_json", r".*\.(count|shard)\.json"),
-        Point("lm1b.data.pieces:write_sealed_json", r".*\.(count|shard)\.json"),
-    ),
-    "preprocessing: manifest": (
-        Point("lm1b.data.preprocess:write_json", MANIFEST),
-        Point("lm1b.data.publish:write_sealed_json", MANIFEST),
-    ),
+    "preprocessing: record": (Point("lm1b.data.pieces:write_sealed_json", r".*\.(count|shard)\.json"),),
+    "preprocessing: manifest": (Point("lm1b.data.publish:write_sealed_json", MANIFEST),),
     "preprocessing: publishing": (Point("os:replace", r".*\.npy", path=0),),  # a finished shard takes its place
 }
 

@@ -24,7 +24,7 @@ EVALUATE, PREPROCESS = "launch/evaluate.py", "launch/preprocess.py"
 PREPROCESSING = (
     ("preprocessing: numbers", "worker", (1, 2)),
     ("preprocessing: shard", "worker", (1, 4)),
-    ("preprocessing: manifest", "parent", (1, 1)),
+    ("preprocessing: publishing", "parent", (1, 8)),
     ("preprocessing: record", "worker", (1, 2)),
     ("preprocessing: shard", "parent", (1, 8)),
     ("preprocessing: manifest", "parent", (1, 1)),
