@@ -7,7 +7,6 @@ by ones that count their calls, and at the n-th call does what the order says. A
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import os
 import re
@@ -55,21 +54,20 @@ CORE = r"core\..*"
 TABLE = r"(input_table|output_table|output_bias)\..*"
 CHECKPOINT = r"step_\d{8}"
 
-# Every point of a phase that the program has is patched; names that it does not have are left out.
-POINTS: dict[str, tuple[Point, ...]] = {
-    "backward": (Point("lm1b.training.engine:Engine.backward"),),
-    "all-to-all": (Point("torch.distributed:all_to_all_single"),),
-    "core file": (Point("lm1b.training.tensor_file:TensorFile.write", CORE, "self", _write_half),),
-    "table file": (Point("lm1b.training.tensor_file:TensorFile.write", TABLE, "self", _write_half),),
-    "manifest": (Point("lm1b.training.saving:write_sealed_json", MANIFEST),),
-    "rename": (Point("os:replace", CHECKPOINT, path=1),),
-    "retention": (Point("os:replace", CHECKPOINT, path=0),),  # a complete checkpoint loses its name
-    "evaluation line": (Point("lm1b.evaluation.watcher:append_json_line", r"evaluations\.jsonl", half=_append_half),),
-    "preprocessing: numbers": (Point("lm1b.data.pieces:write_array"),),
-    "preprocessing: shard": (Point("lm1b.data.shards:write_array"),),
-    "preprocessing: record": (Point("lm1b.data.pieces:write_sealed_json", r".*\.(count|shard)\.json"),),
-    "preprocessing: manifest": (Point("lm1b.data.publish:write_sealed_json", MANIFEST),),
-    "preprocessing: publishing": (Point("os:replace", r".*\.npy", path=0),),  # a finished shard takes its place
+POINTS: dict[str, Point] = {
+    "backward": Point("lm1b.training.engine:Engine.backward"),
+    "all-to-all": Point("torch.distributed:all_to_all_single"),
+    "core file": Point("lm1b.training.tensor_file:TensorFile.write", CORE, "self", _write_half),
+    "table file": Point("lm1b.training.tensor_file:TensorFile.write", TABLE, "self", _write_half),
+    "manifest": Point("lm1b.training.saving:write_sealed_json", MANIFEST),
+    "rename": Point("os:replace", CHECKPOINT, path=1),
+    "retention": Point("os:replace", CHECKPOINT, path=0),  # a complete checkpoint loses its name
+    "evaluation line": Point("lm1b.evaluation.watcher:append_json_line", r"evaluations\.jsonl", half=_append_half),
+    "preprocessing: numbers": Point("lm1b.data.pieces:write_array"),
+    "preprocessing: shard": Point("lm1b.data.shards:write_array"),
+    "preprocessing: record": Point("lm1b.data.pieces:write_sealed_json", r".*\.(count|shard)\.json"),
+    "preprocessing: manifest": Point("lm1b.data.publish:write_sealed_json", MANIFEST),
+    "preprocessing: publishing": Point("os:replace", r".*\.npy", path=0),  # a finished shard takes its place
 }
 
 
@@ -102,27 +100,19 @@ def read_order() -> Order | None:
 
 
 def moments_of(phase: str) -> list[Moment]:
-    """When a phase's calls can be cut: before, after, and in the middle where every point knows how. Raises SystemExit: no such calls."""
-    there = [point for point in POINTS[phase] if _find(point) is not None]
-    if not there:
-        raise SystemExit(f"fault rig: phase {phase}: the program has none of {[point.target for point in POINTS[phase]]}")
-    return ["before", "half", "after"] if all(point.half for point in there) else ["before", "after"]
+    """When a phase's calls can be cut: before, after, and in the middle where it is known how."""
+    return ["before", "half", "after"] if POINTS[phase].half else ["before", "after"]
 
 
 def install(order: Order, *, is_worker: bool) -> None:
-    """Replace the functions of the order's phase, if this process is its victim. Raises SystemExit where the program has none of them.
+    """Replace the function of the order's phase, if this process is its victim. Raises LookupError where the program has none of that name.
 
     is_worker: this process was started by another one of the program's, to preprocess.
     """
-    if not _is_victim(order.victim, is_worker):
-        return
-    moments_of(order.phase)
-    strike = _Strike(order)
-    for point in POINTS[order.phase]:
-        place = _find(point)
-        if place is not None:
-            owner, name = place
-            setattr(owner, name, _replaced(getattr(owner, name), point, strike))
+    point = POINTS[order.phase]
+    owner, name = find(point)
+    if _is_victim(order.victim, is_worker):
+        setattr(owner, name, _replaced(getattr(owner, name), point, _Strike(order)))
 
 
 def _is_victim(victim: str, is_worker: bool) -> bool:
@@ -131,19 +121,18 @@ def _is_victim(victim: str, is_worker: bool) -> bool:
     return victim == "any" or victim == f"rank {os.environ.get('RANK', '0')}"
 
 
-def _find(point: Point) -> tuple[Any, str] | None:
-    """The object that holds a point's function, and the function's name in it."""
+def find(point: Point) -> tuple[Any, str]:
+    """The object that holds a point's function, and the function's name in it. Raises LookupError where the program has no such function."""
     module, _, path = point.target.partition(":")
-    try:
-        if importlib.util.find_spec(module) is None:
-            return None
-    except ModuleNotFoundError:
-        return None
-    owner: Any = importlib.import_module(module)
     *classes, name = path.split(".")
-    for part in classes:
-        owner = getattr(owner, part, None)
-    return (owner, name) if hasattr(owner, name) else None
+    try:
+        owner: Any = importlib.import_module(module)
+        for part in classes:
+            owner = getattr(owner, part)
+        assert callable(getattr(owner, name))
+    except (ImportError, AttributeError) as error:
+        raise LookupError(f"fault rig: the program has no {point.target}: {error}") from None
+    return owner, name
 
 
 class _Strike:
