@@ -122,7 +122,7 @@ def _is_victim(victim: str, is_worker: bool) -> bool:
 
 
 def find(point: Point) -> tuple[Any, str]:
-    """The object that holds a point's function, and the function's name in it. Raises LookupError where the program has no such function."""
+    """The object that holds a point's function, and the function's name in it. Raises LookupError where it is not there."""
     module, _, path = point.target.partition(":")
     *classes, name = path.split(".")
     try:
