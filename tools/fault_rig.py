@@ -180,21 +180,25 @@ def as_json(rig: Rig, seconds: float) -> dict[str, Any]:
 
 def main() -> int:
     arguments = parse_arguments(sys.argv[1:])
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
     started_at = time.monotonic()
     rig = Rig(arguments)
-    lost = True
+    keep_logs = True
     try:
         rig.run()
-        lost = any(not trial.survived and not trial.skipped for trial in rig.trials) or not rig.trials
+        keep_logs = any(not trial.survived and not trial.skipped for trial in rig.trials)
     except Failure as failure:
         print(f"an undisturbed run failed: {failure}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        keep_logs = False
+        return 130
     finally:
         end_all()
         rig.bar.close()
         if not arguments.keep:
-            rig.place.clear(keep_logs=lost)
-        if lost or arguments.keep:
+            rig.place.clear(keep_logs)
+        if keep_logs or arguments.keep:
             print(f"logs: {rig.place.logs}", file=sys.stderr)
     seconds = time.monotonic() - started_at
     print(as_text(rig.trials, markdown=arguments.markdown))
@@ -202,7 +206,7 @@ def main() -> int:
     print("\n".join([*summary(rig.trials), f"{seconds / 60:.1f} minutes, seed {arguments.seed}, commit {commit()}"]))
     if arguments.json:
         arguments.json.write_text(json.dumps(as_json(rig, seconds), indent=2) + "\n")
-    return 1 if lost else 0
+    return 1 if keep_logs or not rig.trials else 0
 
 
 if __name__ == "__main__":
