@@ -30,7 +30,7 @@ install: $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/python -c 'from lm1b.training.engine import start_ranks, stop_ranks; start_ranks(); stop_ranks()'
+	$(BIN)/python -c 'from lm1b.training.process_group import start_ranks, stop_ranks; start_ranks(); stop_ranks()'
 	touch $@
 
 train: install

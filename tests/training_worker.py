@@ -38,7 +38,8 @@ from lm1b.distributed import Ranks
 from lm1b.errors import UserError
 from lm1b.model.language_model import LanguageModel, LossParts
 from lm1b.training import loop
-from lm1b.training.engine import Engine, start_ranks, stop_ranks
+from lm1b.training.engine import Engine
+from lm1b.training.process_group import start_ranks, stop_ranks
 from lm1b.training.step import StepResult, TrainingStep
 
 TIME_LIMIT_SECONDS = 200.0

@@ -27,8 +27,9 @@ from lm1b.distributed import Ranks
 from lm1b.errors import run_command
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.sampler import LogUniformSampler
-from lm1b.training.engine import DTYPES, Engine, start_ranks, stop_ranks
+from lm1b.training.engine import DTYPES, Engine
 from lm1b.training.precision import resolve_precision
+from lm1b.training.process_group import start_ranks, stop_ranks
 from lm1b.training.run import prepare_process
 from lm1b.training.step import Tables, TrainingStep
 

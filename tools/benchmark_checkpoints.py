@@ -25,8 +25,8 @@ from benchmark import build_step, word_counts
 from lm1b.config import Config, load_config
 from lm1b.distributed import Ranks
 from lm1b.errors import run_command
-from lm1b.training.engine import start_ranks, stop_ranks
 from lm1b.training.precision import resolve_precision
+from lm1b.training.process_group import start_ranks, stop_ranks
 from lm1b.training.saving import CheckpointSaver
 from lm1b.training.step import TrainingStep
 

@@ -125,7 +125,7 @@ def evaluating_ranks(device: str | None) -> Iterator[Ranks]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield single_process(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         return
-    from lm1b.training.engine import start_ranks, stop_ranks  # loads DeepSpeed, which one process does without
+    from lm1b.training.process_group import start_ranks, stop_ranks  # loads DeepSpeed, which one process does without
 
     ranks = start_ranks()
     try:

@@ -1,4 +1,4 @@
-"""DeepSpeed around the dense core: the only file that knows it.
+"""DeepSpeed around the dense core; beside it only process_group.py and deepspeed_settings.py know DeepSpeed.
 
 The core (recurrent layers, projection) is what `deepspeed.initialize` gets; the vocabulary tables are not its business.
 Four things DeepSpeed leaves to its caller live here, each tried at stages 1 to 3, in fp32 and bf16:
@@ -12,198 +12,18 @@ Four things DeepSpeed leaves to its caller live here, each tried at stages 1 to 
 
 from __future__ import annotations
 
-import contextlib
-import difflib
-import gc
-import io
-import logging
-import os
-import warnings
-from collections.abc import Callable, Iterator
-from datetime import timedelta
+from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch._C._distributed_c10d import HashStore
-from torch.distributed.rendezvous import rendezvous
 
 from lm1b.config import Config
-from lm1b.distributed import Ranks, current_ranks, local_rank
-from lm1b.errors import UserError, exit_with
-from lm1b.peers import Peers
+from lm1b.distributed import Ranks
+from lm1b.training.deepspeed_settings import deepspeed_config, make_optimizer
+from lm1b.training.process_group import import_deepspeed, quiet
 
-TIME_LIMIT_VARIABLE, DEFAULT_TIME_LIMIT = "LM1B_TIMEOUT_SECONDS", "60"
-OWNED_KEYS = {
-    "train_batch_size",
-    "train_micro_batch_size_per_gpu",
-    "gradient_accumulation_steps",
-    "gradient_clipping",
-    "bf16",
-    "fp16",
-    "data_types",
-    "optimizer",
-    "scheduler",
-    "sparse_gradients",
-}
-PASSED_KEYS = {
-    "activation_checkpointing",
-    "comms_logger",
-    "communication_data_type",
-    "disable_allgather",
-    "dump_state",
-    "flops_profiler",
-    "gradient_predivide_factor",
-    "memory_breakdown",
-    "prescale_gradients",
-    "seq_parallel_communication_data_type",
-    "steps_per_print",
-    "wall_clock_breakdown",
-    "zero_optimization",
-}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def _import_deepspeed() -> Any:
-    """DeepSpeed, quiet: its own log says nothing that ours does not."""
-    # Deprecations inside DeepSpeed 0.19.8 under torch 2.13, nothing a user could mend: shown once a rank otherwise.
-    for name in ("all_gather_into_tensor", "reduce_scatter_tensor"):
-        warnings.filterwarnings("ignore", f".*torch.distributed.{name}", FutureWarning)
-    import deepspeed
-
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    return deepspeed
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep DeepSpeed's prints of memory and built operations off the terminal."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield
-
-
-def time_limit() -> timedelta:
-    """How long a collective waits for the other ranks. Raises UserError where the environment says something else than seconds."""
-    text = os.environ.get(TIME_LIMIT_VARIABLE, DEFAULT_TIME_LIMIT)
-    try:
-        return timedelta(seconds=max(1.0, float(text)))
-    except (ValueError, OverflowError):
-        raise UserError(f"{TIME_LIMIT_VARIABLE}={text}: expected a number of seconds") from None
-
-
-def _without_shared_memory(deepspeed: Any) -> None:
-    """Keep DeepSpeed's CPU communication operation out: it serves the inference of models cut over ranks, which nobody does here.
-
-    It costs a compiler run at the first start, and 69 MB of memory a rank at every start, in files that stay in /dev/shm.
-    """
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-
-def _limit_its_groups(deepspeed: Any) -> None:
-    """DeepSpeed makes process groups of its own without a time limit: they would wait torch's 30 minutes for a rank that hangs."""
-    deepspeed.comm.comm.cdb.new_group = lambda ranks: dist.new_group(ranks, timeout=time_limit())
-
-
-def _join_group(backend: str) -> Peers | None:
-    """Meet the other ranks where the launcher says, or be the only one. Raises UserError where that cannot be."""
-    if "WORLD_SIZE" not in os.environ:
-        os.environ["LOCAL_RANK"] = "0"  # DeepSpeed asks for it
-        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=time_limit())
-        return None
-    try:
-        store, rank, size = next(rendezvous("env://", timeout=time_limit()))
-        store.set_timeout(time_limit())
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=time_limit())
-        return Peers(store, rank, size) if size > 1 else None
-    except (dist.DistError, ValueError) as error:
-        place, what = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}", " ".join(str(error).split())
-        if "EADDRINUSE" in what:
-            raise UserError(f"{place}: the port is taken, perhaps by another training; give another one: deepspeed --master_port") from None
-        exit_with(f"rank {os.environ.get('RANK')} could not meet the other ranks at {place} ({what[:200]})", 1)
-
-
-def start_ranks() -> Ranks:
-    """Join the process group that the launcher describes, or be the only process where there is no launcher."""
-    use_cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
-    if not use_cuda:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    device = torch.device("cuda", local_rank()) if use_cuda else torch.device("cpu")
-    if use_cuda:
-        torch.cuda.set_device(device)
-    backend = "nccl" if use_cuda else "gloo"
-    peers = _join_group(backend)
-    with _quiet():
-        deepspeed = _import_deepspeed()
-        _without_shared_memory(deepspeed)
-        deepspeed.init_distributed(dist_backend=backend)
-        _limit_its_groups(deepspeed)
-    return current_ranks(device, peers)
-
-
-def stop_ranks() -> None:
-    """Leave the process group, and let go of what DeepSpeed keeps of it: threads left over would abort the exit."""
-    if dist.is_initialized():
-        gc.collect()
-        _import_deepspeed().comm.destroy_process_group()
-
-
-def check_deepspeed_section(config: Config) -> None:
-    """Raise UserError for a pass-through key that we own, that DeepSpeed would not read, or that is no section where it must be."""
-    for key in config.deepspeed:
-        if key in OWNED_KEYS:
-            raise UserError(f"deepspeed.{key}: is set by the config's own fields (training, optimizer, batches); remove it")
-        if key not in PASSED_KEYS:
-            near = difflib.get_close_matches(key, PASSED_KEYS, n=1)
-            hint = f", did you mean `{near[0]}`?" if near else f"; known are {', '.join(sorted(PASSED_KEYS))}"
-            raise UserError(f"deepspeed.{key}: not a DeepSpeed key that is passed through{hint}")
-    zero = config.deepspeed.get("zero_optimization", {})
-    if not isinstance(zero, dict):
-        raise UserError(f"deepspeed.zero_optimization: expected an object, found {zero!r}")
-    if "stage" in zero:
-        raise UserError("deepspeed.zero_optimization.stage: is training.zero_stage; remove it")
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-
-    for key in zero:
-        if key not in DeepSpeedZeroConfig.model_fields:
-            near = difflib.get_close_matches(key, DeepSpeedZeroConfig.model_fields, n=1)
-            raise UserError(f"deepspeed.zero_optimization.{key}: no such key" + (f", did you mean `{near[0]}`?" if near else ""))
-
-
-def deepspeed_config(config: Config, precision: str, ranks: Ranks, core_size: int) -> dict[str, Any]:
-    """DeepSpeed's own dictionary; the config's `deepspeed` section has been checked."""
-    training = config.training
-    lanes_per_step = config.batches.lanes // ranks.size // training.micro_batches
-    zero = {"stage": training.zero_stage, "reduce_bucket_size": core_size, "allgather_bucket_size": core_size, "overlap_comm": False}
-    if training.zero_stage == 3:
-        zero |= {"stage3_param_persistence_threshold": 0, "stage3_prefetch_bucket_size": core_size}
-    result: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": lanes_per_step,
-        "gradient_accumulation_steps": training.micro_batches,
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": 10**9,
-        "gradient_clipping": config.optimizer.clip_norm or 0.0,
-    }
-    if precision == "bf16":
-        result |= {"bf16": {"enabled": True, "check_grad_overflow": True}, "data_types": {"grad_accum_dtype": "fp32"}}
-    if precision == "fp16":
-        result |= {"fp16": {"enabled": True, "initial_scale_power": 16}, "data_types": {"grad_accum_dtype": "fp32"}}
-    for key, value in config.deepspeed.items():
-        merged = isinstance(result.get(key), dict) and isinstance(value, dict)
-        result[key] = {**result[key], **value} if merged else value
-    return result
-
-
-def _make_optimizer(config: Config, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    settings = config.optimizer
-    if settings.kind == "adagrad":
-        return torch.optim.Adagrad(
-            parameters, lr=settings.learning_rate, initial_accumulator_value=settings.initial_accumulator, eps=settings.epsilon
-        )
-    if settings.kind == "adam":
-        return torch.optim.Adam(parameters, lr=settings.learning_rate, betas=(settings.beta1, settings.beta2), eps=settings.epsilon)
-    return torch.optim.SGD(parameters, lr=settings.learning_rate, momentum=settings.momentum)
 
 
 class Engine:
@@ -211,7 +31,7 @@ class Engine:
 
     def __init__(self, model: nn.Module, config: Config, precision: str, ranks: Ranks):
         """model: float32, the same on every rank. See `check_deepspeed_section` for what the config may pass on."""
-        deepspeed = _import_deepspeed()
+        deepspeed = import_deepspeed()
         self.ranks = ranks
         self.dtype = DTYPES[precision]
         self.micro_batches = config.training.micro_batches
@@ -222,8 +42,8 @@ class Engine:
         self.core_size = sum(weight.numel() for weight in weights.values())
         settings = deepspeed_config(config, precision, ranks, self.core_size)
         parameters = list(model.parameters())
-        optimizer = _make_optimizer(config, parameters)
-        with _quiet():
+        optimizer = make_optimizer(config, parameters)
+        with quiet():
             self._engine, *_ = deepspeed.initialize(
                 model=model.to(ranks.device), optimizer=optimizer, model_parameters=parameters, config=settings
             )

@@ -14,7 +14,7 @@ from lm1b.distributed import Ranks, agree, all_gather_objects
 from lm1b.errors import UserError
 from lm1b.peers import naming_the_guilty
 from lm1b.processes import RankProcess
-from lm1b.training.engine import start_ranks, stop_ranks
+from lm1b.training.process_group import start_ranks, stop_ranks
 from lm1b.training.progress import Interval, describe
 from lm1b.training.run import Run, prepare_process
 from lm1b.training.run_log import LastingOutput, RunLog

@@ -23,7 +23,8 @@ from lm1b.errors import UserError
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.sampler import LogUniformSampler
 from lm1b.training.checkpoint import Checkpoint, apply_retention
-from lm1b.training.engine import Engine, check_deepspeed_section
+from lm1b.training.deepspeed_settings import check_deepspeed_section
+from lm1b.training.engine import Engine
 from lm1b.training.precision import resolve_precision
 from lm1b.training.recovery import newest_sound_checkpoint
 from lm1b.training.run_log import best_step

@@ -1,0 +1,100 @@
+"""DeepSpeed's own settings, made from the config: its dictionary, with what the `deepspeed` section passes through, and the optimizer."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import torch
+from torch import nn
+
+from lm1b.config import Config
+from lm1b.distributed import Ranks
+from lm1b.errors import UserError
+
+OWNED_KEYS = {
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "bf16",
+    "fp16",
+    "data_types",
+    "optimizer",
+    "scheduler",
+    "sparse_gradients",
+}
+PASSED_KEYS = {
+    "activation_checkpointing",
+    "comms_logger",
+    "communication_data_type",
+    "disable_allgather",
+    "dump_state",
+    "flops_profiler",
+    "gradient_predivide_factor",
+    "memory_breakdown",
+    "prescale_gradients",
+    "seq_parallel_communication_data_type",
+    "steps_per_print",
+    "wall_clock_breakdown",
+    "zero_optimization",
+}
+
+
+def check_deepspeed_section(config: Config) -> None:
+    """Raise UserError for a pass-through key that we own, that DeepSpeed would not read, or that is no section where it must be."""
+    for key in config.deepspeed:
+        if key in OWNED_KEYS:
+            raise UserError(f"deepspeed.{key}: is set by the config's own fields (training, optimizer, batches); remove it")
+        if key not in PASSED_KEYS:
+            near = difflib.get_close_matches(key, PASSED_KEYS, n=1)
+            hint = f", did you mean `{near[0]}`?" if near else f"; known are {', '.join(sorted(PASSED_KEYS))}"
+            raise UserError(f"deepspeed.{key}: not a DeepSpeed key that is passed through{hint}")
+    zero = config.deepspeed.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        raise UserError(f"deepspeed.zero_optimization: expected an object, found {zero!r}")
+    if "stage" in zero:
+        raise UserError("deepspeed.zero_optimization.stage: is training.zero_stage; remove it")
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    for key in zero:
+        if key not in DeepSpeedZeroConfig.model_fields:
+            near = difflib.get_close_matches(key, DeepSpeedZeroConfig.model_fields, n=1)
+            raise UserError(f"deepspeed.zero_optimization.{key}: no such key" + (f", did you mean `{near[0]}`?" if near else ""))
+
+
+def deepspeed_config(config: Config, precision: str, ranks: Ranks, core_size: int) -> dict[str, Any]:
+    """DeepSpeed's own dictionary; the config's `deepspeed` section has been checked."""
+    training = config.training
+    lanes_per_step = config.batches.lanes // ranks.size // training.micro_batches
+    zero = {"stage": training.zero_stage, "reduce_bucket_size": core_size, "allgather_bucket_size": core_size, "overlap_comm": False}
+    if training.zero_stage == 3:
+        zero |= {"stage3_param_persistence_threshold": 0, "stage3_prefetch_bucket_size": core_size}
+    result: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": lanes_per_step,
+        "gradient_accumulation_steps": training.micro_batches,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+        "gradient_clipping": config.optimizer.clip_norm or 0.0,
+    }
+    if precision == "bf16":
+        result |= {"bf16": {"enabled": True, "check_grad_overflow": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+    if precision == "fp16":
+        result |= {"fp16": {"enabled": True, "initial_scale_power": 16}, "data_types": {"grad_accum_dtype": "fp32"}}
+    for key, value in config.deepspeed.items():
+        merged = isinstance(result.get(key), dict) and isinstance(value, dict)
+        result[key] = {**result[key], **value} if merged else value
+    return result
+
+
+def make_optimizer(config: Config, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The core's optimizer, for DeepSpeed to wrap."""
+    settings = config.optimizer
+    if settings.kind == "adagrad":
+        return torch.optim.Adagrad(
+            parameters, lr=settings.learning_rate, initial_accumulator_value=settings.initial_accumulator, eps=settings.epsilon
+        )
+    if settings.kind == "adam":
+        return torch.optim.Adam(parameters, lr=settings.learning_rate, betas=(settings.beta1, settings.beta2), eps=settings.epsilon)
+    return torch.optim.SGD(parameters, lr=settings.learning_rate, momentum=settings.momentum)

@@ -1,0 +1,107 @@
+"""The ranks meet: the process group that a launcher describes, under DeepSpeed, with a time limit for whoever does not answer."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
+from torch.distributed.rendezvous import rendezvous
+
+from lm1b.distributed import Ranks, current_ranks, local_rank
+from lm1b.errors import UserError, exit_with
+from lm1b.peers import Peers
+
+TIME_LIMIT_VARIABLE, DEFAULT_TIME_LIMIT = "LM1B_TIMEOUT_SECONDS", "60"
+
+
+def import_deepspeed() -> Any:
+    """DeepSpeed, quiet: its own log says nothing that ours does not."""
+    # Deprecations inside DeepSpeed 0.19.8 under torch 2.13, nothing a user could mend: shown once a rank otherwise.
+    for name in ("all_gather_into_tensor", "reduce_scatter_tensor"):
+        warnings.filterwarnings("ignore", f".*torch.distributed.{name}", FutureWarning)
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    return deepspeed
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep DeepSpeed's prints of memory and built operations off the terminal."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+def time_limit() -> timedelta:
+    """How long a collective waits for the other ranks. Raises UserError where the environment says something else than seconds."""
+    text = os.environ.get(TIME_LIMIT_VARIABLE, DEFAULT_TIME_LIMIT)
+    try:
+        return timedelta(seconds=max(1.0, float(text)))
+    except (ValueError, OverflowError):
+        raise UserError(f"{TIME_LIMIT_VARIABLE}={text}: expected a number of seconds") from None
+
+
+def _without_shared_memory(deepspeed: Any) -> None:
+    """Keep DeepSpeed's CPU communication operation out: it serves the inference of models cut over ranks, which nobody does here.
+
+    It costs a compiler run at the first start, and 69 MB of memory a rank at every start, in files that stay in /dev/shm.
+    """
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def _limit_its_groups(deepspeed: Any) -> None:
+    """DeepSpeed makes process groups of its own without a time limit: they would wait torch's 30 minutes for a rank that hangs."""
+    deepspeed.comm.comm.cdb.new_group = lambda ranks: dist.new_group(ranks, timeout=time_limit())
+
+
+def _join_group(backend: str) -> Peers | None:
+    """Meet the other ranks where the launcher says, or be the only one. Raises UserError where that cannot be."""
+    if "WORLD_SIZE" not in os.environ:
+        os.environ["LOCAL_RANK"] = "0"  # DeepSpeed asks for it
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=time_limit())
+        return None
+    try:
+        store, rank, size = next(rendezvous("env://", timeout=time_limit()))
+        store.set_timeout(time_limit())
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=time_limit())
+        return Peers(store, rank, size) if size > 1 else None
+    except (dist.DistError, ValueError) as error:
+        place, what = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}", " ".join(str(error).split())
+        if "EADDRINUSE" in what:
+            raise UserError(f"{place}: the port is taken, perhaps by another training; give another one: deepspeed --master_port") from None
+        exit_with(f"rank {os.environ.get('RANK')} could not meet the other ranks at {place} ({what[:200]})", 1)
+
+
+def start_ranks() -> Ranks:
+    """Join the process group that the launcher describes, or be the only process where there is no launcher."""
+    use_cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
+    if not use_cuda:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    device = torch.device("cuda", local_rank()) if use_cuda else torch.device("cpu")
+    if use_cuda:
+        torch.cuda.set_device(device)
+    backend = "nccl" if use_cuda else "gloo"
+    peers = _join_group(backend)
+    with quiet():
+        deepspeed = import_deepspeed()
+        _without_shared_memory(deepspeed)
+        deepspeed.init_distributed(dist_backend=backend)
+        _limit_its_groups(deepspeed)
+    return current_ranks(device, peers)
+
+
+def stop_ranks() -> None:
+    """Leave the process group, and let go of what DeepSpeed keeps of it: threads left over would abort the exit."""
+    if dist.is_initialized():
+        gc.collect()
+        import_deepspeed().comm.destroy_process_group()
