@@ -10,8 +10,6 @@ RANKS ?= $(or $(filter-out 0,$(GPUS)),2)
 
 BIN := $(abspath $(VENV))/bin
 EXPERIMENT := $(basename $(notdir $(CONFIG)))
-# DeepSpeed compiles one small operation at its first start on CPU; it is kept beside the environment.
-export TORCH_EXTENSIONS_DIR := $(abspath $(VENV))/torch_extensions
 export PATH := $(BIN):$(PATH)
 
 ifdef CORPUS
@@ -30,7 +28,6 @@ install: $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/python -c 'from lm1b.training.process_group import start_ranks, stop_ranks; start_ranks(); stop_ranks()'
 	touch $@
 
 train: install
