@@ -173,6 +173,41 @@ def test_a_killed_rank_is_named_by_the_other(start: Start, killed: int) -> None:
     assert not [name for name in set(os.listdir("/dev/shm")) - shared_memory if port in name]
 
 
+FAILING = """
+import sys, torch, torch.distributed as dist
+from lm1b.peers import naming_the_guilty
+from lm1b.training.engine import start_ranks
+ranks = start_ranks()
+with naming_the_guilty(ranks.peers, lambda: "go on"):
+    if ranks.rank == int(sys.argv[1]):
+        raise KeyError("a mistake of ours")
+    while True:
+        dist.all_reduce(torch.ones(1))
+"""
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_ranks_own_error_is_told_by_the_others_in_one_line(failing: int) -> None:
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_SIZE": "2"}
+    command, pipes = [sys.executable, "-c", FAILING, str(failing)], {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    processes = [
+        subprocess.Popen(command, env=environment(**place, RANK=str(rank), LOCAL_RANK=str(rank)), cwd=REPOSITORY, **pipes)
+        for rank in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=60)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [1, 1], said
+    guilty, other = said[failing], said[1 - failing]
+    assert "KeyError: 'a mistake of ours'" in guilty
+    (line,) = [line for line in other.splitlines() if "lm1b: error:" in line]
+    assert f"rank {failing} (pid {processes[failing].pid}" in line
+    assert "has failed: KeyError: 'a mistake of ours', so rank" in line
+    assert "Traceback" not in other
+
+
 def test_a_hung_rank_is_named_after_the_time_limit(start: Start) -> None:
     run = start(launched=False, variables={"LM1B_TIMEOUT_SECONDS": "4"})
     ranks = run.ranks()
@@ -256,8 +291,6 @@ def test_logs_on_a_full_disk_stop_all_ranks_with_one_line(start: Start, small_di
         while True:
             filler.write(b"x" * 4096)
             filler.flush()
-    if full == "tensorboard":  # which writes every two minutes, and at the end
-        run.ranks()[0].send(signal.SIGTERM)
     assert run.end(90) == [2, 2], run.text()
     (line,) = run.errors()
     assert "No space left on device" in line
