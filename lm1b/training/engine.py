@@ -61,6 +61,7 @@ PASSED_KEYS = {
     "wall_clock_breakdown",
     "zero_optimization",
 }
+_ENGINES: list[Engine] = []  # DeepSpeed's hooks would keep them alive anyway, until `stop_ranks` lets go of them
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -143,6 +144,8 @@ def start_ranks() -> Ranks:
 def stop_ranks() -> None:
     """Leave the process group, and let go of what DeepSpeed keeps of it: threads left over would abort the exit."""
     if dist.is_initialized():
+        while _ENGINES:
+            _ENGINES.pop().let_go()
         gc.collect()
         _import_deepspeed().comm.destroy_process_group()
 
@@ -226,6 +229,7 @@ class Engine:
             self._engine, *_ = deepspeed.initialize(
                 model=model.to(ranks.device), optimizer=optimizer, model_parameters=parameters, config=settings
             )
+        _ENGINES.append(self)
         self._initial_weights = weights
         self._micro_batches_done = 0
         self._ema: list[Tensor] | None = None
@@ -277,6 +281,12 @@ class Engine:
             return
         shape = getattr(parameter, "ds_shape", parameter.shape)
         safe_set_full_grad(parameter, torch.full(tuple(shape), float("nan"), device=self.ranks.device, dtype=torch.float32))
+
+    def let_go(self) -> None:
+        """The end: hooks inside torch would keep DeepSpeed's engine, and with it the threads of its process groups, for ever."""
+        with _quiet():
+            self._engine.destroy()
+        del self._engine
 
     # Weights and optimizer state by name -------------------------------------------------------------------------
 
