@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import gc
+import importlib
 import io
 import logging
 import os
@@ -132,12 +133,14 @@ def start_ranks() -> Ranks:
     if use_cuda:
         torch.cuda.set_device(device)
     backend = "nccl" if use_cuda else "gloo"
+    # Before there is a process group: their functions would keep one that is there as the default of their arguments, for ever.
+    importlib.import_module("torch.distributed.nn")
+    deepspeed = _import_deepspeed()
+    _without_shared_memory(deepspeed)
     peers = _join_group(backend)
     with _quiet():
-        deepspeed = _import_deepspeed()
-        _without_shared_memory(deepspeed)
         deepspeed.init_distributed(dist_backend=backend)
-        _limit_its_groups(deepspeed)
+    _limit_its_groups(deepspeed)
     return current_ranks(device, peers)
 
 
