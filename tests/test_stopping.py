@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
-from tiny import REPOSITORY, environment, free_port, tiny_settings
+from tiny import REPOSITORY, environment, free_port, run_ranks, tiny_settings
 
 from lm1b.files import read_json_lines
 from lm1b.processes import RankProcess
@@ -297,3 +297,18 @@ def test_logs_on_a_full_disk_stop_all_ranks_with_one_line(start: Start, small_di
     assert str(directory / full) in line
     assert len(list_checkpoints(directory)) == 1
     assert "Traceback" not in run.text()
+
+
+TRAINED_THROUGH = """
+import os, sys
+from lm1b.config import load_config
+from lm1b.training.loop import train
+train(load_config(sys.argv[1], []))
+names = {open(f"/proc/self/task/{thread}/comm").read().strip() for thread in os.listdir("/proc/self/task")}
+assert not [name for name in names if "gloo" in name], names
+"""
+
+
+def test_no_thread_of_a_process_group_is_left_to_abort_the_exit(tiny_folder: Path, tmp_path: Path) -> None:
+    config = settings_in(tiny_folder, tmp_path / "through", training={"total_steps": 3, "gap_every": None})
+    run_ranks(["-c", TRAINED_THROUGH, str(config)], 2)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from lm1b.config import Config
 from lm1b.distributed import Ranks
 from lm1b.training.deepspeed_settings import deepspeed_config, make_optimizer
-from lm1b.training.process_group import import_deepspeed, quiet
+from lm1b.training.process_group import at_the_end, import_deepspeed, quiet
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -47,6 +47,7 @@ class Engine:
             self._engine, *_ = deepspeed.initialize(
                 model=model.to(ranks.device), optimizer=optimizer, model_parameters=parameters, config=settings
             )
+        at_the_end(self._let_go)
         self._initial_weights = weights
         self._micro_batches_done = 0
         self._ema: list[Tensor] | None = None
@@ -116,6 +117,12 @@ class Engine:
             return
         shape = getattr(parameter, "ds_shape", parameter.shape)
         safe_set_full_grad(parameter, torch.full(tuple(shape), float("nan"), device=self.ranks.device, dtype=torch.float32))
+
+    def _let_go(self) -> None:
+        """Hooks inside torch would keep DeepSpeed's engine, and with it the threads of its process groups, for ever."""
+        with quiet():
+            self._engine.destroy()
+        del self._engine
 
     # Weights and optimizer state by name -------------------------------------------------------------------------
 

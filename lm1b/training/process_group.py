@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import io
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -21,6 +22,7 @@ from lm1b.distributed import Ranks, current_ranks, local_rank
 from lm1b.errors import UserError, exit_with
 from lm1b.peers import Peers
 
+_AT_THE_END: list[Callable[[], None]] = []
 TIME_LIMIT_VARIABLE, DEFAULT_TIME_LIMIT = "LM1B_TIMEOUT_SECONDS", "60"
 
 
@@ -91,17 +93,26 @@ def start_ranks() -> Ranks:
     if use_cuda:
         torch.cuda.set_device(device)
     backend = "nccl" if use_cuda else "gloo"
+    # Before there is a process group: their functions would keep one that is there as the default of their arguments, for ever.
+    importlib.import_module("torch.distributed.nn")
+    deepspeed = import_deepspeed()
+    _without_shared_memory(deepspeed)
     peers = _join_group(backend)
     with quiet():
-        deepspeed = import_deepspeed()
-        _without_shared_memory(deepspeed)
         deepspeed.init_distributed(dist_backend=backend)
-        _limit_its_groups(deepspeed)
+    _limit_its_groups(deepspeed)
     return current_ranks(device, peers)
+
+
+def at_the_end(let_go: Callable[[], None]) -> None:
+    """Have `stop_ranks` call this first: whoever holds process groups lets go of them."""
+    _AT_THE_END.append(let_go)
 
 
 def stop_ranks() -> None:
     """Leave the process group, and let go of what DeepSpeed keeps of it: threads left over would abort the exit."""
     if dist.is_initialized():
+        while _AT_THE_END:
+            _AT_THE_END.pop()()
         gc.collect()
         import_deepspeed().comm.destroy_process_group()
