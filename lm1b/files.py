@@ -193,6 +193,8 @@ def _whole_lines(path: Path) -> Iterator[bytes]:
                 yield line
             elif len(line) == LARGEST_LINE_BYTES:
                 raise UserError(f"{path}:{number}: longer than {LARGEST_LINE_BYTES >> 20} MiB, no line of ours is")
+            else:
+                return  # it is being written just now: what could be read next is the rest of it
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
