@@ -112,7 +112,8 @@ def _on_small_disk(place: Workplace, expected: TrainingRun, steps: int, folder: 
                 raise Failure("no checkpoint was left")
             disk.set(f"size={PLENTY}")
             place.finish(run, log)
-            full.steps_lost = last - run.starts()[-1]
+            failed = last // EVERY * EVERY  # the save that found the disk full; steps went on beside it
+            full.steps_lost, full.steps_while_saving = failed - run.starts()[-1], last - failed
             if full.steps_lost > EVERY or run.starts()[-1] != saved:
                 raise Failure(f"it went on at step {run.starts()[-1]}; step {last} had been done and {saved} been saved")
             read_only.wrong_bytes = full.wrong_bytes = check_end(run, expected, steps)
