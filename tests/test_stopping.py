@@ -176,7 +176,7 @@ def test_a_killed_rank_is_named_by_the_other(start: Start, killed: int) -> None:
 FAILING = """
 import sys, torch, torch.distributed as dist
 from lm1b.peers import naming_the_guilty
-from lm1b.training.engine import start_ranks
+from lm1b.training.process_group import start_ranks
 ranks = start_ranks()
 with naming_the_guilty(ranks.peers, lambda: "go on"):
     if ranks.rank == int(sys.argv[1]):
