@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -16,6 +17,7 @@ from lm1b.errors import UserError, describe_os_error
 from lm1b.peers import Peers
 
 T = TypeVar("T")
+IN_TOUCH_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,14 @@ def all_gather_objects(value: object, ranks: Ranks) -> list[object]:
     return [json.loads(bytes(part[: int(n)].cpu().numpy()).decode()) for part, n in zip(gathered, lengths, strict=True)]
 
 
-def agree(ranks: Ranks, action: Callable[[], T]) -> T:
+def agree(ranks: Ranks, action: Callable[[], T], *, may_take_long: bool = False) -> T:
     """Run `action` on every rank; where it is a user's mistake or a file system's no on any of them, raise UserError on all.
 
-    No rank is then left waiting for one that has ended. The action must not hold collectives.
+    No rank is then left waiting for one that has ended. The action must not hold collectives. may_take_long: longer on one rank
+    than on another by up to any time; the ranks keep in touch meanwhile, so that nobody is taken for one that hangs.
     """
+    if may_take_long and ranks.size > 1:
+        action = _in_touch(ranks, action)
     result, problem = None, None
     try:
         result = action()
@@ -98,3 +103,15 @@ def agree(ranks: Ranks, action: Callable[[], T]) -> T:
     if problems:
         raise UserError(str(problems[0]))
     return result  # type: ignore[return-value]
+
+
+def _in_touch(ranks: Ranks, action: Callable[[], T]) -> Callable[[], T]:
+    """Run `action` in a thread until all ranks have done theirs. -> what gives its result, or raises its error."""
+    pool = ThreadPoolExecutor(max_workers=1)
+    future = pool.submit(action)
+    while True:
+        wait([future], timeout=IN_TOUCH_SECONDS)
+        done = torch.tensor([float(future.done())], device=ranks.device)
+        if int(all_reduce_sum(done, ranks)) == ranks.size:
+            pool.shutdown()
+            return future.result

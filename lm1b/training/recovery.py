@@ -48,7 +48,9 @@ def _first_problem(check: Callable[[], object], ranks: Ranks) -> str | None:
             return str(error)
         return None
 
-    return next((str(problem) for problem in all_gather_objects(agree(ranks, look), ranks) if problem is not None), None)
+    return next(
+        (str(problem) for problem in all_gather_objects(agree(ranks, look, may_take_long=True), ranks) if problem is not None), None
+    )
 
 
 def _refuse_to_start_anew(damaged: list[Path]) -> None:

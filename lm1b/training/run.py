@@ -66,7 +66,7 @@ class Run:
     def _build(self) -> None:
         """Everything but the lock, which is let go of where this fails."""
         config, ranks = self.config, self.ranks
-        self.tokens = agree(ranks, self._open_tokens)
+        self.tokens = agree(ranks, self._open_tokens, may_take_long=True)
         self.precision = agree(ranks, lambda: resolve_precision(config.training.precision, config.model.cell, ranks.device))
         vocabulary_size = agree(ranks, lambda: self.tokens.vocabulary.size)
         self.batches = agree(ranks, self._make_batches)
@@ -154,7 +154,7 @@ class Run:
         ema = (checkpoint.core("ema") or weights) if self.config.training.ema_decay is not None else None
         optimizer = {key: checkpoint.core(f"optimizer/{key}") or {} for key in checkpoint.optimizer_keys()}
         step.engine.restore(weights, ema, optimizer, state["updates"])
-        agree(ranks, lambda: self._read_tables(checkpoint))
+        agree(ranks, lambda: self._read_tables(checkpoint), may_take_long=True)
         lanes = slice(step.first_lane, step.first_lane + step.lanes_here)
         step.carry = {name: tensor[lanes].to(ranks.device, step.engine.dtype, copy=True) for name, tensor in checkpoint.carry().items()}
         step.step, step.updates = state["step"], state["updates"]

@@ -96,14 +96,14 @@ class CheckpointSaver:
         if self._ranks.is_first:
             save.small, save.state = {"core.safetensors": core, "carry.safetensors": carry}, state
         if sum(tensor.nbytes for tensor in core.values()) > LARGEST_STAGED_CORE_BYTES:
-            agree(self._ranks, save.write_small)
+            agree(self._ranks, save.write_small, may_take_long=True)
         self._pending = save
         self._start(save, tables)
 
     def _start(self, save: _Save, tables: list[VocabularyTable]) -> None:
         names = {table.name: table_file(table.name, self._ranks.rank, self._ranks.size) for table in tables}
         if not self.in_background:
-            save.write(tables, names, None)
+            agree(self._ranks, lambda: save.write(tables, names, None), may_take_long=True)
             return
         if self._pool is None:
             self._pool = RowPool(POOL_BYTES, max(table.width for table in tables))
@@ -125,9 +125,7 @@ class CheckpointSaver:
         save, self._pending = self._pending, None
         if save is None:
             return None
-        if save.thread is not None:
-            save.thread.join()
-        agree(self._ranks, save.raise_problem)
+        agree(self._ranks, save.wait, may_take_long=True)
         everything: Files = {}
         for part in all_gather_objects(save.files, self._ranks):
             everything |= part  # type: ignore[arg-type]
@@ -165,7 +163,7 @@ class _Save:
         return needing_space(self.folder, self._needed_bytes, checks_first=False)
 
     def write(self, tables: list[VocabularyTable], names: dict[str, str], snapshot: Snapshot | None) -> None:
-        """Everything that is left; where it fails, the cause is kept for `raise_problem`."""
+        """Everything that is left; where it fails, the cause is kept for `wait`."""
         started_at = time.monotonic()
         try:
             self.write_small()
@@ -186,7 +184,10 @@ class _Save:
             self.seconds = time.monotonic() - started_at
             self.is_written = True
 
-    def raise_problem(self) -> None:
+    def wait(self) -> None:
+        """Until this rank's part is written. Raises UserError where it could not be."""
+        if self.thread is not None:
+            self.thread.join()
         if self._problem is not None:
             raise UserError(f"checkpoint of step {self.step} was not saved: {self._problem}")
 
