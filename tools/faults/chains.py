@@ -127,10 +127,11 @@ def check_end(run: TrainingRun, expected: TrainingRun, steps: int) -> int:
 
 
 def says_who_died(launch: Launch, strike: Strike) -> bool | None:
-    """Whether the program's own lines name the rank that was killed; None where no single rank was."""
+    """Whether an error of the program names the rank that was killed, first of all; None where no single rank was, or all is silence."""
     if strike.victim is None or not strike.victim.startswith("rank ") or not launch.said():
         return None
-    return any(re.search(rf"\b{strike.victim}\b", line) for line in launch.said())
+    named = [re.search(r"\brank \d+\b", line) for line in launch.said() if line.startswith("lm1b: error:")]
+    return any(match and match.group() == strike.victim for match in named)
 
 
 def plan_chains(place: Workplace, strikes: Sequence[Strike], generator: random.Random) -> list[Chain]:
