@@ -36,7 +36,7 @@ train: install
 	$(BIN)/python launch/report.py "$(RUN)"
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 check: install
 	$(BIN)/ruff check .
