@@ -17,7 +17,6 @@ import math
 import os
 import re
 import shutil
-import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from torch import Tensor
 
 from lm1b.errors import UserError
 from lm1b.files import digest_of_file, flush_folder, read_json, read_sealed_json
+from lm1b.processes import host_name
 from lm1b.training.tensor_file import MatrixInFile
 
 FORMAT_VERSION = 2
@@ -152,7 +152,7 @@ class Checkpoint:
         """Keep retention away while this process reads. Raises UserError where the checkpoint has gone already."""
         leases = self.path.parent / ".leases"
         leases.mkdir(exist_ok=True)
-        mark = leases / f"{self.path.name}.{os.getpid()}@{socket.gethostname()}"
+        mark = leases / f"{self.path.name}.{os.getpid()}@{host_name()}"
         mark.touch()
         try:
             if not (self.path / "manifest.json").exists():
@@ -165,7 +165,7 @@ class Checkpoint:
         """Whether a living reader holds the checkpoint: its process on this host, or one on another host not long ago."""
         for mark in (self.path.parent / ".leases").glob(f"{self.path.name}.*"):
             pid, _, host = mark.name.removeprefix(f"{self.path.name}.").partition("@")
-            if host == socket.gethostname() and pid.isdecimal():
+            if host == host_name() and pid.isdecimal():
                 limit = LONGEST_LEASE_SECONDS if Path(f"/proc/{pid}").exists() else 0.0
             else:
                 limit = LEASE_SECONDS
