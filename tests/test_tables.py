@@ -142,6 +142,34 @@ def test_positions_of_inputs_and_targets(targets: list[int], step: int, num_samp
     assert len(request.ids_U) == len(set(targets))
 
 
+def _two_ranks_sharing_samples(rank: int, store: str, folder: str) -> None:
+    """One of two processes: a step's samples, which both ask for, beside targets of its own; its part of the table is saved."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    ranks = Ranks(rank, 2, torch.device("cpu"))
+    table, whole = make_table(ranks), make_table()
+    samples = LogUniformSampler(41, 15, seed=3).draw(0, "cpu")
+    targets_N = torch.randint(0, 41, (9,), generator=torch.Generator().manual_seed(rank))
+    request, positions = request_outputs(samples, targets_N, ranks)
+    assert set(request.ids_U[:15].tolist()) == set(samples.ids_S.tolist())
+    assert torch.equal(request.ids_U[positions], targets_N)
+    assert torch.equal(positions < 15, torch.isin(targets_N, samples.ids_S))
+    rows = table.fetch(request, torch.float32)
+    assert torch.equal(rows, whole.rows[request.ids_U])
+    table.apply(request, rows * (rank + 1), learning_rate=0.2, gradient_scale=3.0)
+    save_file({"ids": request.ids_U, "rows": table.rows, "local_ids": table.local_ids()}, f"{folder}/{rank}")
+    dist.destroy_process_group()
+
+
+def test_samples_shared_by_two_processes_against_a_dense_table(tmp_path: Path) -> None:
+    multiprocessing.spawn(_two_ranks_sharing_samples, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)  # type: ignore[attr-defined]
+    dense, whole = DenseTable(make_table()), make_table()
+    results = [load_file(tmp_path / str(rank)) for rank in range(2)]
+    dense.apply([(result["ids"], whole.rows[result["ids"]] * (rank + 1) * 3.0) for rank, result in enumerate(results)])
+    for result in results:
+        assert torch.allclose(result["rows"].double(), dense.rows[result["local_ids"]], atol=2e-6)
+
+
 def _two_ranks_against_dense(rank: int, store: str, folder: str) -> None:
     """One of two processes: eight steps with other ids on each rank, then its part of the table is saved."""
     torch.set_num_threads(1)
@@ -153,6 +181,8 @@ def _two_ranks_against_dense(rank: int, store: str, folder: str) -> None:
         whole = make_table()
         for step in range(8):
             ids, gradient = random_ids_and_gradient(2 * step + rank)
+            order = torch.argsort(ids % 2 * 100 + ids)
+            ids, gradient = ids[order], gradient[order]
             request = RowRequest(ids, ranks)
             rows = table.fetch(request, dtype)
             assert rows.shape == (len(ids), 6)
