@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lm1b.errors import UserError, describe_os_error
 from lm1b.peers import Peers
+from lm1b.profiling import part
 
 T = TypeVar("T")
 IN_TOUCH_SECONDS = 0.5
@@ -62,8 +63,16 @@ def local_size() -> int:
 def all_reduce_sum(values: Tensor, ranks: Ranks) -> Tensor:
     """Sum over ranks, in place."""
     if ranks.size > 1:
-        dist.all_reduce(values)
+        with part("communication"):
+            dist.all_reduce(values)
     return values
+
+
+def all_to_all(received: Tensor, sent: Tensor, num_received: list[int] | None = None, num_sent: list[int] | None = None) -> Tensor:
+    """Send each rank its part of `sent`, and put what each has sent here into `received`, rank 0's first: see all_to_all_single."""
+    with part("communication"):
+        dist.all_to_all_single(received, sent, num_received, num_sent)
+    return received
 
 
 def all_gather_objects(value: object, ranks: Ranks) -> list[object]:

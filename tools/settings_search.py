@@ -68,8 +68,8 @@ def word_perplexity(run: Run, text: ScoredText) -> float:
     return math.exp(scorer.nats(sequences, config.evaluation.lanes) / len(text.tokens_N))
 
 
-def try_settings(config: Config, cpu_seconds: float, num_sentences: int) -> dict[str, Any]:
-    """Train for `cpu_seconds` and score. -> steps, words, seconds a step, and the curve [(CPU seconds, word perplexity)]."""
+def try_settings(config: Config, cpu_seconds: float, num_steps: int | None, num_sentences: int) -> dict[str, Any]:
+    """Train for `cpu_seconds`, or num_steps, and score. -> steps, words, seconds a step, and the curve [(CPU seconds, word perplexity)]."""
     ranks = start_ranks()
     prepare_process(config)
     run = Run(config, ranks)
@@ -84,7 +84,7 @@ def try_settings(config: Config, cpu_seconds: float, num_sentences: int) -> dict
         times.append(time.process_time() - started_at)
         used += times[-1]
         if step.step == STEPS_TIMED:
-            total = step.total_updates = max(STEPS_TIMED + 1, round(cpu_seconds / statistics.median(times)))
+            total = step.total_updates = num_steps or max(STEPS_TIMED + 1, round(cpu_seconds / statistics.median(times)))
         if total > STEPS_TIMED and step.step >= points[0] * total:
             points.pop(0)
             curve.append((round(used, 1), round(word_perplexity(run, text), 2)))
@@ -106,6 +106,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="a.b=value", help="for every trial")
     parser.add_argument("--try", dest="trials", action="append", nargs="+", default=[], metavar=("NAME", "a.b=value"))
     parser.add_argument("--cpu-seconds", type=float, default=360.0)
+    parser.add_argument("--steps", type=int, help="of each trial instead: where all cost the same, and the machine's speed varies")
     parser.add_argument("--sentences", type=int, default=1500, help="of validation, scored at each point")
     parser.add_argument("--json", required=True, help="results, one a trial; those that it holds are not repeated")
     arguments = parser.parse_args()
@@ -117,7 +118,7 @@ def main() -> None:
         print(f"{name}: {' '.join(overrides)}", flush=True)
         with tempfile.TemporaryDirectory() as folder:
             settings = [*arguments.set, *overrides, f"run.directory={json.dumps(folder)}", "training.threads=1"]
-            result = try_settings(load_config(arguments.config, settings), arguments.cpu_seconds, arguments.sentences)
+            result = try_settings(load_config(arguments.config, settings), arguments.cpu_seconds, arguments.steps, arguments.sentences)
         results[name] = {"config": arguments.config, "set": [*arguments.set, *overrides], "cpu_seconds": arguments.cpu_seconds, **result}
         write_json(path, results)
 

@@ -33,7 +33,7 @@ from lm1b.model.products import product
 # Bytes of logits (in the computing dtype) held at a time, and elements of a block that goes through float32: the
 # first is large enough for the products to run at full speed, the second stays in a core's second-level cache.
 _CHUNK_BYTES = 48 << 20
-_BLOCK_ELEMENTS = 1 << 18
+_BLOCK_ELEMENTS = 1 << 17
 # On a GPU small blocks would only cost launches: these keep a usual step's logits in three blocks.
 _BLOCK_ELEMENTS_GPU = 1 << 23
 

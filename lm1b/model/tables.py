@@ -21,10 +21,10 @@ from collections.abc import Callable, Iterator
 from itertools import accumulate
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from lm1b.distributed import Ranks
+from lm1b.distributed import Ranks, all_to_all
+from lm1b.model.memory import lasting_zeros
 from lm1b.model.sampler import Samples
 from lm1b.randomness import derive_key, uniform
 
@@ -58,13 +58,13 @@ class RowRequest:
         places_U = torch.div(ids_U, ranks.size, rounding_mode="floor")
         counts_wanted = torch.bincount(owner_U[num_shared:], minlength=ranks.size)
         counts_asked = torch.empty_like(counts_wanted)
-        dist.all_to_all_single(counts_asked, counts_wanted)
+        all_to_all(counts_asked, counts_wanted)
         shared: list[int] = torch.bincount(owner_U[:num_shared], minlength=ranks.size).tolist()
         wanted: list[int] = counts_wanted.tolist()
         asked: list[int] = counts_asked.tolist()
         # Places of the rows that each rank wants of this one, beside the shared ones.
         asked_places = torch.empty(sum(asked), dtype=torch.int64, device=ids_U.device)
-        dist.all_to_all_single(asked_places, places_U[num_shared:].contiguous(), asked, wanted)
+        all_to_all(asked_places, places_U[num_shared:].contiguous(), asked, wanted)
         self._asked_places = asked_places.split(asked)
         self._shared_places = places_U[:num_shared].split(shared)[ranks.rank]
         once, asked_index = torch.unique(asked_places, return_inverse=True)
@@ -93,7 +93,7 @@ class RowRequest:
                 part[:num_shared] = first[:num_shared]
             _take_rows(rows, places, part[num_shared:], dtype)
         received = sent.new_empty(rows_UD.shape)
-        dist.all_to_all_single(received, sent, self._num_wanted, self._num_asked)
+        all_to_all(received, sent, self._num_wanted, self._num_asked)
         for part, (shared, wanted) in zip(received.split(self._num_wanted), self._segments, strict=True):
             rows_UD[shared] = part[: shared.stop - shared.start]
             rows_UD[wanted] = part[shared.stop - shared.start :]
@@ -112,7 +112,7 @@ class RowRequest:
             part[: shared.stop - shared.start] = gradient_UD[shared]
             part[shared.stop - shared.start :] = gradient_UD[wanted]
         received = sent.new_empty(sum(self._num_asked), gradient_UD.shape[1])
-        dist.all_to_all_single(received, sent, self._num_asked, self._num_wanted)
+        all_to_all(received, sent, self._num_asked, self._num_wanted)
         num_shared, parts = len(self._shared_places), received.split(self._num_asked)
         for start in range(0, num_shared, block):
             end = min(start + block, num_shared)
@@ -161,8 +161,8 @@ class VocabularyTable:
         # Told of (name, places) before they change: whoever is still copying the table keeps them (a checkpoint being saved).
         self.before_update: Callable[[str, Tensor], None] | None = None
         num_local = len(range(ranks.rank, num_rows, ranks.size))
-        self.rows = torch.zeros(num_local, width, device=ranks.device)
-        self.accumulators = torch.full((num_local, width), float(initial_accumulator), device=ranks.device)
+        self.rows = lasting_zeros(num_local, width, ranks.device)
+        self.accumulators = lasting_zeros(num_local, width, ranks.device).fill_(initial_accumulator)
         if initial_scale:
             self._initialize(derive_key(seed, "table", name), initial_scale * math.sqrt(3.0 / width))
 

@@ -6,6 +6,7 @@ import ctypes
 import math
 import os
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,10 +166,14 @@ class Run:
                 self.changes.append(f"{name} {before} -> {after}")
 
     def _read_tables(self, checkpoint: Checkpoint) -> None:
-        """This rank's rows, straight into their place."""
-        for table in self.training_step.tables.all():
-            checkpoint.read_table(table.name, self.ranks.rank, self.ranks.size, "rows", table.rows)
-            checkpoint.read_table(table.name, self.ranks.rank, self.ranks.size, "accumulators", table.accumulators)
+        """This rank's rows, straight into their place, as many matrices at a time as there are threads."""
+        rank, size, reading = self.ranks.rank, self.ranks.size, []
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            for table in self.training_step.tables.all():
+                for key, matrix in (("rows", table.rows), ("accumulators", table.accumulators)):
+                    reading.append(pool.submit(checkpoint.read_table, table.name, rank, size, key, matrix))
+            for done in reading:
+                done.result()
 
     def begin_saving(self) -> None:
         """Start writing a checkpoint; collective. See `CheckpointSaver.begin`; `poll_saving` must follow once a step."""

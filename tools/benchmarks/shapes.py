@@ -1,0 +1,70 @@
+"""What is measured: the models' shapes, the words they read, and the work that a word is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lm1b.config import Config, load_config
+from lm1b.data.batches import Batch
+
+REPOSITORY = Path(__file__).parent.parent.parent
+BENCHMARK_WORDS = 793_471
+NEWS_WORDS = 82_453
+_RECIPE = ["batches.lanes=128", "batches.steps=20", "softmax.samples=8192"]
+# Name -> config and what is set on it. The last is a slice of BIGLSTM (2 x 8192-1024): one of its layers, a quarter of its lanes.
+SHAPES: dict[str, tuple[str, list[str]]] = {
+    "irnn_512": ("irnn_lm", ["model.hidden=512", "model.projection=null"]),
+    "irnn_1024_512": ("irnn_lm", []),
+    "lstm_512": ("lstm_lm", []),
+    "lstm_2048_512": ("lstm_lm", ["model.hidden=2048", "model.recurrent_projection=512"]),
+    "biglstm_slice": ("lstm_lm", ["model.hidden=8192", "model.recurrent_projection=1024", "model.embedding=1024", "batches.lanes=32"]),
+}
+
+
+def shape_config(name: str, precision: str, overrides: list[str] | None = None) -> Config:
+    """A shipped config as the shape `name`, with the benchmark's classic batch."""
+    config, settings = SHAPES[name]
+    return load_config(
+        REPOSITORY / "configs" / f"{config}.json", [*_RECIPE, *settings, f"training.precision={precision}", *(overrides or [])]
+    )
+
+
+def flops_per_word(config: Config) -> float:
+    """Multiply-adds times two of the matrix products, forward and backward (three products for one)."""
+    model, flops, width = config.model, 0.0, config.model.embedding
+    gates = 4 if model.cell == "lstm" else 1
+    for _ in range(model.layers):
+        out = model.recurrent_projection or model.hidden
+        flops += gates * model.hidden * (width + out) + (model.hidden * out if model.recurrent_projection else 0)
+        width = out
+    flops += width * model.projection if model.projection else 0
+    return 6.0 * (flops + config.softmax.samples * (model.projection or width))
+
+
+def word_counts(path: str | None, vocabulary: int) -> np.ndarray:
+    """Training counts of the `vocabulary` most frequent words, falling, float64. path: .npy of counts; None: a Zipf curve."""
+    if path is None:
+        return 1e9 / np.arange(1, vocabulary + 1)
+    counts = np.load(path, allow_pickle=False).astype(np.float64)
+    counts[BENCHMARK_WORDS - 1 :] = 0  # <S> never occurs in the stream
+    return np.sort(counts)[::-1][:vocabulary]
+
+
+@dataclass
+class UnigramBatches:
+    """Batches of tokens drawn from unigram counts, so that rows, samples and traffic are those of real text; equal for any ranks."""
+
+    cumulative_V: np.ndarray
+    lanes: int
+    steps: int
+    end_id: int = 0
+
+    def at(self, step: int, first_lane: int, num_lanes: int) -> Batch:
+        """See lm1b.data.batches.Batches."""
+        generator = np.random.default_rng(step)
+        draws = np.searchsorted(self.cumulative_V, generator.random((self.steps + 1, self.lanes)) * self.cumulative_V[-1], side="right")
+        tokens = draws[:, first_lane : first_lane + num_lanes].astype(np.int64)
+        return Batch(tokens[:-1], tokens[1:], epoch=0, starts_epoch=step == 0)

@@ -1,0 +1,191 @@
+"""A worker that takes training steps of any shape on tables of the real size: words/s, shares of the ceiling, parts, work.
+
+Started by tools/benchmark.py, as one process or through the `deepspeed` launcher; see turns.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import resource
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.machine import Ceiling
+from benchmarks.shapes import UnigramBatches, flops_per_word, shape_config, word_counts
+from benchmarks.turns import serve
+from lm1b.config import Config
+from lm1b.distributed import Ranks
+from lm1b.model.language_model import LanguageModel
+from lm1b.model.sampler import LogUniformSampler
+from lm1b.profiling import PREFIX
+from lm1b.training.engine import DTYPES, Engine
+from lm1b.training.process_group import start_ranks, stop_ranks
+from lm1b.training.run import prepare_process
+from lm1b.training.step import Tables, TrainingStep
+
+WARM_STEPS = 3
+# Events of the trace that are a part by themselves, wherever they happen.
+EVENTS = {
+    "_LSTM": "recurrent",
+    "_RNN": "recurrent",
+    "aten::mkldnn_rnn_layer": "recurrent",
+    "aten::lstm": "recurrent",
+    "_LSTMBackward": "recurrent",
+    "_RNNBackward": "recurrent",
+    "MkldnnRnnLayerBackward0": "recurrent",
+    "_SampledSoftmax": "softmax",
+    "_SampledSoftmaxBackward": "softmax",
+}
+PRODUCTS = ("aten::mm", "aten::addmm", "mkldnn::_linear_pointwise")
+
+
+def build_step(config: Config, counts_V: np.ndarray, ranks: Ranks, precision: str, tables: Tables | None = None) -> TrainingStep:
+    """A training step as a run has it, on made-up batches, warmed up. tables: used again from another step of the same widths."""
+    prepare_process(config)
+    model = LanguageModel(config.model, config.run.seed)
+    engine = Engine(model, config, precision, ranks)
+    tables = tables or filled_tables(config, len(counts_V), model.output_width, ranks)
+    sampler = LogUniformSampler(len(counts_V), config.softmax.samples, config.run.seed)
+    batches = UnigramBatches(np.cumsum(counts_V), config.batches.lanes, config.batches.steps)
+    step = TrainingStep(config, engine, tables, sampler, batches, ranks)  # type: ignore[arg-type]
+    engine.prime(step.zero_loss)
+    engine.start_ema()
+    for _ in range(WARM_STEPS):
+        step.run()
+    return step
+
+
+def filled_tables(config: Config, vocabulary: int, width: int, ranks: Ranks) -> Tables:
+    """Tables with some numbers in every row: memory that nobody has written to yet would be slower, or not there at all."""
+    tables = Tables.create(config, vocabulary, width, ranks, initialize=False)
+    for table in tables.all():
+        table.rows.uniform_(-0.05, 0.05)
+    return tables
+
+
+def parts_of(events: Any, num_steps: int, is_alone: bool) -> tuple[dict[str, float], float, int]:
+    """Seconds of each part in a step, seconds in products and recurrent layers, and the number of operators in a step."""
+    parts: dict[str, float] = collections.defaultdict(float)
+    products = 0.0
+    num_operators = 0
+    for event in events:
+        name = _part(event)
+        seconds = event.self_cpu_time_total / 1e6 / num_steps
+        # With others about, what a part spends in no operator of its own is waiting for DeepSpeed's collectives.
+        if not is_alone and event.name in (PREFIX + "backward", PREFIX + "core update"):
+            name = "communication"
+        parts[name] += seconds
+        if name == "recurrent" or event.name in PRODUCTS:
+            products += seconds
+        num_operators += event.name.startswith(("aten::", "mkldnn::"))
+    return {name: round(seconds, 5) for name, seconds in sorted(parts.items())}, products, num_operators // num_steps
+
+
+def _part(event: Any) -> str:
+    while event is not None:
+        if event.name.startswith(PREFIX):
+            return event.name.removeprefix(PREFIX)
+        if event.name in EVENTS:
+            return EVENTS[event.name]
+        if event.name.startswith("c10d::"):
+            return "communication"
+        event = event.cpu_parent
+    return "other"
+
+
+class Training:
+    """The worker's state: one step at a time, tables kept for the next of equal widths."""
+
+    def __init__(self, ranks: Ranks, counts: str | None) -> None:
+        self.ranks, self.counts = ranks, counts
+        self._tables: tuple[tuple[int, int, int], Tables] | None = None
+
+    def build(self, shape: str, precision: str, vocabulary: int, overrides: list[str]) -> dict[str, Any]:
+        """Make the step of a shape, and forget the last one."""
+        self.step = None
+        config = shape_config(shape, precision, overrides)
+        width = LanguageModel(config.model, 0).output_width
+        key = (vocabulary, config.model.embedding, width)
+        counts_V = word_counts(self.counts, vocabulary)
+        if self._tables is None or self._tables[0] != key:
+            self._tables = None
+            self._tables = key, filled_tables(config, vocabulary, width, self.ranks)
+        self.config, self.precision = config, precision
+        self.step = build_step(config, counts_V, self.ranks, precision, self._tables[1])
+        positions = config.batches.lanes * config.batches.steps // self.ranks.size
+        self.ceiling = Ceiling(DTYPES[precision], positions, config.softmax.samples, width)
+        self.wall, self.cpu, self.faults = [], [], []
+        return {}
+
+    def steps(self, count: int) -> dict[str, Any]:
+        """Take some steps, a product for the ceiling before each."""
+        assert self.step is not None
+        for _ in range(count):
+            self.ceiling.measure()
+            faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            wall, cpu = time.perf_counter(), time.process_time()
+            self.step.run()
+            self.wall.append(time.perf_counter() - wall)
+            self.cpu.append(time.process_time() - cpu)
+            self.faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults)
+        return {}
+
+    def result(self, profiled_steps: int) -> dict[str, Any]:
+        """What the steps so far were, and the parts of a few more."""
+        step, config = self.step, self.config
+        assert step is not None
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            for _ in range(profiled_steps):
+                step.run()
+        parts, products, num_operators = parts_of(profiler.events(), profiled_steps, self.ranks.size == 1)
+        words = config.batches.lanes * config.batches.steps
+        wall, cpu = statistics.median(self.wall), statistics.median(self.cpu)
+        flops = flops_per_word(config) * words / self.ranks.size
+        return {
+            "precision": self.precision,
+            "vocabulary": step.tables.output.num_rows,
+            "ranks": self.ranks.size,
+            "threads": torch.get_num_threads(),
+            "lanes": config.batches.lanes,
+            "steps": config.batches.steps,
+            "samples": config.softmax.samples,
+            "embedding": config.model.embedding,
+            "output_width": step.model.output_width,
+            "core_parameters": step.engine.core_size,
+            "mflop_per_word": round(flops_per_word(config) / 1e6, 1),
+            "step_seconds": round(wall, 4),
+            "step_seconds_all": [round(value, 4) for value in self.wall],
+            "words_per_second": round(words / wall),
+            "cpu_seconds": round(cpu, 4),
+            "ceiling_gflops": self.ceiling.as_json(),
+            "share_of_ceiling": round(flops / cpu / self.ceiling.flops_per_second(), 3),
+            "share_outside_products": round(1.0 - products / sum(parts.values()), 3),
+            "parts_seconds": parts,
+            "operators_a_step": num_operators,
+            "page_faults_a_step": statistics.median(self.faults),
+            "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+            "table_mb": round(sum(2 * table.rows.numel() * 4 for table in step.tables.all()) / 2**20),
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--socket", required=True)
+    parser.add_argument("--counts")
+    parser.add_argument("--local_rank", type=int, default=0)
+    arguments = parser.parse_args()
+    ranks = start_ranks()
+    worker = Training(ranks, arguments.counts)
+    serve(arguments.socket, ranks.rank, {"build": worker.build, "steps": worker.steps, "result": worker.result})
+    del worker
+    stop_ranks()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Processes that are warm and take turns: what is compared is measured side by side, while only one of them works.
+
+The coordinator starts workers (alone, or several ranks through the `deepspeed` launcher); each connects to a socket in a private
+folder and does what it is told, one JSON line a command, one JSON line an answer. A worker that waits uses no processor.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from lm1b.errors import UserError
+
+START_SECONDS, ANSWER_SECONDS = 180.0, 600.0
+
+
+class Workers:
+    """Some processes that were started together; `ask` has them all do the same."""
+
+    def __init__(self, command: Sequence[str], count: int, threads: int) -> None:
+        """command: gets `--socket PATH` appended. count: how many processes will connect. threads: of each."""
+        self._folder = tempfile.TemporaryDirectory(prefix="lm1b-turns-")
+        path = str(Path(self._folder.name) / "socket")
+        self._log = open(Path(self._folder.name) / "log", "w+b")  # noqa: SIM115
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(path)
+        listener.listen(count)
+        listener.settimeout(START_SECONDS)
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        self._process = subprocess.Popen(
+            [*command, "--socket", path], stdout=self._log, stderr=self._log, env=environment, process_group=0, stdin=subprocess.DEVNULL
+        )
+        self._files = []
+        try:
+            for _ in range(count):
+                connection, _ = listener.accept()
+                connection.settimeout(ANSWER_SECONDS)
+                self._files.append(connection.makefile("rw"))
+        except OSError:
+            raise self._failure() from None
+        finally:
+            listener.close()
+
+    def ask(self, what: str, **arguments: Any) -> list[dict[str, Any]]:
+        """Every process does it at the same time. -> their answers, by rank."""
+        try:
+            for file in self._files:
+                file.write(json.dumps({"what": what, **arguments}) + "\n")
+                file.flush()
+            answers = [json.loads(file.readline()) for file in self._files]
+        except (OSError, ValueError):
+            raise self._failure() from None
+        return sorted(answers, key=lambda answer: answer["rank"])
+
+    def _failure(self) -> UserError:
+        self._log.seek(0)
+        lines = self._log.read().decode(errors="replace").strip().splitlines()
+        self.close()
+        return UserError("a benchmark's process has ended: " + (lines[-1] if lines else "it said nothing"))
+
+    def close(self) -> None:
+        """End the processes."""
+        for file in self._files:
+            file.close()
+        try:
+            self._process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        self._log.close()
+        self._folder.cleanup()
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def serve(path: str, rank: int, actions: dict[str, Callable[..., dict[str, Any]]]) -> None:
+    """A worker's life: do what comes over the socket at `path` until it is closed."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(path)
+    file = connection.makefile("rw")
+    for line in file:
+        command = json.loads(line)
+        answer = actions[command.pop("what")](**command)
+        file.write(json.dumps({"rank": rank, **answer}) + "\n")
+        file.flush()
