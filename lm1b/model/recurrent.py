@@ -1,4 +1,4 @@
-"""The recurrent layers: IRNN, np-RNN, ReLU and tanh RNN, LSTM, one fused `nn.RNN` or `nn.LSTM` a layer.
+"""The recurrent layers: IRNN, np-RNN, ReLU and tanh RNN, LSTM, one `nn.RNN` or `nn.LSTM` a layer (on a CPU: recurrent_cpu.py's).
 
 1. A stack maps x_TBD and the state of every lane to y_TBH and the new state; states are a dict of names "0.h", "0.c",
    "1.h", ... to tensors [lanes, width] in the computing dtype, so that they travel and are stored by name.
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lm1b.config import ModelConfig
+from lm1b.model.recurrent_cpu import LSTMLayer, RNNLayer
 from lm1b.randomness import derive_key, keep_mask, normal, uniform
 
 State = dict[str, Tensor]
@@ -57,8 +58,8 @@ class RecurrentStack(nn.Module):
     def _layer(self, input_width: int) -> nn.RNNBase:
         config = self.config
         if config.cell == "lstm":
-            return nn.LSTM(input_width, config.hidden, proj_size=config.recurrent_projection or 0)
-        return nn.RNN(input_width, config.hidden, nonlinearity="tanh" if config.cell == "tanh_rnn" else "relu")
+            return LSTMLayer(input_width, config.hidden, proj_size=config.recurrent_projection or 0)
+        return RNNLayer(input_width, config.hidden, nonlinearity="tanh" if config.cell == "tanh_rnn" else "relu")
 
     def initialize(self, seed: int) -> None:
         """Set every weight from keys of (seed, parameter name), in place, as `config` says."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.profiler import record_function
 
 from lm1b.config import Config
 from lm1b.data.batches import Batches
@@ -82,6 +83,11 @@ class StepResult:
     gap: tuple[float, float] | None  # sampled and true nats a word on the same few positions
 
 
+def part(name: str) -> record_function:
+    """Names what follows in the profiler's trace, `step: <name>`; tools/benchmark.py adds up the time of each. Costs a microsecond."""
+    return record_function(f"step: {name}")
+
+
 class TrainingStep:
     """Holds what a step reads and changes; `run()` does one step."""
 
@@ -115,11 +121,12 @@ class TrainingStep:
     def run(self, *, stop_requested: bool = False, check_gap: bool = False) -> StepResult:
         """One step. Every rank calls it at the same time."""
         engine, tables = self.engine, self.tables
-        batch = self.batches.at(self.step, self.first_lane, self.lanes_here)
+        with part("batch"):
+            batch = self.batches.at(self.step, self.first_lane, self.lanes_here)
+            inputs_TB = torch.from_numpy(batch.inputs_TB).to(self.ranks.device)
+            targets_TB = torch.from_numpy(batch.targets_TB).to(self.ranks.device)
         if batch.starts_epoch:
             self.carry = self.zero_carry()
-        inputs_TB = torch.from_numpy(batch.inputs_TB).to(self.ranks.device)
-        targets_TB = torch.from_numpy(batch.targets_TB).to(self.ranks.device)
         rows = self._fetch(inputs_TB, targets_TB)
         nats, new_carry, largest_activation, hidden_NP = self._forward_and_backward(inputs_TB, rows)
         gap = self._check_gap(hidden_NP, targets_TB, rows) if check_gap else None
@@ -127,18 +134,21 @@ class TrainingStep:
 
         # A leaf's gradient carries the loss scale and is not averaged over ranks, while the core's is both unscaled and averaged.
         row_scale = self.config.tables.gradient_scale * self.config.batches.lanes / (self.ranks.size * engine.loss_scale)
-        row_norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in rows.gradients()]) * row_scale
-        norms = torch.cat([row_norms, engine.gradient_norms()])
-        status = self._reduce_status(nats, finite_B, norms, largest_activation, stop_requested)
+        with part("status"):
+            row_norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in rows.gradients()]) * row_scale
+            norms = torch.cat([row_norms, engine.gradient_norms()])
+            status = self._reduce_status(nats, finite_B, norms, largest_activation, stop_requested)
         factor = learning_rate_factor(self.config.schedule, self.updates, self.total_updates)
-        applied = engine.step(finite=not status.not_finite, learning_rate=self.config.optimizer.learning_rate * factor)
-        if applied:
-            requests = (rows.input_request, rows.output_request, rows.output_request)
-            for table, request, gradient in zip(tables.all(), requests, rows.gradients(), strict=True):
-                table.apply(request, gradient, learning_rate=self.config.tables.learning_rate * factor, gradient_scale=row_scale)
-            if self.config.training.ema_decay is not None:
+        with part("core update"):
+            applied = engine.step(finite=not status.not_finite, learning_rate=self.config.optimizer.learning_rate * factor)
+            if applied and self.config.training.ema_decay is not None:
                 # A full-length average would hold the initial weights for a thousand updates: it grows with the run.
                 engine.update_ema(min(self.config.training.ema_decay, (1 + self.updates) / (10 + self.updates)))
+        if applied:
+            requests = (rows.input_request, rows.output_request, rows.output_request)
+            with part("table update"):
+                for table, request, gradient in zip(tables.all(), requests, rows.gradients(), strict=True):
+                    table.apply(request, gradient, learning_rate=self.config.tables.learning_rate * factor, gradient_scale=row_scale)
             self.updates += 1
         else:
             # Lanes whose state is not finite restart from zero.
@@ -161,18 +171,25 @@ class TrainingStep:
 
     def _fetch(self, inputs_TB: Tensor, targets_TB: Tensor) -> _Rows:
         """Ask the owners for the distinct rows that this rank's lanes need."""
-        samples = self.sampler.draw(self.step, self.ranks.device)
-        input_request, input_positions_N = request_inputs(inputs_TB.flatten(), self.ranks)
-        output_request, target_positions_N = request_outputs(samples, targets_TB.flatten(), self.ranks)
+        with part("sampler"):
+            samples = self.sampler.draw(self.step, self.ranks.device)
+        with part("row fetch"):
+            input_request, input_positions_N = request_inputs(inputs_TB.flatten(), self.ranks)
+            output_request, target_positions_N = request_outputs(samples, targets_TB.flatten(), self.ranks)
+            input_rows_UD = self.tables.input.fetch(input_request, self.engine.dtype).requires_grad_()
+            output_rows_UP = self.tables.output.fetch(output_request, self.engine.dtype).requires_grad_()
+            bias_U1 = self.tables.bias.fetch(output_request, torch.float32).requires_grad_()
+        with part("sampler"):
+            log_expected_U = self.sampler.log_expected(output_request.ids_U, samples.num_draws)
         return _Rows(
             input_request,
             output_request,
-            self.tables.input.fetch(input_request, self.engine.dtype).requires_grad_(),
-            self.tables.output.fetch(output_request, self.engine.dtype).requires_grad_(),
-            self.tables.bias.fetch(output_request, torch.float32).requires_grad_(),
+            input_rows_UD,
+            output_rows_UP,
+            bias_U1,
             input_positions_N.view_as(inputs_TB),
             target_positions_N.view_as(targets_TB),
-            self.sampler.log_expected(output_request.ids_U, samples.num_draws),
+            log_expected_U,
             len(samples.ids_S),
         )
 
@@ -196,7 +213,8 @@ class TrainingStep:
                 first_lane=self.first_lane + first,
                 resets_TB=self._resets(inputs_TB[:, lanes]),
             )
-            self.engine.backward((parts.nats / micro_lanes).float())
+            with part("backward"):
+                self.engine.backward((parts.nats / micro_lanes).float())
             nats += parts.nats.detach()
             states.append(parts.state)
             activations.append(parts.largest_activation.float())

@@ -1,0 +1,121 @@
+"""Which settings learn fastest: exact perplexity after equal CPU time, on the real training step.
+
+    python tools/settings_search.py --config configs/lstm_news.json --cpu-seconds 360 --json out.json \
+        base --try table_lr_0.5 tables.learning_rate=0.5 --try lanes_32 batches.lanes=32
+
+1. Each trial measures its own step (median CPU time of the first steps) and gets the number of steps that fits the budget, so that
+   the schedule ends with it: a setting that makes steps dearer gets fewer of them.
+2. At four points of the budget the exact evaluator's scorer gives the validation text's word perplexity, averaged weights, not
+   counted in the budget.
+3. The clock is this process's CPU time: a machine's other users slow a trial down but do not change its result much.
+
+Resumable: a trial whose line is in the JSON already is not repeated. Tokens must have been preprocessed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lm1b.config import Config, load_config
+from lm1b.errors import run_command
+from lm1b.evaluation.perplexity import Scorer, cut_for_scoring
+from lm1b.evaluation.texts import ScoredText, text_of_split
+from lm1b.files import read_json, write_json
+from lm1b.model.language_model import LanguageModel
+from lm1b.training.process_group import start_ranks, stop_ranks
+from lm1b.training.run import Run, prepare_process
+
+POINTS = (0.25, 0.5, 0.75, 1.0)
+STEPS_TIMED = 40
+
+
+def first_sentences(text: ScoredText, count: int) -> ScoredText:
+    """The first `count` sentences of a text."""
+    ends = text.sentence_ends[:count]
+    return ScoredText(text.split, text.files, text.tokens_N[: ends[-1]], ends, 0)
+
+
+def word_perplexity(run: Run, text: ScoredText) -> float:
+    """Exact, over the whole vocabulary, of the averaged weights as they are now."""
+    step, config = run.training_step, run.config
+    core = step.engine.core_state()
+    kind = "ema" if config.training.ema_decay is not None else "weights"
+    model = LanguageModel(config.model, config.run.seed).to(step.engine.dtype).eval()
+    model.load_state_dict({name.split("/", 1)[1]: tensor for name, tensor in core.items() if name.startswith(kind + "/")})
+    ids_U = np.union1d(text.tokens_N, [run.tokens.vocabulary.end_id]).astype(np.int64)
+    dtype = step.engine.dtype
+    scorer = Scorer(
+        model,
+        ids_U,
+        step.tables.input.rows[torch.from_numpy(ids_U)].to(dtype),
+        step.tables.output.rows.to(dtype),
+        step.tables.bias.rows.flatten(),
+        run.tokens.vocabulary.end_id,
+        config.evaluation.vocabulary_block,
+        run.ranks,
+    )
+    sequences = cut_for_scoring(text, "carry", config.evaluation.lanes)
+    return math.exp(scorer.nats(sequences, config.evaluation.lanes) / len(text.tokens_N))
+
+
+def try_settings(config: Config, cpu_seconds: float, num_sentences: int) -> dict[str, Any]:
+    """Train for `cpu_seconds` and score. -> steps, words, seconds a step, and the curve [(CPU seconds, word perplexity)]."""
+    ranks = start_ranks()
+    prepare_process(config)
+    run = Run(config, ranks)
+    text = first_sentences(text_of_split(run.tokens, "validation"), num_sentences)
+    step, times, used, curve = run.training_step, [], 0.0, []
+    step.total_updates = 10**6  # the first steps are in the warm-up, or at full rate
+    total = STEPS_TIMED
+    points = list(POINTS)
+    while step.step < total:
+        started_at = time.process_time()
+        step.run()
+        times.append(time.process_time() - started_at)
+        used += times[-1]
+        if step.step == STEPS_TIMED:
+            total = step.total_updates = max(STEPS_TIMED + 1, round(cpu_seconds / statistics.median(times)))
+        if total > STEPS_TIMED and step.step >= points[0] * total:
+            points.pop(0)
+            curve.append((round(used, 1), round(word_perplexity(run, text), 2)))
+            print(f"  {used:7.1f} CPU s  step {step.step:6d} of {total}  word perplexity {curve[-1][1]}", flush=True)
+    run.close()
+    del run, step
+    stop_ranks()
+    return {"steps": total, "words": total * config.batches.lanes * config.batches.steps, "step_seconds": statistics.median(times), "curve": curve}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=value", help="for every trial")
+    parser.add_argument("--try", dest="trials", action="append", nargs="+", default=[], metavar=("NAME", "a.b=value"))
+    parser.add_argument("--cpu-seconds", type=float, default=360.0)
+    parser.add_argument("--sentences", type=int, default=1500, help="of validation, scored at each point")
+    parser.add_argument("--json", required=True, help="results, one a trial; those that it holds are not repeated")
+    arguments = parser.parse_args()
+    path = Path(arguments.json)
+    results = read_json(path) if path.exists() else {}
+    for name, *overrides in arguments.trials:
+        if name in results:
+            continue
+        print(f"{name}: {' '.join(overrides)}", flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            settings = [*arguments.set, *overrides, f"run.directory={json.dumps(folder)}", "training.threads=1"]
+            result = try_settings(load_config(arguments.config, settings), arguments.cpu_seconds, arguments.sentences)
+        results[name] = {"config": arguments.config, "set": [*arguments.set, *overrides], "cpu_seconds": arguments.cpu_seconds, **result}
+        write_json(path, results)
+
+
+if __name__ == "__main__":
+    run_command(main)
