@@ -3,13 +3,13 @@
 Row r lives on rank r % N, at place r // N there, in float32 beside its accumulator. A training step:
 
 1. `request_inputs` and `request_outputs` find the distinct ids that this rank needs, and `RowRequest` tells the owners
-   (one exchange of ids, whatever the number of tables that are cut alike).
+   (one exchange of ids, whatever the number of tables that are cut alike; none for the samples, which every rank knows).
 2. `table.fetch(request, dtype)` brings the rows, sent in the compute precision, as one float32 tensor rows_UD.
 3. Autograd leaves the gradient of those rows in rows_UD.grad, summed over micro-batches.
 4. `table.apply(request, gradient_UD, ...)` sends it back the same way; the owners sum over ranks, in rank order and in
-   float32, and update just these rows and accumulators.
+   float32, and update just these rows and accumulators, a cache's worth at a time.
 
-With N = 1 nothing is sent. Example with N = 2, ids [4, 7, 1]: rank 0 is asked for its place 2, rank 1 for its places 3 and 0.
+With N = 1 nothing is sent. Example with N = 2, ids [4, 1, 7]: rank 0 is asked for its place 2, rank 1 for its places 0 and 3.
 
 U distinct ids of this rank's request, D width of a row, N ranks or positions (as said).
 """
@@ -17,7 +17,8 @@ U distinct ids of this rank's request, D width of a row, N ranks or positions (a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import accumulate
 
 import torch
 import torch.distributed as dist
@@ -41,10 +42,11 @@ def _block_rows(table: Tensor) -> int:
 class RowRequest:
     """Which rows this rank wants, and which are wanted of it. A collective when made on several ranks.
 
-    ids_U: int64, distinct, any order, on ranks.device.
+    ids_U: int64, distinct, on ranks.device; the first num_shared are the same on every rank, which then need not tell each other.
+    On several ranks both parts are grouped by owner, rank 0's ids first: rows and gradients travel as they lie.
     """
 
-    def __init__(self, ids_U: Tensor, ranks: Ranks) -> None:
+    def __init__(self, ids_U: Tensor, ranks: Ranks, num_shared: int = 0) -> None:
         self.ids_U = ids_U
         self.ranks = ranks
         # In which dtype each table's rows came: its gradient goes back in the same.
@@ -53,18 +55,29 @@ class RowRequest:
             self.updated_places = ids_U
             return
         owner_U = ids_U % ranks.size
-        self._by_owner = torch.argsort(owner_U, stable=True)
-        self._from_owner_order = torch.argsort(self._by_owner)
-        counts_sent = torch.bincount(owner_U, minlength=ranks.size)
-        counts_received = torch.empty_like(counts_sent)
-        dist.all_to_all_single(counts_received, counts_sent)
-        self._num_wanted: list[int] = counts_sent.tolist()
-        self._num_asked: list[int] = counts_received.tolist()
-        places_sent = torch.div(ids_U, ranks.size, rounding_mode="floor")[self._by_owner]
-        # Places of the rows that the ranks want of this one: rank 0's, then rank 1's, ...
-        self._asked_places = torch.empty(sum(self._num_asked), dtype=torch.int64, device=ids_U.device)
-        dist.all_to_all_single(self._asked_places, places_sent, self._num_asked, self._num_wanted)
-        self.updated_places, self._asked_index = torch.unique(self._asked_places, return_inverse=True)
+        places_U = torch.div(ids_U, ranks.size, rounding_mode="floor")
+        counts_wanted = torch.bincount(owner_U[num_shared:], minlength=ranks.size)
+        counts_asked = torch.empty_like(counts_wanted)
+        dist.all_to_all_single(counts_asked, counts_wanted)
+        shared: list[int] = torch.bincount(owner_U[:num_shared], minlength=ranks.size).tolist()
+        wanted: list[int] = counts_wanted.tolist()
+        asked: list[int] = counts_asked.tolist()
+        # Places of the rows that each rank wants of this one, beside the shared ones.
+        asked_places = torch.empty(sum(asked), dtype=torch.int64, device=ids_U.device)
+        dist.all_to_all_single(asked_places, places_U[num_shared:].contiguous(), asked, wanted)
+        self._asked_places = asked_places.split(asked)
+        self._shared_places = places_U[:num_shared].split(shared)[ranks.rank]
+        once, asked_index = torch.unique(asked_places, return_inverse=True)
+        self._asked_index = asked_index.split(asked)
+        self.updated_places = torch.cat([self._shared_places, once])
+        # Rows exchanged with each rank, shared ones first: coming as rows and going back as gradients, and the other way round.
+        self._num_wanted = [a + b for a, b in zip(shared, wanted, strict=True)]
+        self._num_asked = [len(self._shared_places) + n for n in asked]
+        ends_shared, ends_wanted = list(accumulate(shared)), list(accumulate(wanted, initial=num_shared))[1:]
+        self._segments = [
+            (slice(end_shared - num_a, end_shared), slice(end_wanted - num_b, end_wanted))
+            for end_shared, num_a, end_wanted, num_b in zip(ends_shared, shared, ends_wanted, wanted, strict=True)
+        ]
 
     def bring(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
         """rows: this rank's part of a table, float32 -> rows_UD float32 that went through `dtype`. A collective."""
@@ -72,29 +85,47 @@ class RowRequest:
         if self.ranks.size == 1:
             _take_rows(rows, self.ids_U, rows_UD, dtype)
             return rows_UD
-        sent = torch.empty(len(self._asked_places), rows.shape[1], dtype=dtype, device=rows.device)
-        _take_rows(rows, self._asked_places, sent, dtype)
+        sent = torch.empty(sum(self._num_asked), rows.shape[1], dtype=dtype, device=rows.device)
+        num_shared, first = len(self._shared_places), sent.split(self._num_asked)[0]
+        _take_rows(rows, self._shared_places, first[:num_shared], dtype)
+        for part, places in zip(sent.split(self._num_asked), self._asked_places, strict=True):
+            if part is not first:
+                part[:num_shared] = first[:num_shared]
+            _take_rows(rows, places, part[num_shared:], dtype)
         received = sent.new_empty(rows_UD.shape)
         dist.all_to_all_single(received, sent, self._num_wanted, self._num_asked)
-        _take_rows(received, self._from_owner_order, rows_UD, dtype)
+        for part, (shared, wanted) in zip(received.split(self._num_wanted), self._segments, strict=True):
+            rows_UD[shared] = part[: shared.stop - shared.start]
+            rows_UD[wanted] = part[shared.stop - shared.start :]
         return rows_UD
 
-    def return_sum(self, gradient_UD: Tensor, dtype: torch.dtype) -> Tensor:
-        """Gradients of the wanted rows, float32 -> those of rows at `updated_places`, float32, summed over ranks in rank order.
+    def gradient_sums(self, gradient_UD: Tensor, dtype: torch.dtype, block: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Gradients of the wanted rows, float32 -> (places, those rows' gradients, float32), `block` of `updated_places` at a time.
 
-        A collective. What travels is in `dtype`.
+        Summed over ranks in rank order. What travels is in `dtype`. A collective: it is run through to its end on every rank.
         """
         if self.ranks.size == 1:
-            return gradient_UD
+            yield from zip(self.ids_U.split(block), gradient_UD.split(block), strict=True)
+            return
         sent = torch.empty(gradient_UD.shape, dtype=dtype, device=gradient_UD.device)
-        _take_rows(gradient_UD, self._by_owner, sent, dtype)
-        received = sent.new_empty(len(self._asked_places), gradient_UD.shape[1])
+        for part, (shared, wanted) in zip(sent.split(self._num_wanted), self._segments, strict=True):
+            part[: shared.stop - shared.start] = gradient_UD[shared]
+            part[shared.stop - shared.start :] = gradient_UD[wanted]
+        received = sent.new_empty(sum(self._num_asked), gradient_UD.shape[1])
         dist.all_to_all_single(received, sent, self._num_asked, self._num_wanted)
-        total = torch.zeros(len(self.updated_places), gradient_UD.shape[1], device=gradient_UD.device)
+        num_shared, parts = len(self._shared_places), received.split(self._num_asked)
+        for start in range(0, num_shared, block):
+            end = min(start + block, num_shared)
+            total = parts[0][start:end].to(torch.float32, copy=True)
+            for part in parts[1:]:
+                total += part[start:end]
+            yield self._shared_places[start:end], total
+        places = self.updated_places[num_shared:]
+        totals = torch.zeros(len(places), gradient_UD.shape[1], device=gradient_UD.device)
         # One rank after another: a rank's ids are distinct, so each row's sum has one fixed order.
-        for index, part in zip(self._asked_index.split(self._num_asked), received.split(self._num_asked), strict=True):
-            total.index_add_(0, index, part.to(torch.float32))
-        return total
+        for index, part in zip(self._asked_index, parts, strict=True):
+            totals.index_add_(0, index, part[num_shared:].to(torch.float32))
+        yield from zip(places.split(block), totals.split(block), strict=True)
 
 
 def _take_rows(source: Tensor, places: Tensor, result: Tensor, through: torch.dtype) -> None:
@@ -165,20 +196,16 @@ class VocabularyTable:
     ) -> None:
         """One Adagrad update (Duchi 2011) of the requested rows, whoever asked for them. A collective.
 
-        gradient_UD: float32, this rank's gradient of the rows it fetched; it is overwritten where gradient_scale is not 1.
-        It is multiplied by gradient_scale before it travels, in the dtype of the last fetch (float32 for float16).
+        gradient_UD: float32, this rank's gradient of the rows it fetched; it may be overwritten. It travels in the dtype of the last
+        fetch (float32 for float16); its sum over ranks is multiplied by gradient_scale.
         """
-        if gradient_scale != 1.0:
-            gradient_UD.mul_(gradient_scale)
-        wire_dtype = request.wire_dtypes.get(self.name, torch.float32)
-        # A sum over all tokens of a step can be beyond float16's 65,504, while bfloat16 has float32's range.
-        gradient = request.return_sum(gradient_UD, torch.float32 if wire_dtype == torch.float16 else wire_dtype)
         if self.before_update is not None:
             self.before_update(self.name, request.updated_places)
-        block = _block_rows(self.rows)
-        for start in range(0, len(gradient), block):
-            places = request.updated_places[start : start + block]
-            self._update(places, gradient[start : start + block], learning_rate, epsilon)
+        wire_dtype = request.wire_dtypes.get(self.name, torch.float32)
+        # A sum over all tokens of a step can be beyond float16's 65,504, while bfloat16 has float32's range.
+        wire_dtype = torch.float32 if wire_dtype == torch.float16 else wire_dtype
+        for places, gradient in request.gradient_sums(gradient_UD, wire_dtype, _block_rows(self.rows)):
+            self._update(places, gradient.mul_(gradient_scale), learning_rate, epsilon)
 
     def _update(self, places: Tensor, gradient: Tensor, learning_rate: float, epsilon: float) -> None:
         accumulators = self.accumulators.index_select(0, places).addcmul_(gradient, gradient)
@@ -189,18 +216,36 @@ class VocabularyTable:
 
 def request_inputs(inputs_N: Tensor, ranks: Ranks) -> tuple[RowRequest, Tensor]:
     """Ask for the distinct ids among `inputs_N` (int64, any shape). Returns the request and each input's place in it."""
-    ids_U, positions = torch.unique(inputs_N, return_inverse=True)
-    return RowRequest(ids_U, ranks), positions
+    keys_U, positions = torch.unique(_keys(inputs_N, ranks), return_inverse=True)
+    return RowRequest(_ids(keys_U, ranks), ranks), positions
 
 
 def request_outputs(samples: Samples, targets_N: Tensor, ranks: Ranks) -> tuple[RowRequest, Tensor]:
-    """Ask for the samples, in their order, and after them for the targets that are none of them, ascending.
+    """Ask for the samples, grouped by owner and rising, and after them for the targets that are none of them, likewise.
 
     targets_N: int64, any shape. Returns the request and each target's place in it: < S if and only if it was sampled.
     """
     num_samples = len(samples.ids_S)
-    places = torch.searchsorted(samples.ids_S, targets_N).clamp_(max=num_samples - 1)
-    is_sampled = samples.ids_S[places] == targets_N
-    others, places_of_others = torch.unique(targets_N[~is_sampled], return_inverse=True)
+    keys_S, target_keys_N = _keys(samples.ids_S, ranks), _keys(targets_N, ranks)
+    if ranks.size > 1:
+        keys_S = keys_S.sort().values
+    places = torch.searchsorted(keys_S, target_keys_N).clamp_(max=num_samples - 1)
+    is_sampled = keys_S[places] == target_keys_N
+    others, places_of_others = torch.unique(target_keys_N[~is_sampled], return_inverse=True)
     places[~is_sampled] = places_of_others + num_samples
-    return RowRequest(torch.cat([samples.ids_S, others]), ranks), places
+    return RowRequest(_ids(torch.cat([keys_S, others]), ranks), ranks, num_samples), places
+
+
+def _keys(ids: Tensor, ranks: Ranks) -> Tensor:
+    """Integers that sort by owner first and by id then: owner * 2^32 + place there."""
+    return ids if ranks.size == 1 else (ids % ranks.size << 32) + torch.div(ids, ranks.size, rounding_mode="floor")
+
+
+def _ids(keys: Tensor, ranks: Ranks) -> Tensor:
+    """The ids that `_keys` made these keys of."""
+    return keys if ranks.size == 1 else (keys & (1 << 32) - 1) * ranks.size + (keys >> 32)
+
+
+def grouped_by_owner(ids: Tensor, ranks: Ranks) -> Tensor:
+    """Distinct ids (int64) in the order in which a `RowRequest` takes them."""
+    return _ids(_keys(ids, ranks).sort().values, ranks)
