@@ -45,8 +45,8 @@ def as_text(predictions: Predictions) -> str:
         head = [
             "ranks",
             *(f"words/s {layout}" for layout in LAYOUTS),
-            "words/s a rank, ours, of one alone",
-            "ours: share of a step communicating",
+            "ours: a rank against one alone",
+            "ours: communication",
         ]
         rows, found = [head], _by_ranks(of_network)
         alone = found[min(found)]["sharded"]
@@ -88,6 +88,7 @@ def draw(predictions: Predictions, title: str, path: Path) -> None:
     over = [each for each in some if each.ranks > 1]
     _draw_panel(sent, over, lambda each: each.sent_bytes, "Sent by a rank in a step (one rank alone: nothing)", "bytes")
     _draw_panel(held, some, lambda each: each.memory_bytes, "Memory of a rank", "bytes")
+    sent.set_xlim(held.get_xlim())
     for axes in (sent, held):
         _name_bytes(axes)
     for axes in panels[len(predictions) + 2 :]:
