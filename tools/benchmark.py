@@ -1,166 +1,166 @@
-"""Words per second of the whole training step, beside the machine's own matrix-product rate, measured in the same run.
+"""How fast everything is, beside what this machine can do, measured in the same run: one table, one JSON.
 
-    python tools/benchmark.py --config configs/lstm_lm.json --counts training_word_counts.npy
-    deepspeed --num_gpus 2 tools/benchmark.py --config configs/lstm_lm.json --counts training_word_counts.npy
+    python tools/benchmark.py --json out.json --counts training_word_counts.npy --against plain --against hf-wordlevel
 
-Tokens are drawn from the unigram counts, so that rows, samples and traffic are those of the real corpus. `--counts` is a
-.npy file of training counts; without it a Zipf curve over --vocabulary words stands in. Prints one JSON object.
+1. Training steps of every shape, in bf16 and fp32, by warm processes that take turns (one rank on one thread, two ranks on a thread
+   each, one rank on two threads): words/s, share of the matrix products' own rate (measured between the steps), parts of a step.
+2. Exact evaluation over the whole vocabulary; preprocessing by phase; start and resumption with tables of the real size.
+
+Medians of interleaved repeats, and CPU time wherever a share is meant: machines are shared. Tokens are drawn from the unigram counts, so
+that rows, samples and traffic are those of real text. `--counts` is a .npy file of training counts; without it a Zipf curve stands in.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import resource
-import statistics
+import contextlib
+import subprocess
+import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch.profiler import ProfilerActivity, profile
+from benchmarks.evaluation import measure_evaluation
+from benchmarks.machine import describe_machine
+from benchmarks.resume import measure_resume
+from benchmarks.shapes import BENCHMARK_WORDS, NEWS_WORDS, REPOSITORY, SHAPES, shape_config
+from benchmarks.table import as_text
+from benchmarks.turns import Workers
 
-from lm1b.config import Config, load_config
-from lm1b.data.batches import Batch
-from lm1b.distributed import Ranks
-from lm1b.errors import run_command
-from lm1b.model.language_model import LanguageModel
-from lm1b.model.sampler import LogUniformSampler
-from lm1b.training.engine import DTYPES, Engine
-from lm1b.training.precision import resolve_precision
-from lm1b.training.process_group import start_ranks, stop_ranks
+from lm1b.errors import UserError, run_command
+from lm1b.files import write_json
 from lm1b.training.run import prepare_process
-from lm1b.training.step import Tables, TrainingStep
+
+PARTS = ("training", "evaluation", "preprocessing", "resume")
+PUBLIC_TRAINER_WORDS_PER_SECOND = (
+    1791  # a plain PyTorch LSTM-512 with sparse Adam, 793,471 words, on two cores like ours: read, not run here
+)
+# (ranks, threads of each): one core, and the two ways to use two.
+ONE_CORE, TWO_RANKS, TWO_THREADS = (1, 1), (2, 1), (1, 2)
+CASES = [
+    *((shape, precision, BENCHMARK_WORDS) for shape in list(SHAPES)[:4] for precision in ("bf16", "fp32")),
+    ("lstm_512", "bf16", NEWS_WORDS),
+    ("biglstm_slice", "bf16", NEWS_WORDS),
+]
 
 
-@dataclass
-class UnigramBatches:
-    """Batches of tokens drawn from unigram counts; the same for every number of ranks."""
-
-    cumulative_V: np.ndarray
-    lanes: int
-    steps: int
-    end_id: int = 0
-
-    def at(self, step: int, first_lane: int, num_lanes: int) -> Batch:
-        """See lm1b.data.batches.Batches."""
-        generator = np.random.default_rng(step)
-        draws = np.searchsorted(self.cumulative_V, generator.random((self.steps + 1, self.lanes)) * self.cumulative_V[-1], side="right")
-        tokens = draws[:, first_lane : first_lane + num_lanes].astype(np.int64)
-        return Batch(tokens[:-1], tokens[1:], epoch=0, starts_epoch=step == 0)
+@contextlib.contextmanager
+def training_workers(ways: list[tuple[int, int]], counts: str | None) -> Iterator[dict[tuple[int, int], Workers]]:
+    """Warm processes, one group a way."""
+    script = str(Path(__file__).parent / "benchmarks" / "training.py")
+    options = ["--counts", counts] if counts else []
+    with contextlib.ExitStack() as stack:
+        workers = {}
+        for ranks, threads in ways:
+            launcher = [sys.executable, script] if ranks == 1 else ["deepspeed", "--num_gpus", str(ranks), script]
+            workers[ranks, threads] = stack.enter_context(Workers([*launcher, *options], ranks, threads))
+        yield workers
 
 
-def word_counts(path: str | None, vocabulary: int) -> np.ndarray:
-    """Training counts by falling frequency, float64."""
-    if path is None:
-        return 1e9 / np.arange(1, vocabulary + 1)
-    counts = np.load(path, allow_pickle=False).astype(np.float64)
-    counts[793_470:] = 0  # <S> never occurs in the stream
-    return np.sort(counts)[::-1]
+def measure_training(arguments: argparse.Namespace, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Every case in each way: first one core beside two ranks, then two threads beside two ranks (tables fit twice, not three times)."""
+    results = []
+    cases = [case for case in CASES if case[0] in arguments.shapes]
+    for ways in ([ONE_CORE, TWO_RANKS], [TWO_THREADS]):
+        with training_workers(ways, arguments.counts) as workers:
+            for shape, precision, vocabulary in cases:
+                if ways == [TWO_THREADS] and shape not in ("lstm_512", "irnn_1024_512"):
+                    continue
+                say(f"training: {shape} {precision}, {vocabulary:,} words, {' and '.join(f'{r} x {t}' for r, t in ways)}")
+                for (_, threads), group in workers.items():
+                    overrides = [f"training.threads={threads}"]
+                    group.ask("build", shape=shape, precision=precision, vocabulary=vocabulary, overrides=overrides)
+                for _ in range(arguments.repeats):
+                    for group in workers.values():
+                        group.ask("steps", count=1)
+                for way, group in workers.items():
+                    answers = group.ask("result", profiled_steps=2)
+                    first = {key: value for key, value in answers[0].items() if key != "rank"}
+                    results.append({"shape": shape, **first, "threads": way[1]})
+    return results
 
 
-def gemm_flops_per_second(dtype: torch.dtype, num_positions: int, samples: int, width: int) -> float:
-    """This process's rate at the softmax's own shape, median of five."""
-    left, right = torch.randn(num_positions, width).to(dtype), torch.randn(samples, width).to(dtype)
-    rates = []
-    for _ in range(6):
-        started_at = time.process_time()
-        product = left @ right.T
-        del product
-        rates.append(2.0 * num_positions * samples * width / (time.process_time() - started_at))
-    return statistics.median(rates[1:])
-
-
-def flops_per_word(config: Config, output_width: int) -> float:
-    """Multiply-adds times two of the matrix products, forward and backward (three products for one)."""
-    model, flops, width = config.model, 0.0, config.model.embedding
-    gates = 4 if model.cell == "lstm" else 1
-    for _ in range(model.layers):
-        out = model.recurrent_projection or model.hidden
-        flops += gates * model.hidden * (width + out) + (model.hidden * out if model.recurrent_projection else 0)
-        width = out
-    flops += width * model.projection if model.projection else 0
-    return 6.0 * (flops + config.softmax.samples * output_width)
-
-
-def build_step(config: Config, counts_V: np.ndarray, ranks: Ranks, precision: str) -> TrainingStep:
-    """A training step as a run has it, on made-up batches, warmed up."""
-    prepare_process(config)
-    model = LanguageModel(config.model, config.run.seed)
-    engine = Engine(model, config, precision, ranks)
-    tables = Tables.create(config, len(counts_V), model.output_width, ranks)
-    sampler = LogUniformSampler(len(counts_V), config.softmax.samples, config.run.seed)
-    batches = UnigramBatches(np.cumsum(counts_V), config.batches.lanes, config.batches.steps)
-    step = TrainingStep(config, engine, tables, sampler, batches, ranks)  # type: ignore[arg-type]
-    engine.prime(step.zero_loss)
-    engine.start_ema()
-    for _ in range(3):
-        step.run()
-    return step
-
-
-def measure(config: Config, counts_V: np.ndarray, steps: int, trace: bool) -> dict[str, Any] | None:
-    """Time `steps` steps; the figures on rank 0, None elsewhere."""
-    ranks = start_ranks()
-    precision = resolve_precision(config.training.precision, config.model.cell, ranks.device)
-    lanes, window = config.batches.lanes, config.batches.steps
-    step = build_step(config, counts_V, ranks, precision)
-    width = step.model.output_width
-    ceiling = gemm_flops_per_second(DTYPES[precision], lanes * window // ranks.size, config.softmax.samples, width)
-    seconds, cpu_seconds = [], []
-    for _ in range(steps):
-        wall, cpu = time.perf_counter(), time.process_time()
-        step.run()
-        seconds.append(time.perf_counter() - wall)
-        cpu_seconds.append(time.process_time() - cpu)
-    if trace and ranks.is_first:
-        with profile(activities=[ProfilerActivity.CPU]) as profiler:
-            step.run()
-        print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=25))
-    elif trace:
-        step.run()
-    stop_ranks()
-    if not ranks.is_first:
-        return None
-    words, flops = lanes * window, flops_per_word(config, width)
-    wall, cpu = statistics.median(seconds), statistics.median(cpu_seconds)
+def measure_plain(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+    """LSTM-512 as a user of PyTorch would write it, beside ours, by turns, each with both cores."""
+    say("training: lstm_512 against plain PyTorch")
+    options = ["--counts", arguments.counts] if arguments.counts else []
+    script = str(Path(__file__).parent / "benchmarks" / "plain.py")
+    with training_workers([TWO_RANKS], arguments.counts) as workers, Workers([sys.executable, script, *options], 1, 2) as plain:
+        ours = workers[TWO_RANKS]
+        plain.ask("build", shape="lstm_512", vocabulary=BENCHMARK_WORDS)
+        ours.ask("build", shape="lstm_512", precision="bf16", vocabulary=BENCHMARK_WORDS, overrides=["training.threads=1"])
+        for _ in range(arguments.repeats):
+            plain.ask("steps", count=1)
+            ours.ask("steps", count=1)
+        of_plain, of_ours = plain.ask("result")[0], ours.ask("result", profiled_steps=1)[0]
     return {
-        "cell": config.model.cell,
-        "vocabulary": len(counts_V),
-        "samples": config.softmax.samples,
-        "ranks": ranks.size,
-        "threads": torch.get_num_threads(),
-        "precision": precision,
-        "words_per_second": round(words / wall),
-        "step_seconds": round(wall, 4),
-        "step_cpu_seconds_this_rank": round(cpu, 4),
-        "mflop_per_word": round(flops / 1e6, 1),
-        "gemm_gflops_this_rank": round(ceiling / 1e9, 1),
-        "share_of_gemm_rate_by_cpu_time": round(flops * words / ranks.size / cpu / ceiling, 3),
-        "peak_memory_mb_this_rank": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-        "table_mb_this_rank": round(sum(2 * table.rows.numel() * 4 for table in step.tables.all()) / 2**20),
+        "plain": {key: value for key, value in of_plain.items() if key != "rank"},
+        "ours_words_per_second_two_ranks_bf16": of_ours["words_per_second"],
+        "ratio": round(of_ours["words_per_second"] / of_plain["words_per_second"], 2),
     }
+
+
+def git_revision() -> str:
+    """Of the repository that this file is in."""
+    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def run_benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Everything that was asked for."""
+    started_at = time.perf_counter()
+
+    def say(what: str) -> None:
+        print(f"[{time.perf_counter() - started_at:5.0f} s] {what}", file=sys.stderr, flush=True)
+
+    prepare_process(shape_config("lstm_512", "fp32", ["training.threads=1"]))
+    say("machine")
+    figures: dict[str, Any] = {
+        "command": " ".join(["python tools/benchmark.py", *(["--counts COUNTS"] if arguments.counts else []), *_options(arguments)]),
+        "git_revision": git_revision(),
+        "finished_at": "",
+        "machine": describe_machine(),
+    }
+    if "training" in arguments.only:
+        figures["training"] = measure_training(arguments, say)
+        if "plain" in arguments.against:
+            figures["against_plain"] = measure_plain(arguments, say)
+    if "evaluation" in arguments.only:
+        say("exact evaluation")
+        figures["evaluation"] = measure_evaluation(BENCHMARK_WORDS, 512, 3)
+    if "resume" in arguments.only:
+        say("start and resumption")
+        figures["resume"] = measure_resume(BENCHMARK_WORDS, 1, arguments.folder)
+    figures["finished_at"] = datetime.now(UTC).isoformat(timespec="seconds")
+    figures["seconds"] = round(time.perf_counter() - started_at)
+    return figures
+
+
+def _options(arguments: argparse.Namespace) -> list[str]:
+    return [f"--against {name}" for name in arguments.against]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/lstm_lm.json")
-    parser.add_argument("--set", action="append", default=[], metavar="a.b=value")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--counts", help=".npy file of training word counts")
-    parser.add_argument("--vocabulary", type=int, default=793_471, help="words of the Zipf curve that stands in without --counts")
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--trace", action="store_true", help="print the profiler's table of one more step")
-    parser.add_argument("--json", help="also write the figures here")
-    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--against", action="append", default=[], choices=["plain", "hf-wordlevel"], help="measure a peer beside ours")
+    parser.add_argument("--only", nargs="+", default=list(PARTS), choices=PARTS)
+    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--repeats", type=int, default=5, help="timed steps of each case")
+    parser.add_argument("--folder", type=Path, help="where there is room for 20 GB of checkpoints (default: the temporary folder)")
     arguments = parser.parse_args()
-    config = load_config(arguments.config, arguments.set)
-    figures = measure(config, word_counts(arguments.counts, arguments.vocabulary), arguments.steps, arguments.trace)
-    if figures is not None:
-        print(json.dumps(figures, indent=2))
-        if arguments.json:
-            with open(arguments.json, "w") as file:
-                json.dump(figures, file, indent=2)
+    if arguments.repeats < 1:
+        raise UserError(f"--repeats (={arguments.repeats}) must be at least 1")
+    figures = run_benchmark(arguments)
+    print(as_text(figures))
+    if arguments.json:
+        write_json(arguments.json, figures)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from benchmark import build_step, word_counts
+from benchmarks.shapes import word_counts
+from benchmarks.training import build_step
 
 from lm1b.config import Config, load_config
 from lm1b.distributed import Ranks

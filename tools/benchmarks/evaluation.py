@@ -46,4 +46,3 @@ def measure_evaluation(vocabulary: int, width: int, repeats: int) -> list[dict[s
         )
         del rows
     return [{**result, "nats_a_word": float(nats[result["precision"]])} for result in results]
-

@@ -1,0 +1,55 @@
+"""The benchmark's figures as text: one table of training steps, then what else was measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def as_text(figures: dict[str, Any]) -> str:
+    """A Markdown table and lines."""
+    machine = figures["machine"]
+    lines = [
+        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB, torch {machine['torch']}, "
+        f"memory copied at {machine['copy_gb_per_second_a_core']} GB/s a core; revision {figures['git_revision'][:12]}; "
+        f"{figures['seconds']} s in all",
+        "",
+    ]
+    if "training" in figures:
+        lines += _training(figures["training"])
+    if "against_plain" in figures:
+        peer = figures["against_plain"]
+        lines.append(
+            f"LSTM-512 against plain PyTorch (fp32, {peer['plain']['threads']} threads: {peer['plain']['words_per_second']:,} words/s), two ranks "
+            f"in bf16 by turns: {peer['ours_words_per_second_two_ranks_bf16']:,} words/s, {peer['ratio']} times"
+        )
+    for result in figures.get("evaluation", []):
+        ceiling = max(result["ceiling_gflops"].values())
+        lines.append(
+            f"exact evaluation, {result['precision']}: {result['words_per_second_a_core']} words/s a core, {result['share_of_ceiling']:.0%} of "
+            f"{ceiling:.0f} GFLOP/s, {result['memory_beside_rows_mb']} MB beside the rows, {result['nats_a_word']:.5f} nats a word"
+        )
+    if "preprocessing" in figures:
+        lines += [f"preprocessing, {name}: {value}" for name, value in figures["preprocessing"].items()]
+    if "resume" in figures:
+        found = figures["resume"]
+        lines.append(
+            f"{found['vocabulary']:,} words, one rank: first step {found['start_to_first_step_seconds']} s after the command, "
+            f"{found['resume_to_first_step_seconds']} s when resumed from {found['checkpoint_mb']:,} MB, verified"
+        )
+    return "\n".join(lines)
+
+
+def _training(results: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "| shape | words | precision | ranks x threads | words/s | of the products' rate | outside products | row fetch, tables | waiting, sending |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for found in results:
+        parts, whole = found["parts_seconds"], sum(found["parts_seconds"].values())
+        rows = (parts.get("row fetch", 0.0) + parts.get("table update", 0.0)) / whole
+        lines.append(
+            f"| {found['shape']} | {found['vocabulary']:,} | {found['precision']} | {found['ranks']} x {found['threads']} | "
+            f"{found['words_per_second']:,} | {found['share_of_ceiling']:.0%} of {max(found['ceiling_gflops'].values()):.0f} GFLOP/s | "
+            f"{found['share_outside_products']:.0%} | {rows:.0%} | {parts.get('communication', 0.0) / whole:.0%} |"
+        )
+    return [*lines, ""]
