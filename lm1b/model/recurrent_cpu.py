@@ -5,11 +5,7 @@
 1. The input's part of all steps is one product; only the recurrent part goes step by step.
 2. Backward goes back through the steps for the gradients of the gates, and then one product over all steps gives each
    weight's gradient and the input's: sums over steps and lanes are float32, rounded to the weights' dtype once.
-<<<<<<< HEAD
 3. What happens between the products is float32 for bfloat16 weights too, for as many lanes at a time as a core's cache holds.
-=======
-3. What happens between the products is float32, whatever the weights' dtype, for as many lanes at a time as a core's cache holds.
->>>>>>> h_scaling
 
 Why not `nn.LSTM` and `nn.RNN` alone, of one core's time for LSTM-512, 64 lanes, bfloat16: 58 ms against 52; `nn.RNN` of 1,024 in
 float32, which goes through MKL (see products.py): 155 against 76; an LSTM of 2,048 with a projection, which oneDNN does
@@ -43,13 +39,8 @@ class RNNLayer(nn.RNN):
         """y_TBH and the last state [1, B, H]. state: [1, B, H]."""
         if x_TBD.device.type != "cpu":
             return super().forward(x_TBD, state)
-<<<<<<< HEAD
         weight_ih, weight_hh, *biases = _weights(self)
         y_TBH: Any = _RNN.apply(x_TBD, state[0], weight_ih, weight_hh, biases[0] + biases[1], self.nonlinearity == "relu")
-=======
-        bias_H = self.bias_ih_l0 + self.bias_hh_l0
-        y_TBH: Any = _RNN.apply(x_TBD, state[0], self.weight_ih_l0, self.weight_hh_l0, bias_H, self.nonlinearity == "relu")
->>>>>>> h_scaling
         return y_TBH, y_TBH[-1:]
 
 
@@ -60,7 +51,6 @@ class LSTMLayer(nn.LSTM):
         """y_TBP and the last state ([1, B, P], [1, B, H]). state: the same."""
         if x_TBD.device.type != "cpu" or (x_TBD.dtype == torch.float32 and not self.proj_size):
             return super().forward(x_TBD, state)
-<<<<<<< HEAD
         weight_ih, weight_hh, bias_ih, bias_hh, *projection = _weights(self)
         outputs: Any = _LSTM.apply(x_TBD, state[0][0], state[1][0], weight_ih, weight_hh, bias_ih + bias_hh, *(projection or [None]))
         y_TBP, c_BH = outputs
@@ -72,14 +62,6 @@ def _weights(layer: nn.RNNBase) -> list[Tensor]:
     return list(layer.all_weights[0])
 
 
-=======
-        bias_G = self.bias_ih_l0 + self.bias_hh_l0
-        projection = self.weight_hr_l0 if self.proj_size else None
-        y_TBP, c_BH = _LSTM.apply(x_TBD, state[0][0], state[1][0], self.weight_ih_l0, self.weight_hh_l0, bias_G, projection)
-        return y_TBP, (y_TBP[-1:], c_BH.unsqueeze(0))
-
-
->>>>>>> h_scaling
 def _input_part(x_TBD: Tensor, weight_GD: Tensor, bias_G: Tensor) -> Tensor:
     """x W^T + b of all steps, [T, B, G]."""
     part_NG = product(x_TBD.flatten(0, 1), weight_GD)
@@ -117,22 +99,14 @@ class _RNN(torch.autograd.Function):
         y_gradient_TBH = gradients[0]
         gates_TBH = torch.empty_like(y_TBH)
         recurrent = weight_hh.T.contiguous()
-<<<<<<< HEAD
         bias_gradient_H = torch.zeros(y_TBH.shape[2], dtype=_working_dtype(y_TBH))
-=======
-        bias_gradient_H = torch.zeros(y_TBH.shape[2])
->>>>>>> h_scaling
         h_gradient = y_gradient_TBH[-1]
         for t in range(len(x_TBD) - 1, -1, -1):
             if ctx.is_relu:
                 torch.ops.aten.threshold_backward.grad_input(h_gradient, y_TBH[t], 0, grad_input=gates_TBH[t])
             else:
                 _tanh_backward(h_gradient, y_TBH[t], grad_input=gates_TBH[t])
-<<<<<<< HEAD
             bias_gradient_H += gates_TBH[t].sum(0, dtype=bias_gradient_H.dtype)
-=======
-            bias_gradient_H += gates_TBH[t].sum(0, dtype=torch.float32)
->>>>>>> h_scaling
             h_gradient = product(gates_TBH[t], recurrent, add_MN=y_gradient_TBH[t - 1] if t else None)
         x_gradient, *weights = _over_all_steps(gates_TBH, x_TBD, h_BH, y_TBH, weight_ih)
         return x_gradient, h_gradient, *weights, bias_gradient_H.to(x_TBD.dtype), None
@@ -147,14 +121,9 @@ class _LSTM(torch.autograd.Function):
         gates_TBG = _input_part(x_TBD, weight_ih, bias_G)
         y_TBP = x_TBD.new_empty(num_steps, *h_BP.shape)
         unprojected_TBH = y_TBP if weight_hr is None else x_TBD.new_empty(num_steps, *c_BH.shape)
-<<<<<<< HEAD
         # c before each step, and after the last; and its tanh after each.
         c_TBH = torch.empty(num_steps + 1, *c_BH.shape, dtype=_working_dtype(x_TBD))
         tanh_c_TBH = torch.empty(num_steps, *c_BH.shape, dtype=c_TBH.dtype)
-=======
-        c_TBH = torch.empty(num_steps + 1, *c_BH.shape)  # before each step, and after the last; float32
-        tanh_c_TBH = torch.empty(num_steps, *c_BH.shape)
->>>>>>> h_scaling
         c_TBH[0] = c_BH
         h = h_BP
         for t in range(num_steps):
@@ -176,21 +145,12 @@ class _LSTM(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x_TBD, h_BP, weight_ih, weight_hh, weight_hr, y_TBP = ctx.saved_tensors
         gates_TBG, c_TBH, tanh_c_TBH, unprojected_TBH = ctx.activations
-<<<<<<< HEAD
         y_gradient_TBP, c_gradient = gradients[0], gradients[1].to(c_TBH.dtype, copy=True)
         recurrent = weight_hh.T.contiguous()
         projected = None if weight_hr is None else weight_hr.T.contiguous()
         y_total_TBP = y_TBP if weight_hr is None else torch.empty_like(y_TBP)  # gradients of the projected outputs
         gate_gradients_TBG = torch.empty_like(gates_TBG)
         bias_gradient_G = torch.zeros(gates_TBG.shape[2], dtype=c_TBH.dtype)
-=======
-        del ctx.activations
-        y_gradient_TBP, c_gradient = gradients[0], gradients[1].to(torch.float32, copy=True)
-        recurrent = weight_hh.T.contiguous()
-        projected = None if weight_hr is None else weight_hr.T.contiguous()
-        y_total_TBP = y_TBP if weight_hr is None else torch.empty_like(y_TBP)  # gradients of the projected outputs
-        gate_gradients_TBG, bias_gradient_G = torch.empty_like(gates_TBG), torch.zeros(gates_TBG.shape[2])
->>>>>>> h_scaling
         total = y_gradient_TBP[-1]
         for t in range(len(x_TBD) - 1, -1, -1):
             if projected is not None:
@@ -207,13 +167,10 @@ class _LSTM(torch.autograd.Function):
         return x_gradient, total, c_gradient.to(x_TBD.dtype), *weights, bias_gradient_G.to(x_TBD.dtype), projection
 
 
-<<<<<<< HEAD
 def _working_dtype(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-=======
->>>>>>> h_scaling
 def _blocks(c_BH: Tensor) -> list[slice]:
     """Lanes to work on together."""
     lanes = max(1, _BLOCK_ELEMENTS // c_BH.shape[1])
@@ -223,16 +180,10 @@ def _blocks(c_BH: Tensor) -> list[slice]:
 def _through_gates(total_LG: Tensor, c_LH: Tensor, gates_LG: Tensor, new_c_LH: Tensor, tanh_c_LH: Tensor, h_LH: Tensor) -> None:
     """total_LG: the gates before their nonlinearities. The last four are written: activated gates, c, tanh c and h after the step."""
     hidden = c_LH.shape[1]
-<<<<<<< HEAD
     gates = total_LG.to(c_LH.dtype, copy=True)
     i, f, g, o = gates.chunk(4, dim=1)
     is_exact = gates_LG.dtype == c_LH.dtype
     if is_exact:
-=======
-    gates = total_LG.to(torch.float32, copy=True)
-    i, f, g, o = gates.chunk(4, dim=1)
-    if gates_LG.dtype == torch.float32:
->>>>>>> h_scaling
         torch.sigmoid_(gates[:, : 2 * hidden])
         torch.tanh_(g)
         torch.sigmoid_(o)
@@ -242,11 +193,7 @@ def _through_gates(total_LG: Tensor, c_LH: Tensor, gates_LG: Tensor, new_c_LH: T
         g.mul_(2.0).sub_(1.0)
     gates_LG.copy_(gates)
     torch.mul(f, c_LH, out=new_c_LH).addcmul_(i, g)
-<<<<<<< HEAD
     if is_exact:
-=======
-    if gates_LG.dtype == torch.float32:
->>>>>>> h_scaling
         torch.tanh(new_c_LH, out=tanh_c_LH)
     else:
         # tanh x = 2 sigmoid(2 x) - 1: torch's sigmoid takes an eighth of its tanh's time, and what is lost is below bfloat16's grain.
@@ -255,17 +202,10 @@ def _through_gates(total_LG: Tensor, c_LH: Tensor, gates_LG: Tensor, new_c_LH: T
 
 
 def _back_through_gates(h_gradient_LH: Tensor, gates_LG: Tensor, c_LH: Tensor, tanh_c_LH: Tensor, c_gradient_LH: Tensor) -> Tensor:
-<<<<<<< HEAD
     """The gates' gradients, [L, G] in c's dtype. c_gradient_LH, of c after the step, becomes that of c_LH, which was before it."""
     i, f, g, o = gates_LG.to(c_LH.dtype).chunk(4, dim=1)
     h_gradient = h_gradient_LH.to(c_LH.dtype)
     result = torch.empty(gates_LG.shape, dtype=c_LH.dtype)
-=======
-    """The gates' gradients, float32 [L, G]. c_gradient_LH, of c after the step, becomes that of c_LH, which was before it."""
-    i, f, g, o = gates_LG.to(torch.float32).chunk(4, dim=1)
-    h_gradient = h_gradient_LH.to(torch.float32)
-    result = torch.empty(gates_LG.shape)
->>>>>>> h_scaling
     d_i, d_f, d_g, d_o = result.chunk(4, dim=1)
     product_LH = h_gradient * tanh_c_LH
     _sigmoid_backward(product_LH, o, grad_input=d_o)

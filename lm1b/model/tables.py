@@ -58,21 +58,13 @@ class RowRequest:
         places_U = torch.div(ids_U, ranks.size, rounding_mode="floor")
         counts_wanted = torch.bincount(owner_U[num_shared:], minlength=ranks.size)
         counts_asked = torch.empty_like(counts_wanted)
-<<<<<<< HEAD
         all_to_all(counts_asked, counts_wanted)
-=======
-        dist.all_to_all_single(counts_asked, counts_wanted)
->>>>>>> h_scaling
         shared: list[int] = torch.bincount(owner_U[:num_shared], minlength=ranks.size).tolist()
         wanted: list[int] = counts_wanted.tolist()
         asked: list[int] = counts_asked.tolist()
         # Places of the rows that each rank wants of this one, beside the shared ones.
         asked_places = torch.empty(sum(asked), dtype=torch.int64, device=ids_U.device)
-<<<<<<< HEAD
         all_to_all(asked_places, places_U[num_shared:].contiguous(), asked, wanted)
-=======
-        dist.all_to_all_single(asked_places, places_U[num_shared:].contiguous(), asked, wanted)
->>>>>>> h_scaling
         self._asked_places = asked_places.split(asked)
         self._shared_places = places_U[:num_shared].split(shared)[ranks.rank]
         once, asked_index = torch.unique(asked_places, return_inverse=True)
@@ -101,11 +93,7 @@ class RowRequest:
                 part[:num_shared] = first[:num_shared]
             _take_rows(rows, places, part[num_shared:], dtype)
         received = sent.new_empty(rows_UD.shape)
-<<<<<<< HEAD
         all_to_all(received, sent, self._num_wanted, self._num_asked)
-=======
-        dist.all_to_all_single(received, sent, self._num_wanted, self._num_asked)
->>>>>>> h_scaling
         for part, (shared, wanted) in zip(received.split(self._num_wanted), self._segments, strict=True):
             rows_UD[shared] = part[: shared.stop - shared.start]
             rows_UD[wanted] = part[shared.stop - shared.start :]
@@ -124,11 +112,7 @@ class RowRequest:
             part[: shared.stop - shared.start] = gradient_UD[shared]
             part[shared.stop - shared.start :] = gradient_UD[wanted]
         received = sent.new_empty(sum(self._num_asked), gradient_UD.shape[1])
-<<<<<<< HEAD
         all_to_all(received, sent, self._num_asked, self._num_wanted)
-=======
-        dist.all_to_all_single(received, sent, self._num_asked, self._num_wanted)
->>>>>>> h_scaling
         num_shared, parts = len(self._shared_places), received.split(self._num_asked)
         for start in range(0, num_shared, block):
             end = min(start + block, num_shared)
@@ -260,11 +244,3 @@ def _keys(ids: Tensor, ranks: Ranks) -> Tensor:
 def _ids(keys: Tensor, ranks: Ranks) -> Tensor:
     """The ids that `_keys` made these keys of."""
     return keys if ranks.size == 1 else (keys & (1 << 32) - 1) * ranks.size + (keys >> 32)
-<<<<<<< HEAD
-=======
-
-
-def grouped_by_owner(ids: Tensor, ranks: Ranks) -> Tensor:
-    """Distinct ids (int64) in the order in which a `RowRequest` takes them."""
-    return _ids(_keys(ids, ranks).sort().values, ranks)
->>>>>>> h_scaling

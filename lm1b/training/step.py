@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.profiler import record_function
 
 from lm1b.config import Config
 from lm1b.data.batches import Batches
@@ -82,11 +81,6 @@ class StepResult:
     not_finite: list[str]  # "rank 1: loss", ...; empty if and only if applied
     lanes_restarted: int  # lanes of all ranks whose state was not finite, after a skipped step
     gap: tuple[float, float] | None  # sampled and true nats a word on the same few positions
-
-
-def part(name: str) -> record_function:
-    """Names what follows in the profiler's trace, `step: <name>`; tools/benchmark.py adds up the time of each. Costs a microsecond."""
-    return record_function(f"step: {name}")
 
 
 class TrainingStep:
