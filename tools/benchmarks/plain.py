@@ -55,9 +55,10 @@ class Plain:
         self.config = config = shape_config(shape, "fp32")
         self.vocabulary = vocabulary
         self.model = model = PlainModel(vocabulary, config.model.embedding, config.model.hidden)
-        settings = {"lr": 0.2, "initial_accumulator_value": 1.0}
         tables = [parameter for name, parameter in model.named_parameters() if not name.startswith("lstm")]
-        self.optimizers = [torch.optim.Adagrad(tables, **settings), torch.optim.Adagrad(model.lstm.parameters(), **settings)]
+        self.optimizers = [
+            torch.optim.Adagrad(parameters, lr=0.2, initial_accumulator_value=1.0) for parameters in (tables, list(model.lstm.parameters()))
+        ]
         self.batches = UnigramBatches(np.cumsum(word_counts(self.counts, vocabulary)), config.batches.lanes, config.batches.steps)
         self.log_probability_V = np.log(np.log1p(1.0 / (np.arange(vocabulary) + 1.0)) / np.log(vocabulary + 1))
         self.state: Any = None

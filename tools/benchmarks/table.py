@@ -19,14 +19,15 @@ def as_text(figures: dict[str, Any]) -> str:
     if "against_plain" in figures:
         peer = figures["against_plain"]
         lines.append(
-            f"LSTM-512 against plain PyTorch (fp32, {peer['plain']['threads']} threads: {peer['plain']['words_per_second']:,} words/s), two ranks "
-            f"in bf16 by turns: {peer['ours_words_per_second_two_ranks_bf16']:,} words/s, {peer['ratio']} times"
+            f"LSTM-512 against plain PyTorch (fp32, {peer['plain']['threads']} threads: {peer['plain']['words_per_second']:,} words/s), "
+            f"two ranks in bf16 by turns: {peer['ours_words_per_second_two_ranks_bf16']:,} words/s, {peer['ratio']} times"
         )
     for result in figures.get("evaluation", []):
         ceiling = max(result["ceiling_gflops"].values())
         lines.append(
-            f"exact evaluation, {result['precision']}: {result['words_per_second_a_core']} words/s a core, {result['share_of_ceiling']:.0%} of "
-            f"{ceiling:.0f} GFLOP/s, {result['memory_beside_rows_mb']} MB beside the rows, {result['nats_a_word']:.5f} nats a word"
+            f"exact evaluation, {result['precision']}: {result['words_per_second_a_core']} words/s a core, "
+            f"{result['share_of_ceiling']:.0%} of {ceiling:.0f} GFLOP/s, {result['memory_beside_rows_mb']} MB beside the rows, "
+            f"{result['nats_a_word']:.5f} nats a word"
         )
     if "preprocessing" in figures:
         lines += [f"preprocessing, {name}: {value}" for name, value in figures["preprocessing"].items()]
@@ -41,14 +42,14 @@ def as_text(figures: dict[str, Any]) -> str:
 
 def _training(results: list[dict[str, Any]]) -> list[str]:
     lines = [
-        "| shape | words | precision | ranks x threads | words/s | of the products' rate | outside products | row fetch, tables | waiting, sending |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| shape | lanes | vocabulary | precision | ranks x threads | words/s | of the products' rate | outside products | tables | waiting, sending |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for found in results:
         parts, whole = found["parts_seconds"], sum(found["parts_seconds"].values())
         rows = (parts.get("row fetch", 0.0) + parts.get("table update", 0.0)) / whole
         lines.append(
-            f"| {found['shape']} | {found['vocabulary']:,} | {found['precision']} | {found['ranks']} x {found['threads']} | "
+            f"| {found['shape']} | {found['lanes']} | {found['vocabulary']:,} | {found['precision']} | {found['ranks']} x {found['threads']} | "
             f"{found['words_per_second']:,} | {found['share_of_ceiling']:.0%} of {max(found['ceiling_gflops'].values()):.0f} GFLOP/s | "
             f"{found['share_outside_products']:.0%} | {rows:.0%} | {parts.get('communication', 0.0) / whole:.0%} |"
         )
