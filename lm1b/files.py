@@ -36,9 +36,10 @@ def flush_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
+def atomic_file(path: Path, *, outlives_power: bool = True) -> Iterator[BinaryIO]:
     """A binary file that appears under `path` only when the block ends without an error.
 
+    outlives_power: wait for the disk. Not needed for what is checked before it is used again and can be made again.
     Raises OSError (disk full, read-only folder) with the half-written neighbour removed.
     """
     path = Path(path)
@@ -48,9 +49,11 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         with open(partial, "wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if outlives_power:
+                os.fsync(file.fileno())
         os.replace(partial, path)
-        flush_folder(path.parent)
+        if outlives_power:
+            flush_folder(path.parent)
     except OSError as error:
         # The user knows the final name, not the partial one.
         error.filename = str(path)
@@ -87,9 +90,9 @@ def megabytes(num_bytes: int) -> str:
     return f"{num_bytes / 1e6:,.1f} MB"
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, *, outlives_power: bool = True) -> None:
     """Write `value` as indented JSON, atomically."""
-    with atomic_file(path) as file:
+    with atomic_file(path, outlives_power=outlives_power) as file:
         file.write((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
@@ -100,9 +103,9 @@ def seal(value: dict[str, Any]) -> dict[str, Any]:
     return {**rest, "seal": hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()}
 
 
-def write_sealed_json(path: Path, value: dict[str, Any]) -> None:
+def write_sealed_json(path: Path, value: dict[str, Any], *, outlives_power: bool = True) -> None:
     """Write a JSON object with its seal, atomically."""
-    write_json(path, seal(value))
+    write_json(path, seal(value), outlives_power=outlives_power)
 
 
 def read_sealed_json(path: Path) -> dict[str, Any]:

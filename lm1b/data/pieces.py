@@ -25,10 +25,11 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import ipc
 
+from lm1b.data.arrow import compute
 from lm1b.data.corpus import Piece
 from lm1b.data.official import official_md5
 from lm1b.data.shards import ShardInfo, map_array, write_array, write_shard
-from lm1b.data.text import check_lines, check_utf8, compute, number_words
+from lm1b.data.text import check_lines, check_utf8, code_dtype, number_words
 from lm1b.data.vocabulary import Vocabulary
 from lm1b.errors import UserError
 from lm1b.files import atomic_file, digest_of_file, read_sealed_json, write_sealed_json
@@ -67,7 +68,7 @@ def write_words(path: Path, words: pa.BinaryArray, counts: np.ndarray) -> str:
     with ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
     data = memoryview(sink.getvalue())
-    with atomic_file(path) as file:
+    with atomic_file(path, outlives_power=False) as file:
         file.write(data)
     return hashlib.sha256(data).hexdigest()
 
@@ -85,19 +86,14 @@ def read_words(path: Path) -> pa.Table:
         raise UserError(f"{path}: damaged ({error}): run launch/preprocess.py again") from None
 
 
-def _code_dtype(num_words: int) -> np.dtype:
-    """The narrowest type for the numbers of a piece's own words."""
-    return np.dtype(np.uint16 if num_words <= 1 << 16 else np.int32)
-
-
 def count_piece(piece: Piece, work: Path) -> CountedPiece:
     """First pass over a piece. Raises UserError where the text is not UTF-8 or has endless lines, OSError where the disk is full."""
     data = piece.read()
     check_utf8(data, piece.source, piece.start)
     check_lines(data, piece.source)
-    words, codes = number_words(data)
-    words_sha256 = write_words(_words_path(work, piece.shard), words, np.bincount(codes, minlength=len(words)))
-    _, codes_sha256 = write_array(_codes_path(work, piece.shard), codes.astype(_code_dtype(len(words)), copy=False))
+    words, codes, counts = number_words(data)
+    words_sha256 = write_words(_words_path(work, piece.shard), words, counts)
+    _, codes_sha256 = write_array(_codes_path(work, piece.shard), codes, outlives_power=False)
     may_be_official = piece.official_name in official_md5() or piece.split != "train"
     counted = CountedPiece(
         split=piece.split,
@@ -110,7 +106,7 @@ def count_piece(piece: Piece, work: Path) -> CountedPiece:
         num_tokens=len(codes),
     )
     sums = {"words_sha256": words_sha256, "codes_sha256": codes_sha256}
-    write_sealed_json(work / f"{piece.shard}.count.json", {"counted": asdict(counted)} | sums)
+    write_sealed_json(work / f"{piece.shard}.count.json", {"counted": asdict(counted)} | sums, outlives_power=False)
     return counted
 
 
@@ -176,11 +172,11 @@ def encode_pieces(shards: dict[str, int], work: Path, vocabulary_path: Path, fin
     infos = []
     start = 0
     for (shard, num_tokens), own_words in zip(shards.items(), words, strict=True):
-        codes = map_array(_codes_path(work, shard), _code_dtype(len(own_words)), num_tokens)
+        codes = map_array(_codes_path(work, shard), code_dtype(len(own_words)), num_tokens)
         tokens = ids[start : start + len(own_words)][codes]
         start += len(own_words)
         info = write_shard(work, shard, tokens, vocabulary.end_id, vocabulary.unknown_id)
-        write_sealed_json(_shard_record(work, shard), {"fingerprint": fingerprint, "info": asdict(info)})
+        write_sealed_json(_shard_record(work, shard), {"fingerprint": fingerprint, "info": asdict(info)}, outlives_power=False)
         _codes_path(work, shard).unlink()
         infos.append(info)
     return infos

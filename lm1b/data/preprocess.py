@@ -19,6 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from lm1b.config import Config, Split, VocabularyConfig
+from lm1b.data.arrow import as_numpy
 from lm1b.data.corpus import ArchiveCorpus, Corpus, Piece, open_corpus
 from lm1b.data.disk import FIRST_PASS_COST, PACKED_TEXT, RAW_TEXT_COST, SECOND_PASS_COST, explaining_faults
 from lm1b.data.manifest import VERSION
@@ -217,7 +218,7 @@ def _make_vocabulary(work: _Work, order: list[str], config: VocabularyConfig) ->
         if not training:
             raise UserError("the corpus's train split is empty; expected tokenized text, one sentence a line")
         table = count_words(work.unfinished, training)
-        words, counts = table["word"].combine_chunks(), table["count"].to_numpy()
+        words, counts = table["word"].combine_chunks(), as_numpy(table["count"])
         vocabulary = given[0].counted(words, counts) if given else build_vocabulary(words, counts, config.minimum_count)
     vocabulary.save(work.vocabulary_path)
     return vocabulary

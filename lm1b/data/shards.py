@@ -74,12 +74,12 @@ def _npy_header(dtype: np.dtype, length: int) -> bytes:
     return header.getvalue()
 
 
-def write_array(path: Path, array: np.ndarray) -> tuple[int, str]:
-    """Write a one-dimensional array as a .npy file, atomically -> (bytes, SHA-256)."""
+def write_array(path: Path, array: np.ndarray, *, outlives_power: bool = True) -> tuple[int, str]:
+    """Write a one-dimensional array as a .npy file, atomically -> (bytes, SHA-256). outlives_power: see `atomic_file`."""
     header = _npy_header(array.dtype, len(array))
     digest = hashlib.sha256()
     num_bytes = 0
-    with atomic_file(path) as file:
+    with atomic_file(path, outlives_power=outlives_power) as file:
         # Not ndarray.tofile: on a full disk that raises an error without its number.
         for part in (header, np.ascontiguousarray(array).data.cast("B")) if array.size else (header,):
             file.write(part)

@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from lm1b.data.text import END, RESERVED, START, UNKNOWN, check_utf8, compute, number_words
+from lm1b.data.arrow import as_numpy, compute
+from lm1b.data.text import END, RESERVED, START, UNKNOWN, check_utf8, number_words
 from lm1b.errors import UserError
 from lm1b.files import atomic_file
 
@@ -93,7 +94,7 @@ class Vocabulary:
     def ids_of(self, keys: pa.BinaryArray) -> np.ndarray:
         """Ids of words given with their trailing space; unknown words get `unknown_id`. -> uint32, same length."""
         ids = compute.index_in(keys, value_set=self._keys)
-        return compute.fill_null(ids, self.unknown_id).to_numpy(zero_copy_only=False).astype(np.uint32, copy=False)
+        return as_numpy(compute.fill_null(ids, self.unknown_id)).view(np.uint32)
 
     def encode(self, data: bytes, source: str = "text") -> tuple[np.ndarray, int]:
         """The stream of tokenized text: (ids uint32 (n,) with `end_id` at every sentence end, number of unknown words).
@@ -101,14 +102,14 @@ class Vocabulary:
         Raises UserError that names `source` where the text is not UTF-8.
         """
         check_utf8(data, source)
-        words, codes = number_words(data)
+        words, codes, _ = number_words(data)
         ids = self.ids_of(words)[codes]
         return ids, int(np.count_nonzero(ids == self.unknown_id))
 
     def counted(self, words: pa.BinaryArray, counts: np.ndarray) -> Vocabulary:
         """The same words in the same order, with the counts of a training text (other words are counted for `<UNK>`)."""
         places = compute.index_in(words, value_set=self._words)
-        ids = compute.fill_null(places, self.unknown_id).to_numpy(zero_copy_only=False)
+        ids = as_numpy(compute.fill_null(places, self.unknown_id))
         return Vocabulary(self._words, np.bincount(ids, weights=counts, minlength=self.size).astype(np.int64))
 
     def save(self, path: Path) -> None:
@@ -154,7 +155,7 @@ class Vocabulary:
             or not compute.all(compute.ascii_is_decimal(counts.cast(pa.string()))).as_py()
         ):
             return None  # that no word is there twice is vouched for by the fingerprint
-        return cls(words, counts.cast(pa.string()).cast(pa.int64()).to_numpy())
+        return cls(words, as_numpy(counts.cast(pa.string()).cast(pa.int64())))
 
 
 def _joined(words: pa.BinaryArray, separator: bytes) -> bytes:
@@ -184,7 +185,7 @@ def _sorted(names: pa.BinaryArray, totals: np.ndarray) -> Vocabulary:
     table = pa.table({"word": names, "count": totals})
     order = compute.sort_indices(table, sort_keys=[("count", "descending"), ("word", "ascending")])
     words = pa.concat_arrays([names.take(order), pa.array([START.encode()], pa.binary())])
-    return Vocabulary(words, np.append(totals[order.to_numpy()], 0))
+    return Vocabulary(words, np.append(totals[as_numpy(order)], 0))
 
 
 def _read(path: Path) -> bytes:

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from lm1b.errors import UserError
+from lm1b.memory import keep_freed_memory
 
 Result = TypeVar("Result")
 
@@ -49,6 +50,7 @@ def _interrupts_held() -> Iterator[None]:
 def _start_worker() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     pa.set_cpu_count(1)
+    keep_freed_memory()
 
 
 class Workers:
@@ -56,6 +58,7 @@ class Workers:
 
     def __init__(self, num_processes: int) -> None:
         self.num_processes = num_processes
+        keep_freed_memory()
         self._others = set(active_children())
         self._pool = (
             ProcessPoolExecutor(num_processes, mp_context=get_context("spawn"), initializer=_start_worker) if num_processes > 1 else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
 import subprocess
@@ -21,6 +20,7 @@ from lm1b.data.shards import TokenDirectory
 from lm1b.data.unchanged import check_corpus_unchanged
 from lm1b.distributed import Ranks, agree, local_rank, local_size
 from lm1b.errors import UserError
+from lm1b.memory import keep_freed_memory
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.sampler import LogUniformSampler
 from lm1b.training.checkpoint import Checkpoint, apply_retention
@@ -33,7 +33,6 @@ from lm1b.training.run_state import RunLock
 from lm1b.training.saving import CheckpointSaver
 from lm1b.training.step import Tables, TrainingStep
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names of mallopt(3)'s parameters, from malloc.h
 FIXED_SECTIONS = ("model", "batches", "softmax", "tables", "optimizer")  # what a checkpoint cannot go on with when it changes
 
 
@@ -228,15 +227,7 @@ def prepare_process(config: Config) -> None:
     torch.set_num_threads(config.training.threads or max(1, len(os.sched_getaffinity(0)) // local_size()))
     # Numbers below 1e-38 slow a CPU down many times and mean nothing here.
     torch.set_flush_denormal(True)
-    _keep_freed_memory()
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc reuse a step's large buffers instead of asking the kernel for fresh pages each time (4 to 12 % of a step)."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    keep_freed_memory()
 
 
 def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
