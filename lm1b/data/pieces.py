@@ -25,7 +25,6 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import ipc
 
-from lm1b.data.arrow import compute
 from lm1b.data.corpus import Piece
 from lm1b.data.official import official_md5
 from lm1b.data.shards import ShardInfo, map_array, write_array, write_shard
@@ -35,7 +34,7 @@ from lm1b.errors import UserError
 from lm1b.files import atomic_file, digest_of_file, read_sealed_json, write_sealed_json
 
 PIECES_TO_ENCODE_TOGETHER = 8  # one look-up table of the vocabulary is built for so many
-PIECES_TO_MERGE_TOGETHER = 8
+WORDS_TO_MERGE_TOGETHER = 1 << 20  # or as many as there are already, so that no word is added up often
 _WORDS_SCHEMA = pa.schema([("word", pa.binary()), ("count", pa.int64())])
 
 
@@ -129,26 +128,24 @@ def _is_sound(path: Path, sha256: str) -> bool:
 
 
 def merge_counts(tables: Iterable[pa.Table]) -> pa.Table:
-    """Add up tables of words and counts, a few at a time. -> one table of distinct words, without their trailing space."""
-    merged: pa.Table | None = None
+    """Add up tables of words and counts, a few at a time. -> one table of distinct words."""
+    merged = _WORDS_SCHEMA.empty_table()
     waiting: list[pa.Table] = []
 
     def add_up() -> pa.Table:
-        table = pa.concat_tables([merged, *waiting] if merged is not None else waiting)
-        return table.group_by("word", use_threads=False).aggregate([("count", "sum")]).rename_columns({"count_sum": "count"})
+        table = pa.concat_tables([merged, *waiting])
+        table = table.group_by("word", use_threads=False).aggregate([("count", "sum")]).rename_columns({"count_sum": "count"})
+        return table.select(_WORDS_SCHEMA.names)
 
     for table in tables:
         waiting.append(table)
-        if len(waiting) == PIECES_TO_MERGE_TOGETHER:
+        if sum(map(len, waiting)) >= max(WORDS_TO_MERGE_TOGETHER, len(merged)):
             merged, waiting = add_up(), []
-    if waiting:
-        merged = add_up()
-    assert merged is not None, "nothing to add up"
-    return merged.set_column(merged.column_names.index("word"), "word", compute.binary_slice(merged["word"], 0, -1))
+    return add_up() if waiting else merged
 
 
 def count_words(work: Path, shards: list[str]) -> pa.Table:
-    """Words and counts of several counted pieces together."""
+    """Words (with trailing space) and counts of several counted pieces together."""
     return merge_counts(read_words(_words_path(work, shard)) for shard in shards)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from lm1b.config import Config, Split, VocabularyConfig
-from lm1b.data.arrow import as_numpy
+from lm1b.data.arrow import as_numpy, compute
 from lm1b.data.corpus import ArchiveCorpus, Corpus, Piece, open_corpus
 from lm1b.data.disk import FIRST_PASS_COST, PACKED_TEXT, RAW_TEXT_COST, SECOND_PASS_COST, explaining_faults
 from lm1b.data.manifest import VERSION
@@ -31,6 +31,7 @@ from lm1b.data.pieces import (
     count_words,
     encode_pieces,
     may_have_shard,
+    merge_counts,
     recall_count,
     recall_shard,
 )
@@ -217,8 +218,9 @@ def _make_vocabulary(work: _Work, order: list[str], config: VocabularyConfig) ->
         training = [shard for shard in order if work.counted[shard].split == "train" and work.counted[shard].num_tokens]
         if not training:
             raise UserError("the corpus's train split is empty; expected tokenized text, one sentence a line")
-        table = count_words(work.unfinished, training)
-        words, counts = table["word"].combine_chunks(), as_numpy(table["count"])
+        shares = [training[first :: work.workers.num_processes] for first in range(work.workers.num_processes)]
+        table = merge_counts(work.workers.run(count_words, ((work.unfinished, share) for share in shares if share)))
+        words, counts = compute.binary_slice(table["word"].combine_chunks(), 0, -1), as_numpy(table["count"])
         vocabulary = given[0].counted(words, counts) if given else build_vocabulary(words, counts, config.minimum_count)
     vocabulary.save(work.vocabulary_path)
     return vocabulary

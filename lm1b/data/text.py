@@ -133,23 +133,16 @@ def number_words(data: bytes) -> tuple[pa.BinaryArray, np.ndarray, np.ndarray]:
     """-> (distinct tokens of text with trailing space (m,), the text as their numbers, `code_dtype(m)` (n,), how often each is there,
     int64 (m,)). The numbers run in order of appearance.
     """
-    dictionaries, codes, counts = [], [], []
-    for block in blocks_of(data):
-        encoded = words_of(block).dictionary_encode()
-        dictionaries.append(encoded.dictionary)
-        codes.append(as_numpy(encoded.indices))
-        counts.append(np.bincount(codes[-1], minlength=len(encoded.dictionary)))
-    if not codes:
-        return pa.array([], pa.binary()), np.zeros(0, dtype=code_dtype(0)), np.zeros(0, dtype=np.int64)
-    # Each block numbered its own words; number them anew over the whole piece.
-    joined = pa.concat_arrays(dictionaries).dictionary_encode()
-    words, renumbered = joined.dictionary, as_numpy(joined.indices)
-    totals = np.zeros(len(words), dtype=np.int64)
-    numbers = np.empty(sum(map(len, codes)), dtype=code_dtype(len(words)))
-    first = start = 0
-    for block_codes, block_counts in zip(codes, counts, strict=True):
-        own = renumbered[first : first + len(block_counts)]
-        totals[own] += block_counts  # no word is there twice
-        own.astype(numbers.dtype).take(block_codes, out=numbers[start : start + len(block_codes)], mode="clip")
-        first, start = first + len(block_counts), start + len(block_codes)
-    return words, numbers, totals
+    blocks = pa.chunked_array([words_of(block) for block in blocks_of(data)], pa.binary())
+    encoded = blocks.dictionary_encode()  # one table of words for all blocks
+    words = encoded.chunk(encoded.num_chunks - 1).dictionary if encoded.num_chunks else pa.array([], pa.binary())
+    numbers = np.empty(len(encoded), dtype=code_dtype(len(words)))
+    counts = np.zeros(len(words), dtype=np.int64)
+    start = 0
+    for chunk in encoded.chunks:
+        codes = as_numpy(chunk.indices)
+        numbers[start : start + len(codes)] = codes
+        start += len(codes)
+        found = np.bincount(codes)
+        counts[: len(found)] += found
+    return words, numbers, counts
