@@ -135,7 +135,7 @@ def merge_counts(tables: Iterable[pa.Table]) -> pa.Table:
     def add_up() -> pa.Table:
         table = pa.concat_tables([merged, *waiting])
         table = table.group_by("word", use_threads=False).aggregate([("count", "sum")]).rename_columns({"count_sum": "count"})
-        return table.select(_WORDS_SCHEMA.names)
+        return table.select(_WORDS_SCHEMA.names).combine_chunks()  # its chunks are slices: each would be sent with the whole memory
 
     for table in tables:
         waiting.append(table)
