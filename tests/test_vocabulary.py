@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lm1b.data.pieces import merge_counts
 from lm1b.data.text import blocks_of, check_utf8, words_of
 from lm1b.data.vocabulary import Vocabulary, build_vocabulary, read_given_vocabulary
 from lm1b.errors import UserError
@@ -158,3 +160,11 @@ def test_the_narrowest_dtype_is_chosen() -> None:
     for size, dtype in ((1 << 16, np.uint16), ((1 << 16) + 1, np.uint32)):
         words = [b"</S>", b"<UNK>"] + [b"w%d" % number for number in range(size - 3)] + [b"<S>"]
         assert Vocabulary(pa.array(words, pa.binary()), np.zeros(size, dtype=np.int64)).token_dtype == dtype
+
+
+def test_merged_counts_are_sent_at_their_own_size() -> None:
+    words = pa.array([f"{number} ".encode() for number in range(200_000)], pa.binary())
+    table = pa.table({"word": words, "count": pa.array(np.ones(len(words), dtype=np.int64))})
+    merged = merge_counts([table, table])
+    assert sorted(merged["count"].to_pylist()) == [2] * len(words)
+    assert len(pickle.dumps(merged)) < 1.5 * table.nbytes
