@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,10 +24,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmark_preprocess import measure_preprocessing
 from benchmarks.evaluation import measure_evaluation
 from benchmarks.machine import describe_machine
 from benchmarks.resume import measure_resume
-from benchmarks.shapes import BENCHMARK_WORDS, NEWS_WORDS, REPOSITORY, SHAPES, shape_config
+from benchmarks.shapes import BENCHMARK_WORDS, NEWS_WORDS, REPOSITORY, SHAPES, shape_config, write_corpus
 from benchmarks.table import as_text
 from benchmarks.turns import Workers
 
@@ -35,6 +37,7 @@ from lm1b.files import write_json
 from lm1b.training.run import prepare_process
 
 PARTS = ("training", "evaluation", "preprocessing", "resume")
+MADE_UP_MEGABYTES = 40
 # (ranks, threads of each): one core, and the two ways to use two.
 ONE_CORE, TWO_RANKS, TWO_THREADS = (1, 1), (2, 1), (1, 2)
 
@@ -84,15 +87,16 @@ def measure_training(arguments: argparse.Namespace, say: Callable[[str], None]) 
             continue
         with training_workers(together, arguments.counts) as workers:
             for case in cases:
-                say(f"training: {case.shape} {case.precision}, {case.vocabulary:,} words {' '.join(case.settings)}")
-                results += _measure_case(case, {way: workers[way] for way in case.ways}, arguments.repeats)
+                vocabulary = min(case.vocabulary, arguments.vocabulary)
+                say(f"training: {case.shape} {case.precision}, {vocabulary:,} words {' '.join(case.settings)}")
+                results += _measure_case(case, {way: workers[way] for way in case.ways}, arguments.repeats, vocabulary)
     return results
 
 
-def _measure_case(case: Case, workers: dict[tuple[int, int], Workers], repeats: int) -> list[dict[str, Any]]:
+def _measure_case(case: Case, workers: dict[tuple[int, int], Workers], repeats: int, vocabulary: int) -> list[dict[str, Any]]:
     for (_, threads), group in workers.items():
         settings = [*case.settings, f"training.threads={threads}"]
-        group.ask("build", shape=case.shape, precision=case.precision, vocabulary=case.vocabulary, overrides=settings)
+        group.ask("build", shape=case.shape, precision=case.precision, vocabulary=vocabulary, overrides=settings)
     for _ in range(repeats):
         for group in workers.values():
             group.ask("steps", count=1)
@@ -111,8 +115,8 @@ def measure_plain(arguments: argparse.Namespace, say: Callable[[str], None]) -> 
     script = str(Path(__file__).parent / "benchmarks" / "plain.py")
     with training_workers([TWO_RANKS], arguments.counts) as workers, Workers([sys.executable, script, *options], 1, 2) as plain:
         ours = workers[TWO_RANKS]
-        plain.ask("build", shape="lstm_512", vocabulary=BENCHMARK_WORDS)
-        ours.ask("build", shape="lstm_512", precision="bf16", vocabulary=BENCHMARK_WORDS, overrides=["training.threads=1"])
+        plain.ask("build", shape="lstm_512", vocabulary=arguments.vocabulary)
+        ours.ask("build", shape="lstm_512", precision="bf16", vocabulary=arguments.vocabulary, overrides=["training.threads=1"])
         for _ in range(arguments.repeats):
             plain.ask("steps", count=1)
             ours.ask("steps", count=1)
@@ -154,27 +158,36 @@ def run_benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
             figures["against_plain"] = measure_plain(arguments, say)
     if "evaluation" in arguments.only:
         say("exact evaluation")
-        figures["evaluation"] = measure_evaluation(BENCHMARK_WORDS, 512, 3)
+        figures["evaluation"] = measure_evaluation(arguments.vocabulary, 512, 3)
+    if "preprocessing" in arguments.only:
+        say("preprocessing")
+        with tempfile.TemporaryDirectory(prefix="lm1b-corpus-") as folder:
+            corpus = arguments.corpus or write_corpus(Path(folder), arguments.counts, MADE_UP_MEGABYTES)
+            figures["preprocessing"] = measure_preprocessing(
+                corpus, ["phases", "commands"], repeats=3, against="hf-wordlevel" in arguments.against
+            )
     if "resume" in arguments.only:
         say("start and resumption")
-        figures["resume"] = measure_resume(BENCHMARK_WORDS, 1, arguments.folder)
+        figures["resume"] = measure_resume(arguments.vocabulary, 1, arguments.folder)
     figures["finished_at"] = datetime.now(UTC).isoformat(timespec="seconds")
     figures["seconds"] = round(time.perf_counter() - started_at)
     return figures
 
 
 def _options(arguments: argparse.Namespace) -> list[str]:
-    return [f"--against {name}" for name in arguments.against]
+    return [*(["--corpus CORPUS"] if arguments.corpus else []), *(f"--against {name}" for name in arguments.against)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--counts", help=".npy file of training word counts")
+    parser.add_argument("--corpus", type=Path, help="text to preprocess, a folder in the benchmark's layout (default: made-up words)")
     parser.add_argument("--against", action="append", default=[], choices=["plain", "hf-wordlevel"], help="measure a peer beside ours")
     parser.add_argument("--only", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--repeats", type=int, default=5, help="timed steps of each case")
+    parser.add_argument("--vocabulary", type=int, default=BENCHMARK_WORDS, help="words of the large vocabulary")
     parser.add_argument("--folder", type=Path, help="where there is room for 20 GB of checkpoints (default: the temporary folder)")
     arguments = parser.parse_args()
     if arguments.repeats < 1:

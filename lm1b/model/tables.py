@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from lm1b.distributed import Ranks, all_to_all
-from lm1b.model.memory import lasting_zeros
+from lm1b.model.huge_pages import lasting_zeros
 from lm1b.model.sampler import Samples
 from lm1b.randomness import derive_key, uniform
 

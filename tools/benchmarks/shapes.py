@@ -9,6 +9,7 @@ import numpy as np
 
 from lm1b.config import Config, load_config
 from lm1b.data.batches import Batch
+from lm1b.data.official import HELD_OUT_FOLDER, TRAINING_FOLDER
 
 REPOSITORY = Path(__file__).parent.parent.parent
 BENCHMARK_WORDS = 793_471
@@ -51,6 +52,22 @@ def word_counts(path: str | None, vocabulary: int) -> np.ndarray:
     counts = np.load(path, allow_pickle=False).astype(np.float64)
     counts[BENCHMARK_WORDS - 1 :] = 0  # <S> never occurs in the stream
     return np.sort(counts)[::-1][:vocabulary]
+
+
+def write_corpus(folder: Path, counts: str | None, megabytes: int) -> Path:
+    """A text in the benchmark's layout, of made-up words drawn by the counts: for where no `--corpus` is given. -> the folder."""
+    counts_V = word_counts(counts, BENCHMARK_WORDS)
+    cumulative_V = np.cumsum(counts_V)
+    generator = np.random.default_rng(1)
+    names = [f"{TRAINING_FOLDER}/news.en-0000{number}-of-00100" for number in (1, 2)]
+    held_out = [f"{HELD_OUT_FOLDER}/news.en.heldout-0000{number}-of-00050" for number in (0, 1)]
+    for name in [*names, *held_out]:
+        num_lines = (megabytes * 1_000_000 // 2 if name in names else 300_000) // 160
+        ids = np.searchsorted(cumulative_V, generator.random((num_lines, 25)) * cumulative_V[-1], side="right")
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(" ".join(f"w{word:x}" for word in line) + "\n" for line in ids.tolist()))
+    return folder
 
 
 @dataclass

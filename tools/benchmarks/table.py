@@ -41,16 +41,23 @@ def as_text(figures: dict[str, Any]) -> str:
 
 
 def _training(results: list[dict[str, Any]]) -> list[str]:
-    lines = [
-        "| shape | lanes | vocabulary | precision | ranks x threads | words/s | of the products' rate | outside products | tables | waiting, sending |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    names = "shape, lanes", "vocabulary", "precision", "ranks x threads", "words/s", "of the products' rate", "outside products"
+    columns = [*names, "tables", "waiting, sending", "MB a rank"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for found in results:
         parts, whole = found["parts_seconds"], sum(found["parts_seconds"].values())
         rows = (parts.get("row fetch", 0.0) + parts.get("table update", 0.0)) / whole
-        lines.append(
-            f"| {found['shape']} | {found['lanes']} | {found['vocabulary']:,} | {found['precision']} | {found['ranks']} x {found['threads']} | "
-            f"{found['words_per_second']:,} | {found['share_of_ceiling']:.0%} of {max(found['ceiling_gflops'].values()):.0f} GFLOP/s | "
-            f"{found['share_outside_products']:.0%} | {rows:.0%} | {parts.get('communication', 0.0) / whole:.0%} |"
-        )
+        cells = [
+            f"{found['shape']}, {found['lanes']}",
+            f"{found['vocabulary']:,}",
+            found["precision"],
+            f"{found['ranks']} x {found['threads']}",
+            f"{found['words_per_second']:,}",
+            f"{found['share_of_ceiling']:.0%} of {max(found['ceiling_gflops'].values()):.0f} GFLOP/s",
+            f"{found['share_outside_products']:.0%}",
+            f"{rows:.0%}",
+            f"{parts.get('communication', 0.0) / whole:.0%}",
+            f"{found['peak_memory_mb']:,}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
