@@ -127,11 +127,14 @@ def measure_command(corpus: Path, processes: int, folder: Path) -> dict[str, Any
     }
     (folder / "config.json").write_text(json.dumps(settings))
     started_at, before = time.perf_counter(), os.times()
-    with subprocess.Popen([sys.executable, COMMAND, "--config", folder / "config.json"], stdout=subprocess.DEVNULL) as process:
+    with (
+        tempfile.TemporaryFile() as log,
+        subprocess.Popen([sys.executable, COMMAND, "--config", folder / "config.json"], stdout=subprocess.DEVNULL, stderr=log) as process,
+    ):
         peaks, together = peak_memory(process)
     seconds, after = time.perf_counter() - started_at, os.times()
     if process.returncode:
-        raise UserError(f"{COMMAND.name} ended with status {process.returncode} on {corpus}; its own message says why")
+        raise UserError(f"{COMMAND.name} ended with status {process.returncode} on {corpus}; run it by hand to see why")
     cpu_seconds = after.children_user + after.children_system - before.children_user - before.children_system
     manifest = json.loads((tokens / "manifest.json").read_text())
     text_mb = sum(file["bytes"] for file in manifest["corpus"]["files"]) / 1e6

@@ -59,8 +59,8 @@ def write_corpus(folder: Path, counts: str | None, megabytes: int) -> Path:
     counts_V = word_counts(counts, BENCHMARK_WORDS)
     cumulative_V = np.cumsum(counts_V)
     generator = np.random.default_rng(1)
-    names = [f"{TRAINING_FOLDER}/news.en-0000{number}-of-00100" for number in (1, 2)]
-    held_out = [f"{HELD_OUT_FOLDER}/news.en.heldout-0000{number}-of-00050" for number in (0, 1)]
+    names = [f"{TRAINING_FOLDER}/news.en-0000{number}-of-00003" for number in (1, 2)]
+    held_out = [f"{HELD_OUT_FOLDER}/news.en.heldout-0000{number}-of-00002" for number in (0, 1)]
     for name in [*names, *held_out]:
         num_lines = (megabytes * 1_000_000 // 2 if name in names else 300_000) // 160
         ids = np.searchsorted(cumulative_V, generator.random((num_lines, 25)) * cumulative_V[-1], side="right")

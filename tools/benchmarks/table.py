@@ -30,7 +30,7 @@ def as_text(figures: dict[str, Any]) -> str:
             f"{result['nats_a_word']:.5f} nats a word"
         )
     if "preprocessing" in figures:
-        lines += [f"preprocessing, {name}: {value}" for name, value in figures["preprocessing"].items()]
+        lines += _preprocessing(figures["preprocessing"])
     if "resume" in figures:
         found = figures["resume"]
         lines.append(
@@ -38,6 +38,22 @@ def as_text(figures: dict[str, Any]) -> str:
             f"{found['resume_to_first_step_seconds']} s when resumed from {found['checkpoint_mb']:,} MB, verified"
         )
     return "\n".join(lines)
+
+
+def _preprocessing(found: dict[str, Any]) -> list[str]:
+    rates = ", ".join(f"{name} {rate}" for name, rate in found["phases"]["mb_per_cpu_second"].items())
+    lines = [f"preprocessing {found['phases']['text_mb']} MB of text, MB a second of one core's time: {rates}"]
+    for name, run in found["commands"].items():
+        if "seconds" in run:
+            lines.append(
+                f"preprocessing, {name}, start-up included: {run['seconds']} s ({run['mb_per_second']} MB/s), "
+                f"{run['cpu_seconds']} s of CPU, at most {max(run['peak_mb_of_each_process'])} MB a process"
+            )
+    unpacking = found["commands"]["unpacking_alone_seconds"]
+    lines.append("unpacking that archive alone: " + ", ".join(f"{name} {seconds} s" for name, seconds in unpacking.items()))
+    if "against_hf_wordlevel" in found:
+        lines.append(f"against Hugging Face's WordLevel: {found['against_hf_wordlevel']}")
+    return lines
 
 
 def _training(results: list[dict[str, Any]]) -> list[str]:
