@@ -237,10 +237,12 @@ def test_a_command_of_the_readme(folder: Path, trained: subprocess.CompletedProc
         pytest.skip("needs several hosts")
     sentences = str(folder / "corpus" / "heldout-monolingual.tokenized.shuffled" / "news.en.heldout-00001-of-00002")
     line = line.replace("--kills 40", "--kills 1 --phases preprocessing --only kills")
-    if "benchmark" in line:
-        line += " --steps 1 --vocabulary 500 --set softmax.samples=60 --set batches.lanes=4"
+    if "tools/benchmark.py" in line:
+        small = ["softmax.samples=60", "batches.lanes=4", "model.hidden=32", "model.embedding=32"]
+        line += " --repeats 1 --shapes lstm_512 --vocabulary 2000 --only training evaluation " + " ".join(f"--set {part}" for part in small)
     else:
         line = re.sub(r"configs/\w+\.json", str(folder / "run.json"), line)
+    line = re.sub(r"\b(out\.json|scaling\.png)", lambda found: str(folder / found[0]), line)
     line = re.sub(r"\bruns/\w+", str(folder / "run"), line).replace("my_sentences.txt", sentences)
     line = line.replace("-- deepspeed ", f"-- {shlex.quote(DEEPSPEED)} --master_port {free_port()} ")
     program, *rest = shlex.split(line)

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -33,21 +34,30 @@ class Workers:
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(path)
         listener.listen(count)
-        listener.settimeout(START_SECONDS)
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        listener.settimeout(1.0)
+        found = os.environ.get("PYTHONPATH")
+        paths = [str(Path(__file__).parent.parent), *([found] if found else [])]  # workers import this package too
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(paths)}
         self._process = subprocess.Popen(
             [*command, "--socket", path], stdout=self._log, stderr=self._log, env=environment, process_group=0, stdin=subprocess.DEVNULL
         )
         self._files = []
         try:
             for _ in range(count):
-                connection, _ = listener.accept()
+                connection = self._accept(listener)
                 connection.settimeout(ANSWER_SECONDS)
                 self._files.append(connection.makefile("rw"))
-        except OSError:
-            raise self._failure() from None
         finally:
             listener.close()
+
+    def _accept(self, listener: socket.socket) -> socket.socket:
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                return listener.accept()[0]
+            except TimeoutError:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    raise self._failure() from None
 
     def ask(self, what: str, **arguments: Any) -> list[dict[str, Any]]:
         """Every process does it at the same time. -> their answers, by rank."""
@@ -63,8 +73,9 @@ class Workers:
     def _failure(self) -> UserError:
         self._log.seek(0)
         lines = self._log.read().decode(errors="replace").strip().splitlines()
+        status = self._process.poll()
         self.close()
-        return UserError("a benchmark's process has ended: " + (lines[-1] if lines else "it said nothing"))
+        return UserError(f"a benchmark's process has ended (status {status}): " + (lines[-1] if lines else "it said nothing"))
 
     def close(self) -> None:
         """End the processes."""
