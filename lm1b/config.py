@@ -142,7 +142,9 @@ class TablesConfig(Section):
     """Vocabulary tables: input rows, output rows and output bias, cut by rows over the ranks, sparse Adagrad."""
 
     learning_rate: PositiveFloat = Field(
-        default=0.2, description="Adagrad's learning rate of the tables (LM1B recipe: 0.2); follows the schedule."
+        default=0.2,
+        description="Adagrad's learning rate of the tables (LM1B recipe: 0.2; 0.5 learns sooner from some million words, see "
+        "results/settings.json); follows the schedule.",
     )
     initial_accumulator: NonNegativeFloat = Field(default=1.0, description="Adagrad's initial accumulator (LM1B recipe: 1.0).")
     gradient_scale: PositiveFloat = Field(

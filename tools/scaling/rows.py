@@ -113,9 +113,9 @@ def read_counts(path: Path | None, vocabulary: int) -> np.ndarray:
         or not counts_V.any()
     ):
         raise UserError(f"{path}: expected one count for each word, found {counts_V.dtype} {list(counts_V.shape)}")
-    if len(counts_V) != vocabulary:
+    if len(counts_V) < vocabulary:
         raise UserError(f"{path}: counts of {len(counts_V):,} words, but the measurement has {vocabulary:,}; measure with the same counts")
     counts_V = counts_V.astype(np.float64)
-    if vocabulary == OFFICIAL_SIZE:
+    if len(counts_V) == OFFICIAL_SIZE:
         counts_V[-1] = 0  # <S>, which is in the official vocabulary but never in the stream
-    return np.sort(counts_V)[::-1]
+    return np.sort(counts_V)[::-1][:vocabulary]  # the most frequent, as in the benchmark
