@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,13 +27,15 @@ from benchmark_preprocess import measure_preprocessing
 from benchmarks.evaluation import measure_evaluation
 from benchmarks.machine import describe_machine
 from benchmarks.resume import measure_resume
-from benchmarks.shapes import BENCHMARK_WORDS, NEWS_WORDS, REPOSITORY, SHAPES, shape_config, write_corpus
+from benchmarks.shapes import BENCHMARK_WORDS, DEEPSPEED, NEWS_WORDS, SHAPES, shape_config, write_corpus
 from benchmarks.table import as_text
 from benchmarks.turns import Workers
+from wordlevel import import_tokenizers
 
 from lm1b.errors import UserError, run_command
 from lm1b.files import write_json
 from lm1b.training.run import prepare_process
+from lm1b.training.run_log import git_revision
 
 PARTS = ("training", "evaluation", "preprocessing", "resume")
 MADE_UP_MEGABYTES, REPEATS_OF_PREPROCESSING = 40, 2
@@ -74,7 +75,7 @@ def training_workers(ways: list[tuple[int, int]], counts: str | None) -> Iterato
     with contextlib.ExitStack() as stack:
         workers = {}
         for ranks, threads in ways:
-            launcher = [sys.executable, script] if ranks == 1 else ["deepspeed", "--num_gpus", str(ranks), script]
+            launcher = [sys.executable, script] if ranks == 1 else [DEEPSPEED, "--num_gpus", str(ranks), script]
             workers[ranks, threads] = stack.enter_context(Workers([*launcher, *options], ranks, threads))
         yield workers
 
@@ -131,13 +132,17 @@ def measure_plain(arguments: argparse.Namespace, say: Callable[[str], None]) -> 
     }
 
 
-def git_revision() -> str:
-    """Of the repository that this file is in."""
-    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """What would otherwise be found out minutes later. Raises UserError."""
+    if arguments.repeats < 1:
+        raise UserError(f"--repeats (={arguments.repeats}) must be at least 1")
+    for name, path in (("--counts", arguments.counts), ("--corpus", arguments.corpus), ("--folder", arguments.folder)):
+        if path and not Path(path).exists():
+            raise UserError(f"{name} {path}: not there")
+    if arguments.json and not arguments.json.absolute().parent.is_dir():
+        raise UserError(f"--json {arguments.json}: its folder is not there")
+    if "hf-wordlevel" in arguments.against:
+        import_tokenizers()
 
 
 def run_benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -151,7 +156,7 @@ def run_benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
     say("machine")
     figures: dict[str, Any] = {
         "command": " ".join(["python tools/benchmark.py", *(["--counts COUNTS"] if arguments.counts else []), *_options(arguments)]),
-        "git_revision": git_revision(),
+        "git_revision": git_revision() or "unknown",
         "finished_at": "",
         "machine": describe_machine(),
     }
@@ -194,8 +199,7 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=BENCHMARK_WORDS, help="words of the large vocabulary")
     parser.add_argument("--folder", type=Path, help="where there is room for 20 GB of checkpoints (default: the temporary folder)")
     arguments = parser.parse_args()
-    if arguments.repeats < 1:
-        raise UserError(f"--repeats (={arguments.repeats}) must be at least 1")
+    check_arguments(arguments)
     figures = run_benchmark(arguments)
     print(as_text(figures))
     if arguments.json:

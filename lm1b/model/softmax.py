@@ -36,8 +36,6 @@ _CHUNK_BYTES = 48 << 20
 _BLOCK_ELEMENTS = 1 << 17
 # On a GPU small blocks would only cost launches: these keep a usual step's logits in three blocks.
 _BLOCK_ELEMENTS_GPU = 1 << 23
-
-
 _LOG2_E = math.log2(math.e)
 
 

@@ -75,7 +75,8 @@ def best_step(run_directory: Path, config: Config | None = None) -> int | None:
     return None if best is None else best["step"]
 
 
-def _git_revision() -> str | None:
+def git_revision() -> str | None:
+    """Of the repository that this package lies in, `-dirty` where it was changed since; None where there is none."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
@@ -137,7 +138,7 @@ class RunLog:
         _record_config(self.directory / "config.json", config, step)
         versions = {name: importlib.metadata.version(name) for name in PACKAGES}
         hosts = [member.host for member in members]
-        environment = {"python": platform.python_version(), "versions": versions, "git_revision": _git_revision(), "hosts": hosts, **facts}
+        environment = {"python": platform.python_version(), "versions": versions, "git_revision": git_revision(), "hosts": hosts, **facts}
         environment |= {"command": sys.argv, "started_at": now()}
         write_json(self.directory / "environment.json", environment)
         write_processes(self.directory / MARK, members, now())

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.shapes import REPOSITORY
+from benchmarks.shapes import DEEPSPEED, REPOSITORY
 from lm1b.errors import UserError
 
 
@@ -43,7 +43,7 @@ def measure_resume(vocabulary: int, num_ranks: int, folder: Path | None = None) 
         ]
         _run([sys.executable, "launch/preprocess.py"], [*settings, "training.total_steps=2"])
         figures = {"vocabulary": vocabulary, "ranks": num_ranks}
-        launcher = ["deepspeed", "--num_gpus", str(num_ranks), "launch/train.py"]
+        launcher = [DEEPSPEED, "--num_gpus", str(num_ranks), "launch/train.py"]
         for kind, total in (("start", 2), ("resume", 4)):
             first, whole = _run(launcher, [*settings, f"training.total_steps={total}"], place / "run" / "metrics.jsonl", total - 1)
             figures |= {f"{kind}_to_first_step_seconds": round(first, 1), f"{kind}_whole_seconds": round(whole, 1)}

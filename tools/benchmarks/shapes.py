@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from lm1b.data.batches import Batch
 from lm1b.data.official import HELD_OUT_FOLDER, TRAINING_FOLDER
 
 REPOSITORY = Path(__file__).parent.parent.parent
+DEEPSPEED = str(Path(sys.executable).with_name("deepspeed"))  # beside this Python, whatever PATH says
 BENCHMARK_WORDS = 793_471
 NEWS_WORDS = 82_453
 _RECIPE = ["batches.lanes=128", "batches.steps=20", "softmax.samples=8192"]
