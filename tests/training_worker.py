@@ -41,6 +41,7 @@ from lm1b.training import loop
 from lm1b.training.engine import Engine
 from lm1b.training.process_group import start_ranks, stop_ranks
 from lm1b.training.step import StepResult, TrainingStep
+from lm1b.training.step_rows import RowPipeline
 
 TIME_LIMIT_SECONDS = 200.0
 
@@ -61,7 +62,7 @@ class Watch:
         self.active = False  # in the present step, on this rank
         self.seen: dict[str, Any] = {"skips": [], "factors": []}
         self.run, self.backward = TrainingStep.run, Engine.backward
-        self.fetch, self.watch_gradients, self.forward = TrainingStep._fetch, Engine._watch_gradients, LanguageModel.forward
+        self.take, self.watch_gradients, self.forward = RowPipeline.take, Engine._watch_gradients, LanguageModel.forward
 
     def is_at(self, place: str) -> bool:
         return self.active and self.poison["place"] == place
@@ -93,8 +94,8 @@ class Watch:
                 watch.seen["skips"].append(skip)
             return result
 
-        def fetch(step: TrainingStep, *arguments: Any) -> Any:
-            rows = watch.fetch(step, *arguments)
+        def take(pipeline: RowPipeline, *arguments: Any, **keywords: Any) -> Any:
+            rows = watch.take(pipeline, *arguments, **keywords)
             leaves = {"input_table": rows.input_rows_UD, "output_table": rows.output_rows_UP, "output_bias": rows.bias_U1}
             for place, leaf in leaves.items():
                 leaf.register_hook(lambda gradient, place=place: watch.spoilt(place, gradient))
@@ -117,7 +118,7 @@ class Watch:
 
         patches = [
             mock.patch.object(TrainingStep, "run", run),
-            mock.patch.object(TrainingStep, "_fetch", fetch),
+            mock.patch.object(RowPipeline, "take", take),
             mock.patch.object(Engine, "_watch_gradients", watch_gradients),
             mock.patch.object(LanguageModel, "forward", forward),
             mock.patch.object(Engine, "backward", backward),
