@@ -6,8 +6,9 @@ in turn, in one process group. As soon as the file `kill_at` exists every rank g
 
 A job: {"config": {...}, "poison": {...} or null, "loss_scale": s or null}. Poison spoils one place on the last rank in the
 steps numbered from `first` (from 0) to before `end`: "state" (carried into the step), "loss", "scaled loss" (the loss is
-fine, the scale is infinite), "input_table", "output_table" and "output_bias" (the gradient of the fetched rows), "summed" (the
-core's gradient behind every look at it but DeepSpeed's), or the name of a parameter of the core (one element of its gradient).
+fine, the scale is infinite), "late" (nothing is spoilt, but that rank's loss comes `value` seconds later), "input_table",
+"output_table" and "output_bias" (the gradient of the fetched rows), "summed" (the core's gradient behind every look at it but
+DeepSpeed's), or the name of a parameter of the core (one element of its gradient).
 
 The report holds, of each launch, of each rank, of each job, what `Watch.seen` holds; null where the ranks were killed.
 """
@@ -111,6 +112,8 @@ class Watch:
 
         def forward(model: LanguageModel, *arguments: Any, **keywords: Any) -> LossParts:
             parts = watch.forward(model, *arguments, **keywords)
+            if watch.is_at("late"):
+                time.sleep(watch.value)
             return parts._replace(nats=parts.nats * watch.value) if watch.is_at("loss") else parts
 
         def backward(engine: Engine, loss: torch.Tensor) -> None:
