@@ -29,7 +29,6 @@ from typing import Any
 
 from cluster_hosts.host import INTERFACE, Host, Traffic, in_network_of, limit
 from cluster_hosts.needs import check_needs, find_program
-
 from lm1b.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -169,15 +168,16 @@ class Cluster:
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "start_new_session": True, "text": True}
         first = subprocess.Popen(command, **pipes)
         self._firsts.append(first)
-        assert first.stdin and first.stdout
+        assert first.stdin
+        assert first.stdout
         with contextlib.suppress(BrokenPipeError):
             print(json.dumps(spec), file=first.stdin, flush=True)
         line = first.stdout.readline()
-        answer = json.loads(line) if line else {"error": f"its first process ended with status {first.wait(START_SECONDS)}"}
+        answer: dict[str, Any] = json.loads(line) if line else {"error": f"its first process ended with status {first.wait(START_SECONDS)}"}
         if "error" in answer:
             what = spec.get("name", "the box")
             raise UserError(f"{what} cannot be set up ({answer['error']}); a cluster in a box needs all rights of root on this machine")
-        return answer["pid"]
+        return int(answer["pid"])
 
     def _plug_in(self, host: Host, switch: int) -> None:
         """The cable between host and switch, and how fast it is."""
@@ -186,7 +186,7 @@ class Cluster:
             in_network_of(switch, *f"ip link add {host.port} type veth peer name {INTERFACE} netns {host.pid}".split())
             in_network_of(switch, *f"ip link set {host.port} master {BRIDGE} up".split())
             in_network_of(host.pid, *f"ip address add {host.address}/24 dev {INTERFACE}".split())
-            in_network_of(host.pid, *"ip link set lo up".split())
+            in_network_of(host.pid, "ip", "link", "set", "lo", "up")
             in_network_of(host.pid, *f"ip link set {INTERFACE} addrgenmode none".split())  # no chatter of IPv6 in the counters
             in_network_of(host.pid, *f"ip link set {INTERFACE} up".split())
 

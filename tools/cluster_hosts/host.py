@@ -17,17 +17,8 @@ import psutil
 from lm1b.errors import UserError
 
 INTERFACE = "eth0"
-OWN_VARIABLES = (
-    "RANK",
-    "WORLD_SIZE",
-    "LOCAL_RANK",
-    "LOCAL_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-    "SSH_AUTH_SOCK",
-    "TMPDIR",
-    "XDG_RUNTIME_DIR",
-)
+OF_THIS_MACHINE = ("SSH_AUTH_SOCK", "TMPDIR", "XDG_RUNTIME_DIR", "XDG_CACHE_HOME")  # what they name is not there on another host
+OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
@@ -69,7 +60,7 @@ class Host:
 
     def environment(self, **more: str) -> dict[str, str]:
         """This process's environment as a user on that host would have it."""
-        inherited = {name: value for name, value in os.environ.items() if name not in OWN_VARIABLES}
+        inherited = {name: value for name, value in os.environ.items() if name not in OF_THIS_MACHINE + OF_A_RANK}
         return {**inherited, "HOME": self._home, **self._variables, **more}
 
     def start(self, arguments: list[str], folder: Path | None = None, **options: Any) -> subprocess.Popen[str]:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from cluster_hosts.cluster import Cluster
 from cluster_hosts.host import Traffic
-
 from lm1b.files import read_json_lines
 
 POLL_SECONDS = 0.05
