@@ -37,7 +37,7 @@ MAX_HOSTS = 64
 # What the launcher passes on by itself is little: the rest of what a rank should know stands in ~/.deepspeed_env.
 RANK_VARIABLES = ("OMP_NUM_THREADS", "LM1B_TIMEOUT_SECONDS", "DS_ACCELERATOR", "TORCH_EXTENSIONS_DIR")
 UNSHARE = ["unshare", "--net", "--pid", "--mount", "--fork", "--kill-child"]
-START_SECONDS, END_SECONDS = 30.0, 30.0
+END_SECONDS = 30.0
 
 
 class Cluster:
@@ -122,7 +122,7 @@ class Cluster:
                 first.kill()
         for first in self._firsts:
             first.wait(END_SECONDS)
-            for pipe in (first.stdin, first.stdout):
+            for pipe in (first.stdin, first.stdout, first.stderr):
                 with contextlib.suppress(OSError):
                     if pipe:
                         pipe.close()
@@ -165,15 +165,16 @@ class Cluster:
         """Start the first process of new namespaces and tell it what to set up. -> its id. Raises UserError."""
         command = [*enter, sys.executable, "-I", "-S", str(Path(__file__).with_name("init.py"))]
         # In a session of its own: Ctrl-C at the terminal is for the command that runs in the cluster.
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "start_new_session": True, "text": True}
-        first = subprocess.Popen(command, **pipes)
+        pipe = subprocess.PIPE
+        first = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True, text=True)
         self._firsts.append(first)
         assert first.stdin
         assert first.stdout
+        assert first.stderr
         with contextlib.suppress(BrokenPipeError):
             print(json.dumps(spec), file=first.stdin, flush=True)
         line = first.stdout.readline()
-        answer: dict[str, Any] = json.loads(line) if line else {"error": f"its first process ended with status {first.wait(START_SECONDS)}"}
+        answer: dict[str, Any] = json.loads(line) if line else {"error": " ".join(first.stderr.read().split())}
         if "error" in answer:
             what = spec.get("name", "the box")
             raise UserError(f"{what} cannot be set up ({answer['error']}); a cluster in a box needs all rights of root on this machine")

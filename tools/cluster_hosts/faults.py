@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from faults.workplace import write_corpus
 
 from cluster_hosts.cluster import REPOSITORY, Cluster
-from cluster_hosts.host import Host
+from cluster_hosts.host import Host, signal_terminal
 from lm1b.config import load_config
 from lm1b.data.preprocess import preprocess
 from lm1b.files import read_json_lines
@@ -102,24 +103,42 @@ class Trial:
         harmed = self.cluster.host(number)
         outcome = Outcome(fault.name, harmed.name)
         others = [host for host in self.cluster.hosts if host is not harmed]
-        with open(self.output, "w") as file:
-            # Each rank's words in a file: those of a host that is cut off do not come through ssh.
-            command = train_command(self.cluster, self.config)
-            command[1:1] = ["--enable_each_rank_log", str(self.logs)]
-            launched = self.cluster.host(1).start(command, REPOSITORY, stdout=file, stderr=file, start_new_session=True)
-            try:
-                self._wait(lambda: len(read_json_lines(self.run / "metrics.jsonl")) >= STEPS_BEFORE, launched)
-                fault.strike(harmed)
-                struck_at = time.monotonic()
-                ended = self._all_ended(others, struck_at)
-                outcome.seconds = time.monotonic() - struck_at
-                outcome.launcher = launched.poll() if harmed.number != 1 else None
-            finally:
-                launched.kill() if launched.poll() is None else None
-                launched.wait()
+        with self._training() as launched:
+            fault.strike(harmed)
+            struck_at = time.monotonic()
+            ended = self._all_ended(others, struck_at)
+            outcome.seconds = time.monotonic() - struck_at
+            outcome.launcher = launched.poll() if harmed.number != 1 else None
         outcome.said = self.errors()
         outcome.problem = self._judge(fault, harmed, others, outcome, ended)
         return outcome
+
+    def interrupt(self) -> str:
+        """Train on all hosts, Ctrl-C at the launcher, and wait for the end; what the ranks have said."""
+        with self._training() as launched:
+            signal_terminal(launched, signal.SIGINT)
+            if not self._all_ended(self.cluster.hosts, time.monotonic()):
+                raise RuntimeError(f"still at work {self.limit:.0f} s after Ctrl-C")
+        return "".join(file.read_text(errors="replace") for file in sorted(self.logs.iterdir()))
+
+    def saved_step(self) -> int:
+        """Step of the newest checkpoint."""
+        return newest_step(self.run)
+
+    @contextlib.contextmanager
+    def _training(self) -> Iterator[subprocess.Popen[str]]:
+        """The launcher of a training on all hosts that has made a few steps. Raises RuntimeError where it does not come so far."""
+        command = train_command(self.cluster, self.config)
+        # Each rank's words in a file: those of a host that is cut off do not come through ssh.
+        command[1:1] = ["--enable_each_rank_log", str(self.logs)]
+        with open(self.output, "w") as file:
+            launched = self.cluster.host(1).start(command, REPOSITORY, stdout=file, stderr=file, start_new_session=True)
+            try:
+                self._wait(lambda: len(read_json_lines(self.run / "metrics.jsonl")) >= STEPS_BEFORE, launched)
+                yield launched
+            finally:
+                launched.kill()
+                launched.wait()
 
     def go_on(self, outcome: Outcome, hosts: list[Host]) -> None:
         """Train a few steps more on some hosts, launched from the first of them, and note where they began."""

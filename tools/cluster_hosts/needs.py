@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 from lm1b.errors import UserError
@@ -36,6 +37,10 @@ def what_is_missing() -> str | None:
     if missing:
         packages = " ".join(dict.fromkeys(PROGRAMS[name] for name in missing))
         return f"a cluster in a box needs {', '.join(missing)}: apt-get install {packages}"
+    trial = [str(find_program("unshare")), "--net", "--pid", "--mount", "--ipc", "--uts", "--fork", "mount", "-t", "tmpfs", "tmpfs", "/run"]
+    done = subprocess.run(trial, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode != 0:  # root in a container that may not
+        return f"a cluster in a box needs all rights of root ({' '.join(done.stderr.split())})"
     return None
 
 
