@@ -68,10 +68,16 @@ def all_reduce_sum(values: Tensor, ranks: Ranks) -> Tensor:
     return values
 
 
-def all_to_all(received: Tensor, sent: Tensor, num_received: list[int] | None = None, num_sent: list[int] | None = None) -> Tensor:
+def all_to_all(
+    received: Tensor,
+    sent: Tensor,
+    num_received: list[int] | None = None,
+    num_sent: list[int] | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
     """Send each rank its part of `sent`, and put what each has sent here into `received`, rank 0's first: see all_to_all_single."""
     with part("communication"):
-        dist.all_to_all_single(received, sent, num_received, num_sent)
+        dist.all_to_all_single(received, sent, num_received, num_sent, group=group)
     return received
 
 
