@@ -1,5 +1,6 @@
 # make train   from a bare machine to a table of perplexities          make test    run the tests
 # make check   ruff and pyright                                        make format  let ruff format the code
+# make cluster-demo   train on two hosts in a box with a 1 Gbit/s network between them (root; Debian: iproute2 openssh-server pdsh)
 # CORPUS=/path/to/benchmark make train   takes that corpus instead of the news sample (a folder or the .tar.gz)
 
 PYTHON ?= python3
@@ -21,7 +22,7 @@ RUN ?= runs/$(EXPERIMENT)
 OPTIONS := --set "run.directory=$(RUN)"
 endif
 
-.PHONY: install train test check format clean
+.PHONY: install train test cluster-demo check format clean
 
 install: $(VENV)/installed
 
@@ -37,6 +38,9 @@ train: install
 
 test: install
 	$(BIN)/python -m pytest -n 3 --dist loadfile
+
+cluster-demo: install
+	$(BIN)/python tools/cluster_demo.py --hosts 2 --rate 1gbit
 
 check: install
 	$(BIN)/ruff check .

@@ -12,9 +12,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cluster_hosts.cluster import Cluster
+from cluster_hosts.needs import what_is_missing
 from tiny import REPOSITORY, environment, free_port, tiny_settings, write_corpus, write_settings
 
 from lm1b.files import read_json, read_json_lines
@@ -230,11 +233,31 @@ def commands_of_the_readme() -> list[str]:
 README_COMMANDS = [line for line in commands_of_the_readme() if line.startswith(("python ", "deepspeed "))]
 
 
-@pytest.mark.parametrize("line", README_COMMANDS)
+@pytest.fixture(scope="module")
+def cluster(folder: Path) -> Iterator[Cluster]:
+    """Two hosts that share the tiny run's folder."""
+    with Cluster(hosts=2, workplace=folder) as cluster:
+        yield cluster
+
+
+@pytest.mark.skipif(what_is_missing() is not None, reason=str(what_is_missing()))
+@pytest.mark.parametrize("line", [line for line in README_COMMANDS if "--hostfile" in line])
+def test_a_command_of_the_readme_for_a_cluster(
+    folder: Path, trained: subprocess.CompletedProcess[str], cluster: Cluster, line: str
+) -> None:
+    """Run on the first of two hosts, launched over ssh, as it stands there with the tiny run's paths put in."""
+    line = re.sub(r"configs/\w+\.json", str(folder / "run.json"), line).replace("--hostfile hostfile", f"--hostfile {cluster.hostfile}")
+    done = cluster.run(shlex.split(re.sub(r"\bruns/\w+", str(folder / "run"), line)), 240, REPOSITORY)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("line", [line for line in README_COMMANDS if "--hostfile" not in line], ids=str)
 def test_a_command_of_the_readme(folder: Path, trained: subprocess.CompletedProcess[str], line: str) -> None:
-    """Run as it stands there, with the tiny run's paths put in; a hostfile needs a cluster."""
-    if "--hostfile" in line:
-        pytest.skip("needs several hosts")
+    """Run as it stands there, with the tiny run's paths put in."""
+    if "tools/cluster" in line and (missing := what_is_missing()):
+        pytest.skip(missing)
+    line = line.replace("tools/cluster.py", f"tools/cluster.py --shared {folder}")
+    line = line.replace("tools/cluster_faults.py --hosts 3", "tools/cluster_faults.py --hosts 2 --only killed --on 2 --time-limit 5")
     sentences = str(folder / "corpus" / "heldout-monolingual.tokenized.shuffled" / "news.en.heldout-00001-of-00002")
     line = line.replace("--kills 40", "--kills 1 --phases preprocessing --only kills")
     if "tools/benchmark.py" in line:

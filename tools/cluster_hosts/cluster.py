@@ -145,7 +145,8 @@ class Cluster:
 
     def _shared(self) -> dict[str, Any]:
         """What every host is told."""
-        names = "".join(f"{place['address']} {place['name']}\n" for place in self._places)
+        # Both spellings of an address: torch asks by the second whose connection it has got, and there is no name server.
+        names = "".join(f"{place['address']} {place['name']}\n::ffff:{place['address']} {place['name']}\n" for place in self._places)
         ranks = {"GLOO_SOCKET_IFNAME": INTERFACE, "NCCL_SOCKET_IFNAME": INTERFACE, **self._variables}
         code = [REPOSITORY, Path(sys.prefix), Path(sys.base_prefix), *map(Path, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
         kept = {str(path.resolve()) for path in code if path.is_dir() and path.is_absolute()} | {str(self.workplace)}

@@ -38,13 +38,13 @@ class Fault:
 
 DIED = r"rank {rank} \(pid \d+ on {host}\) has died"
 OUT_OF_REACH = r"rank {rank} \(pid \d+ on {host}\) has died or cannot be reached"
-FAULTS = (
-    Fault("all processes killed", lambda host: host.send(signal.SIGKILL), DIED),
-    Fault("switched off", lambda host: host.power_off(), OUT_OF_REACH),
-    Fault("link cut", lambda host: host.cut(), OUT_OF_REACH),
-    Fault("frozen (SIGSTOP)", lambda host: host.send(signal.SIGSTOP), OUT_OF_REACH),
-    Fault("link at a trickle (1 kbit/s)", lambda host: host.slow("1kbit"), OUT_OF_REACH),
-)
+FAULTS = {
+    "killed": Fault("all processes of a host killed", lambda host: host.send(signal.SIGKILL), DIED),
+    "off": Fault("host switched off", lambda host: host.power_off(), OUT_OF_REACH),
+    "cut": Fault("link cut", lambda host: host.cut(), OUT_OF_REACH),
+    "frozen": Fault("host frozen (SIGSTOP)", lambda host: host.send(signal.SIGSTOP), OUT_OF_REACH),
+    "slow": Fault("link at a trickle (1 kbit/s)", lambda host: host.slow("1kbit"), OUT_OF_REACH),
+}
 
 
 @dataclass

