@@ -31,8 +31,8 @@ from lm1b.data.batches import cut_into_lanes
 from lm1b.distributed import Ranks, agree, all_reduce_sum, single_process
 from lm1b.errors import UserError
 from lm1b.evaluation.texts import ScoredText
+from lm1b.model.full_softmax import full_softmax_part, places_of_targets
 from lm1b.model.language_model import LanguageModel
-from lm1b.model.softmax import full_softmax_part, places_of_targets
 from lm1b.training.checkpoint import Checkpoint
 from lm1b.training.run_log import now
 

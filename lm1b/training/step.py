@@ -20,9 +20,10 @@ from torch import Tensor
 from lm1b.config import Config
 from lm1b.data.batches import Batches
 from lm1b.distributed import Ranks, all_reduce_sum
+from lm1b.model.full_softmax import full_softmax_part, places_of_targets
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.sampler import LogUniformSampler
-from lm1b.model.softmax import full_softmax_part, places_of_targets, sampled_softmax
+from lm1b.model.softmax import sampled_softmax
 from lm1b.model.tables import Tables
 from lm1b.profiling import part
 from lm1b.training.engine import Engine
