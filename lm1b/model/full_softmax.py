@@ -174,6 +174,16 @@ def _gathered(values_N: Tensor, ranks: Ranks) -> Tensor:
     return values_M
 
 
+def gather_dealt(own_TBP: Tensor, num_lanes: int, ranks: Ranks) -> Tensor:
+    """All ranks' lanes, where lane number l is on rank l % R at place l // R there: [T, num_lanes, P]. A collective."""
+    if ranks.size == 1:
+        return own_TBP
+    most = -(-num_lanes // ranks.size)
+    padded = own_TBP.new_zeros(own_TBP.shape[0], most, own_TBP.shape[2])
+    padded[:, : own_TBP.shape[1]] = own_TBP
+    return torch.stack(_gathered(padded, ranks).chunk(ranks.size), dim=2).flatten(1, 2)[:, :num_lanes]
+
+
 def _own_part(values_MP: Tensor, ranks: Ranks) -> Tensor:
     """The sum over ranks, in rank order, of what each has for this rank's positions. A collective."""
     if ranks.size == 1:
