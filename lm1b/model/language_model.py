@@ -100,7 +100,7 @@ class LanguageModel(nn.Module):
     ) -> LossParts:
         """The sampled loss of a window, or the full softmax's.
 
-        input_rows_UD, output_rows_UP, output_bias_U: float32 leaves from the tables. input_positions_TB: int64, which input
+        input_rows_UD, output_rows_UP, output_bias_U (or [U, 1]): float32 leaves from the tables. input_positions_TB: int64, which input
         row each position reads. target_positions_N: int64, time-major (shape [T, B] will do), which output row is the target;
         the first `num_samples` output rows are the samples. log_expected_U: float32, log E of each output row. step: seeds
         dropout; None: none. first_lane: global number of lane 0. resets_TB: bool, zero the lane's state before that step.
@@ -111,12 +111,14 @@ class LanguageModel(nn.Module):
         x_TBD = gather_rows(input_rows_UD, input_positions_TB, self.dtype)
         hidden_TBP, new_state, largest = self._run(x_TBD, state, step, first_lane, resets_TB)
         hidden_NP = hidden_TBP.flatten(0, 1)
-        targets_N = target_positions_N.flatten()
+        # Only here, and not by the caller: backward goes from the newest operation to the oldest, and the bias's gradient would otherwise
+        # wait for that of the recurrent layers, and with it whoever sends the output rows' gradients.
+        bias_U, targets_N = output_bias_U.flatten(), target_positions_N.flatten()
         if full_over is not None:
-            nats = full_softmax(hidden_NP, output_rows_UP, output_bias_U, targets_N, full_over)
+            nats = full_softmax(hidden_NP, output_rows_UP, bias_U, targets_N, full_over)
         else:
             assert log_expected_U is not None
-            nats = sampled_softmax(hidden_NP, output_rows_UP, output_bias_U, targets_N, log_expected_U, num_samples)
+            nats = sampled_softmax(hidden_NP, output_rows_UP, bias_U, targets_N, log_expected_U, num_samples)
         return LossParts(nats, {name: value.detach() for name, value in new_state.items()}, largest, hidden_NP.detach())
 
 

@@ -151,7 +151,7 @@ class TrainingStep:
                 rows.input_rows_UD,
                 rows.input_positions_TB[:, lanes],
                 rows.output_rows_UP,
-                rows.bias_U1.squeeze(1),
+                rows.bias_U1,
                 rows.target_positions_TB[:, lanes].flatten(),
                 rows.log_expected_U,
                 rows.num_samples,

@@ -238,8 +238,11 @@ class RowPipeline:
         rows.sent[name] = self._background.submit(lambda: self._exchange(rows, indices))
 
     def _exchange(self, rows: StepRows, indices: list[int]) -> GradientExchange:
-        tables, gradients = self.tables.all(), rows.gradients()
-        sent = [RowGradient(rows.requests[i], gradients[i], self._format(rows.step, tables[i])) for i in indices]
+        tables, sent = self.tables.all(), []
+        for i in indices:
+            gradient = rows.brought[i].rows_UD.grad  # not by `gradients()`: that of another table may not be there yet
+            assert gradient is not None
+            sent.append(RowGradient(rows.requests[i], gradient, self._format(rows.step, tables[i])))
         return GradientExchange(sent, self.ranks if 0 in indices else self._output_ranks, self._background.group)
 
     def _format(self, step: int, table: VocabularyTable) -> RowFormat:
