@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lm1b import launchers
 from lm1b.errors import UserError, describe_os_error
 from lm1b.peers import Peers
 from lm1b.profiling import part
@@ -37,6 +37,12 @@ class Ranks:
     def is_first(self) -> bool:
         return self.rank == 0
 
+    @property
+    def name(self) -> str:
+        """For messages: the rank, and its host where there are several."""
+        hosts = [member.host for member in self.peers.members] if self.peers else []
+        return f"rank {self.rank} on {hosts[self.rank]}" if len(set(hosts)) > 1 else f"rank {self.rank}"
+
 
 def single_process(device: torch.device | str = "cpu") -> Ranks:
     """One process on its own: no process group, nothing is ever sent."""
@@ -52,12 +58,12 @@ def current_ranks(device: torch.device, peers: Peers | None = None) -> Ranks:
 
 def local_rank() -> int:
     """Rank among the processes of this host, as the launcher says."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return launchers.here().local_rank
 
 
 def local_size() -> int:
     """Number of processes of this host, as the launcher says."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+    return launchers.here().local_size
 
 
 def all_reduce_sum(values: Tensor, ranks: Ranks) -> Tensor:
@@ -106,8 +112,8 @@ def agree(ranks: Ranks, action: Callable[[], T], *, may_take_long: bool = False)
         problem = str(error)
     except OSError as error:
         problem = describe_os_error(error)
-    if problem is not None and ranks.size > 1:
-        problem = f"{problem} (rank {ranks.rank})" if ranks.rank else problem
+    if problem is not None and ranks.rank:
+        problem = f"{problem} ({ranks.name})"
     problems = [found for found in all_gather_objects(problem, ranks) if found is not None]
     if problems:
         raise UserError(str(problems[0]))

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from lm1b.config import Config
 from lm1b.distributed import Ranks, agree, all_gather_objects
 from lm1b.errors import UserError
+from lm1b.launchers import without_place
 from lm1b.peers import naming_the_guilty
 from lm1b.processes import RankProcess
 from lm1b.training.process_group import start_ranks, stop_ranks
@@ -198,11 +199,10 @@ def _start_evaluator(command: list[str]) -> subprocess.Popen[bytes]:
 
     Not in a session of its own: Linux shares the cores between sessions first, and low priority would mean nothing.
     """
-    clean = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE")}
     with open(Path(command[command.index("--run") + 1]) / "evaluator.log", "ab") as output:
         return subprocess.Popen(
             ["nice", "-n", "10", sys.executable, *command],
-            env={**clean, "OMP_NUM_THREADS": "1"},
+            env={**without_place(os.environ), "OMP_NUM_THREADS": "1"},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
