@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from torch import Tensor
 from lm1b import launchers
 from lm1b.errors import UserError, describe_os_error
 from lm1b.peers import Peers
+from lm1b.processes import host_name
 from lm1b.profiling import part
 
 T = TypeVar("T")
@@ -64,6 +66,15 @@ def local_rank() -> int:
 def local_size() -> int:
     """Number of processes of this host, as the launcher says."""
     return launchers.here().local_size
+
+
+def share_of_cores(ranks: Ranks) -> int:
+    """How many cores are this rank's, so that ranks do not fight: of those it may use, which others of its host may use too. Collective.
+
+    A launcher may have given each rank cores of its own (mpirun, SLURM), or all ranks of a host the same ones (deepspeed, torchrun).
+    """
+    mine = [host_name(), sorted(os.sched_getaffinity(0))]
+    return max(1, len(mine[1]) // all_gather_objects(mine, ranks).count(mine))
 
 
 def all_reduce_sum(values: Tensor, ranks: Ranks) -> Tensor:
