@@ -98,8 +98,13 @@ def try_connection(address: str, port: int) -> str | None:
     try:
         socket.create_connection((address, port), timeout=CONNECT_SECONDS).close()
     except OSError as error:
-        return str(error.strerror or error)
+        return _in_words(error)
     return None
+
+
+def _in_words(error: OSError) -> str:
+    """Without what Python adds to the system's own words."""
+    return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error.strerror or error)
 
 
 def main(arguments: list[str]) -> None:
@@ -108,7 +113,7 @@ def main(arguments: list[str]) -> None:
         try:
             listen(int(arguments[1]), int(arguments[2]), float(arguments[3]))
         except OSError as error:
-            print(json.dumps({"problem": str(error.strerror or error)}), flush=True)
+            print(json.dumps({"problem": _in_words(error)}), flush=True)
     elif arguments[0] == "connect":
         print(json.dumps({"problem": try_connection(arguments[1], int(arguments[2]))}))
     else:

@@ -35,8 +35,8 @@ class SshServer:
 
 
 @contextlib.contextmanager
-def ssh_server(folder: Path) -> Iterator[SshServer]:
-    """Run one, with its files in `folder`."""
+def ssh_server(folder: Path, elsewhere: tuple[Path, Path] | None = None) -> Iterator[SshServer]:
+    """Run one, with its files in `folder`. elsewhere: a path that leads to another one on the host 127.0.0.2."""
     assert SSHD
     port, programs = free_port(), folder / "programs"
     programs.mkdir(parents=True)
@@ -54,6 +54,10 @@ def ssh_server(folder: Path) -> Iterator[SshServer]:
         "PidFile": "none",
     }
     (folder / "sshd_config").write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
+    if elsewhere:
+        command = f"printf %s \"$SSH_ORIGINAL_COMMAND\" | sed 's,{elsewhere[0]},{elsewhere[1]},g'"
+        with open(folder / "sshd_config", "a") as file:
+            file.write(f'Match LocalAddress 127.0.0.2\n  ForceCommand /bin/sh -c "$({command})"\n')
     client = {"IdentityFile": folder / "user_key", "StrictHostKeyChecking": "no", "UserKnownHostsFile": "/dev/null", "LogLevel": "ERROR"}
     (folder / "ssh_config").write_text("".join(f"{name} {value}\n" for name, value in {**client, "User": getpass.getuser()}.items()))
     (programs / "ssh").write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {folder}/ssh_config "$@"\n')

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import subprocess
@@ -87,28 +86,13 @@ def test_a_refused_port_and_no_pdsh(server: SshServer, hostfile: Path, tmp_path:
     ]
 
 
-def test_a_host_with_other_code_and_another_torch(server: SshServer, hostfile: Path, tmp_path: Path) -> None:
-    # The launcher goes to its own working folder on every host: that of the second host here holds another program.
+def test_a_host_with_other_code_and_another_torch(hostfile: Path, tmp_path: Path) -> None:
     shutil.copytree(REPOSITORY / "lm1b", tmp_path / "other" / "lm1b", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "other" / "lm1b" / "more.py").touch()
     (tmp_path / "other" / "torch-2.10.0.dist-info").mkdir()
     (tmp_path / "other" / "torch-2.10.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.10.0\n")
-    # Its own shell start-up file says which host it is.
-    script = tmp_path / "python"
-    script.write_text(
-        f"#!/bin/sh\ncase $SSH_CONNECTION in *' 127.0.0.2 '*) export PYTHONPATH={tmp_path}/other; cd {tmp_path}/other;; esac\nexec {sys.executable} \"$@\"\n"
-    )
-    script.chmod(0o755)
-    program = (REPOSITORY / "tools/check_hosts.py").read_text()
-    assert "exports=exports)" in program
-    own = tmp_path / "tools"
-    shutil.copytree(REPOSITORY / "tools" / "hosts", own / "hosts")
-    (own / "check_hosts.py").write_text(program.replace("exports=exports)", f"exports=exports, python={str(script)!r})"))
-    command = [sys.executable, str(own / "check_hosts.py"), "--hostfile", str(hostfile), "--ssh_port", str(server.port)]
-    variables = environment(PATH=server.path(), PYTHONPATH=str(REPOSITORY))
-    done = subprocess.run(
-        [*command, "--master_port", str(free_port())], env=variables, cwd=REPOSITORY, capture_output=True, text=True, timeout=120
-    )
+    with ssh_server(tmp_path / "ssh", elsewhere=(REPOSITORY, tmp_path / "other")) as server:
+        done = check(server, hostfile)
     assert done.returncode == 2, done.stderr
     source, torch = problems(done)
     assert source.startswith("problem: 127.0.0.2: lm1b's source (")
@@ -140,4 +124,3 @@ def test_an_interface_that_is_not_there_is_found_in_the_launchers_own_file(serve
     done = check(server, hostfile, DS_ENV_FILE=str(tmp_path / "environment"))
     assert done.returncode == 2
     assert [line.split(",")[0] for line in problems(done)] == [f"problem: 127.0.0.{n}: GLOO_SOCKET_IFNAME=eth77" for n in (1, 2)]
-    assert os.path.exists("/sys/class/net/lo")
