@@ -6,7 +6,6 @@ import contextlib
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ MISSING = [name for name in PROGRAMS if shutil.which(name, path=PATH) is None]
 needs_slurm = pytest.mark.skipif(
     bool(MISSING) or os.geteuid() != 0, reason=f"needs root, slurm-wlm and munge from Debian (missing: {', '.join(MISSING) or 'root'})"
 )
-NODES = sorted({"localhost", socket.gethostname()})  # names that lead here, since ranks meet at the first node's
+NODES = ("127.0.0.1", "127.0.0.2")  # names that lead here, since ranks meet at the first node
 
 SETTINGS = """ClusterName=box
 SlurmctldHost=localhost(127.0.0.1)
@@ -57,7 +56,7 @@ def slurm_box(folder: Path) -> Iterator[dict[str, str]]:
     """Run one, with its files in `folder`; the variables that make SLURM's commands use it."""
     folder.chmod(0o755)
     text = SETTINGS.format(folder=folder, controller=free_port())
-    text += "".join(f"NodeName={node} NodeHostname=localhost NodeAddr=127.0.0.1 Port={free_port()} CPUs=8\n" for node in NODES)
+    text += "".join(f"NodeName={node} NodeHostname=localhost NodeAddr={node} Port={free_port()} CPUs=8\n" for node in NODES)
     (folder / "slurm.conf").write_text(text)
     (folder / "state").mkdir()
     (folder / "munge.key").write_bytes(secrets.token_bytes(1024))

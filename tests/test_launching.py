@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from slurm_box import NODES, needs_slurm, slurm_box
+from ssh_server import needs_ssh, ssh_server
 from tiny import REPOSITORY, environment, free_port, write_settings
 from training_runs import events, losses
 
@@ -22,13 +23,7 @@ from lm1b.training.run_state import newest_step, run_state, training_ranks
 
 STEPS = 12
 BIN = str(Path(sys.executable).parent)
-# As root, which mpirun wants to be asked for; with one loopback address a host, which it takes for this one.
-VARIABLES = {
-    "OMPI_ALLOW_RUN_AS_ROOT": "1",
-    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-    "PYTHONPATH": str(REPOSITORY),
-    "PATH": f"{BIN}:{os.environ['PATH']}",
-}
+VARIABLES = {"PYTHONPATH": str(REPOSITORY), "PATH": f"{BIN}:{os.environ['PATH']}"}
 needs_mpi = pytest.mark.skipif(shutil.which("mpirun") is None or shutil.which("ompi_info") is None, reason="needs Debian's openmpi-bin")
 pytestmark = pytest.mark.slow
 
@@ -96,11 +91,21 @@ def test_a_command_on_each_host(folder: Path, words: tuple[str, ...]) -> None:
     assert said.count("lm1b: finished") == 1
 
 
+@pytest.fixture(scope="module")
+def open_mpi(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """What mpirun needs to be run as root, and to reach the second host with this program's path."""
+    with ssh_server(tmp_path_factory.mktemp("ssh")) as server:
+        settings = {"plm_rsh_agent": f"ssh -p {server.port}", "mca_base_env_list": "PYTHONPATH;DS_ACCELERATOR"}
+        as_root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+        yield {"PATH": f"{BIN}:{server.path()}", **as_root, **{f"OMPI_MCA_{name}": value for name, value in settings.items()}}
+
+
+@needs_ssh
 @needs_mpi
 @pytest.mark.parametrize("words", [("mpirun ",), ("deepspeed ", "--launcher openmpi")], ids=["mpirun", "deepspeed"])
-def test_open_mpi(folder: Path, words: tuple[str, ...]) -> None:
+def test_open_mpi(folder: Path, open_mpi: dict[str, str], words: tuple[str, ...]) -> None:
     run = f"{words[0].strip()}_mpi"
-    run_all([readme_command(folder, run, *words)], {})
+    run_all([readme_command(folder, run, *words)], open_mpi)
     assert_learned_the_same(folder, run)
 
 
