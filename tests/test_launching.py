@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -57,7 +58,7 @@ def readme_command(folder: Path, run: str, *words: str) -> str:
         ("_node 4", "_node 1"),
     ):
         line = line.replace(before, after)
-    line = line.replace("ntasks-per-node=4", "ntasks-per-node=1").replace("eth0", "lo")
+    line = line.replace("ntasks-per-node=4", "ntasks-per-node=1").replace("eth0", "lo").replace("-x PATH", "-x PATH -x PYTHONPATH")
     return re.sub(r"configs/\w+\.json", str(settings(folder, run)), line)
 
 
@@ -95,9 +96,8 @@ def test_a_command_on_each_host(folder: Path, words: tuple[str, ...]) -> None:
 def open_mpi(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """What mpirun needs to be run as root, and to reach the second host with this program's path."""
     with ssh_server(tmp_path_factory.mktemp("ssh")) as server:
-        settings = {"plm_rsh_agent": f"ssh -p {server.port}", "mca_base_env_list": "PYTHONPATH;DS_ACCELERATOR"}
         as_root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-        yield {"PATH": f"{BIN}:{server.path()}", **as_root, **{f"OMPI_MCA_{name}": value for name, value in settings.items()}}
+        yield {"PATH": f"{BIN}:{server.path()}", **as_root, "OMPI_MCA_plm_rsh_agent": f"ssh -p {server.port}"}
 
 
 @needs_ssh
@@ -107,6 +107,38 @@ def test_open_mpi(folder: Path, open_mpi: dict[str, str], words: tuple[str, ...]
     run = f"{words[0].strip()}_mpi"
     run_all([readme_command(folder, run, *words)], open_mpi)
     assert_learned_the_same(folder, run)
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        "torchrun --nproc_per_node 2 --master_port {port}",
+        pytest.param("mpirun -np 2 --oversubscribe --bind-to none python", marks=needs_mpi),
+    ],
+    ids=["torchrun", "mpirun"],
+)
+def test_ranks_whose_launcher_was_killed_save_and_end(folder: Path, launcher: str) -> None:
+    run = f"killed_{launcher.split()[0]}"
+    directory = folder / run
+    config = write_settings(folder, run, training={"total_steps": 1_000_000, "gap_every": None}, checkpoints={"every": 1_000_000})
+    command = shlex.split(f"{launcher.format(port=free_port())} launch/train.py --config {config}")
+    own = environment(**VARIABLES, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
+    with open(folder / f"{run}.output", "w") as output:
+        process = subprocess.Popen(command, env=own, cwd=REPOSITORY, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
+    said = (folder / f"{run}.output").read_text
+    try:
+        wait_for(lambda: len(read_json_lines(directory / "metrics.jsonl")) > 3, 90, said)
+        ranks = training_ranks(directory)
+        process.kill()
+        wait_for(lambda: all(rank.condition() == "gone" for rank in ranks), 30, said)
+    finally:
+        process.kill()
+        process.wait()
+        for rank in training_ranks(directory):
+            rank.send(signal.SIGKILL)
+    assert len(ranks) == 2
+    assert "stopped because its launcher has gone" in events(folder, run)[-1]
+    assert newest_step(directory) > 3
 
 
 @pytest.fixture(scope="module")
