@@ -7,13 +7,13 @@ Does nothing where that is done already, and goes on where it was killed. On man
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 
 from lm1b.config import Config, load_config
 from lm1b.data.preprocess import preprocess
 from lm1b.data.shards import SPLITS, TokenDirectory
 from lm1b.errors import run_command
+from lm1b.launchers import here
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -42,7 +42,7 @@ def describe(tokens: TokenDirectory) -> str:
 
 def run(config: Config) -> TokenDirectory | None:
     """Preprocess, alone or as one of the ranks that a launcher has started. None on all ranks but the first."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if here().size == 1:
         return preprocess(config)
     from lm1b.training.process_group import plain_ranks  # loads torch, which a process on its own does without
 

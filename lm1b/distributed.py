@@ -13,8 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lm1b import launchers
 from lm1b.errors import UserError, describe_os_error
 from lm1b.peers import Peers
+from lm1b.processes import host_name
 from lm1b.profiling import part
 
 T = TypeVar("T")
@@ -37,6 +39,12 @@ class Ranks:
     def is_first(self) -> bool:
         return self.rank == 0
 
+    @property
+    def name(self) -> str:
+        """For messages: the rank, and its host where there are several."""
+        hosts = [member.host for member in self.peers.members] if self.peers else []
+        return f"rank {self.rank} on {hosts[self.rank]}" if len(set(hosts)) > 1 else f"rank {self.rank}"
+
 
 def single_process(device: torch.device | str = "cpu") -> Ranks:
     """One process on its own: no process group, nothing is ever sent."""
@@ -52,12 +60,21 @@ def current_ranks(device: torch.device, peers: Peers | None = None) -> Ranks:
 
 def local_rank() -> int:
     """Rank among the processes of this host, as the launcher says."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return launchers.here().local_rank
 
 
 def local_size() -> int:
     """Number of processes of this host, as the launcher says."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+    return launchers.here().local_size
+
+
+def share_of_cores(ranks: Ranks) -> int:
+    """How many cores are this rank's, so that ranks do not fight: of those it may use, which others of its host may use too. Collective.
+
+    A launcher may have given each rank cores of its own (mpirun, SLURM), or all ranks of a host the same ones (deepspeed, torchrun).
+    """
+    mine = [host_name(), sorted(os.sched_getaffinity(0))]
+    return max(1, len(mine[1]) // all_gather_objects(mine, ranks).count(mine))
 
 
 def all_reduce_sum(values: Tensor, ranks: Ranks) -> Tensor:
@@ -127,8 +144,8 @@ def agree(ranks: Ranks, action: Callable[[], T], *, may_take_long: bool = False)
         problem = str(error)
     except OSError as error:
         problem = describe_os_error(error)
-    if problem is not None and ranks.size > 1:
-        problem = f"{problem} (rank {ranks.rank})" if ranks.rank else problem
+    if problem is not None and ranks.rank:
+        problem = f"{problem} ({ranks.name})"
     problems = [found for found in all_gather_objects(problem, ranks) if found is not None]
     if problems:
         raise UserError(str(problems[0]))

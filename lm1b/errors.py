@@ -19,7 +19,13 @@ def describe_os_error(error: OSError) -> str:
 
 def exit_with(message: str, status: int) -> NoReturn:
     """Print `message` as one line on stderr and exit with `status`. Mistakes that all ranks share are said by the first alone."""
-    if int(os.environ.get("RANK", "0")) == 0 or status != 2:
+    from lm1b.launchers import here  # which raises UserError, so it imports this module
+
+    try:
+        is_first = here().rank == 0
+    except UserError:
+        is_first = True
+    if is_first or status != 2:
         one_line = " ".join(str(message).split())
         print(f"lm1b: error: {one_line}", file=sys.stderr, flush=True)
     sys.exit(status)

@@ -29,6 +29,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store
 
 from lm1b.errors import UserError, describe_os_error
+from lm1b.launchers import here
 from lm1b.processes import RankProcess
 
 ANSWER_SECONDS = 10.0  # how long a rank that has failed waits for the others to say that they have failed too
@@ -63,7 +64,7 @@ class Peers:
         own = None if is_communication_error(error) else _in_words(error)
         self._said[self.rank] = own
         threading.Thread(target=self._exchange, daemon=True).start()  # the store may hang, with the rank that keeps it
-        _hang_up(int(os.environ.get("MASTER_PORT", "0")))
+        _hang_up(here().master_port)
         self._wait(own is not None)
         return None if own is not None else self._sentence()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import subprocess
 import sys
@@ -112,43 +111,3 @@ def test_processes_that_outlive_the_command_are_ended_before_the_next_start(supe
     assert "outlived the command" in output
     left = int(pid_file.read_text())
     wait_for(lambda: not psutil.pid_exists(left) or psutil.Process(left).status() == psutil.STATUS_ZOMBIE, 10)
-
-
-# SLURM is not there on a test machine. These stand in for the three of its commands that the script uses, with srun's own variables.
-STAND_INS = {
-    "srun": """while [[ $1 == --* ]]; do shift; done
-for i in 0 1; do SLURM_PROCID=$i SLURM_LOCALID=$i SLURM_NTASKS=2 SLURM_NTASKS_PER_NODE=2 "$@" & pids+=($!); done
-for pid in "${pids[@]}"; do wait "$pid" || status=$?; done
-exit "${status:-0}"
-""",
-    "scontrol": 'if [ "$1" = show ]; then echo 127.0.0.1; else echo "$@" >> "$(dirname "$0")/asked"; fi\n',
-    "squeue": "echo RUNNING\n",
-}
-
-
-def test_the_slurm_script_queues_a_run_again_that_its_time_limit_has_stopped(tiny_folder: Path, tmp_path: Path) -> None:
-    programs, directory = tmp_path / "programs", tmp_path / "slurm"
-    programs.mkdir()
-    for name, text in STAND_INS.items():
-        (programs / name).write_text(f"#!/bin/bash\n{text}")
-        (programs / name).chmod(0o755)
-    config = settings_in(tiny_folder, directory, training={"total_steps": 1_000_000, "gap_every": None}, checkpoints={"every": 1_000_000})
-    path = os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]])
-    variables = environment(PATH=path, SLURM_JOB_ID=str(free_port()), SLURM_JOB_NODELIST="here", DS_ACCELERATOR="cpu")
-    arguments = ["bash", "tools/slurm/train.sbatch", str(config), "--set", "training.log_every=2"]
-    with open(tmp_path / "output", "w") as output:
-        job = subprocess.Popen(arguments, env=variables, cwd=REPOSITORY, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
-        try:
-            said = (tmp_path / "output").read_text
-            wait_for(lambda: (directory / "metrics.jsonl").exists() and training_ranks(directory), 90, said)
-            for rank in training_ranks(directory):  # what --signal=TERM does
-                rank.send(signal.SIGTERM)
-            assert job.wait(60) == 0, said()
-        finally:
-            for rank in training_ranks(directory):
-                rank.send(signal.SIGKILL)
-            job.kill()
-            job.wait(20)
-    assert (programs / "asked").read_text() == f"requeue {variables['SLURM_JOB_ID']}\n"
-    assert run_state(directory) == "stopped"
-    assert newest_step(directory) > 0

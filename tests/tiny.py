@@ -12,6 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from lm1b.launchers import without_place
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 NUM_WORDS = 240
 
@@ -74,8 +76,7 @@ def free_port() -> int:
 
 def environment(**more: str) -> dict[str, str]:
     """This process's environment, one thread a process, no ranks of somebody else's."""
-    inherited = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE")}
-    return {**inherited, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **more}
+    return {**without_place(os.environ), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **more}
 
 
 def run_ranks(arguments: list[str], num_ranks: int, timeout: float = 240) -> str:

@@ -32,6 +32,7 @@ from benchmarks.table import as_text
 from benchmarks.turns import Workers
 from wordlevel import import_tokenizers
 
+from lm1b.distributed import single_process
 from lm1b.errors import UserError, run_command
 from lm1b.files import write_json
 from lm1b.training.run import prepare_process
@@ -152,7 +153,7 @@ def run_benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
     def say(what: str) -> None:
         print(f"[{time.perf_counter() - started_at:5.0f} s] {what}", file=sys.stderr, flush=True)
 
-    prepare_process(shape_config("lstm_512", "fp32", ["training.threads=1"]))
+    prepare_process(shape_config("lstm_512", "fp32", ["training.threads=1"]), single_process())
     say("machine")
     figures: dict[str, Any] = {
         "command": " ".join(["python tools/benchmark.py", *(["--counts COUNTS"] if arguments.counts else []), *_options(arguments)]),

@@ -71,7 +71,7 @@ def word_perplexity(run: Run, text: ScoredText) -> float:
 def try_settings(config: Config, cpu_seconds: float, num_steps: int | None, num_sentences: int) -> dict[str, Any]:
     """Train for `cpu_seconds`, or num_steps, and score. -> steps, words, seconds a step, and the curve [(CPU seconds, word perplexity)]."""
     ranks = start_ranks()
-    prepare_process(config)
+    prepare_process(config, ranks)
     run = Run(config, ranks)
     text = first_sentences(text_of_split(run.tokens, "validation"), num_sentences)
     step, times, used, curve = run.training_step, [], 0.0, []

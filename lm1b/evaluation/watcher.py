@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 import sys
 import time
 import uuid
@@ -30,6 +29,7 @@ from lm1b.errors import UserError
 from lm1b.evaluation.perplexity import KINDS, Weights, evaluate_checkpoint
 from lm1b.evaluation.texts import ScoredText, text_of_files, text_of_split
 from lm1b.files import append_json_line, read_json_lines, seal
+from lm1b.launchers import here
 from lm1b.peers import naming_the_guilty
 from lm1b.training.checkpoint import Checkpoint, checkpoint_folder, list_checkpoints
 from lm1b.training.run_log import is_scored_by, kinds_scored, read_run_config
@@ -122,7 +122,7 @@ def evaluating_ranks(device: str | None) -> Iterator[Ranks]:
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no CUDA device found here; use --device cpu")
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if here().size == 1:
         yield single_process(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         return
     from lm1b.training.process_group import start_ranks, stop_ranks  # loads DeepSpeed, which one process does without

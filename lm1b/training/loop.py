@@ -12,6 +12,7 @@ from tqdm import tqdm
 from lm1b.config import Config
 from lm1b.distributed import Ranks, agree, all_gather_objects
 from lm1b.errors import UserError
+from lm1b.launchers import without_place
 from lm1b.peers import naming_the_guilty
 from lm1b.processes import RankProcess
 from lm1b.training.process_group import start_ranks, stop_ranks
@@ -19,6 +20,7 @@ from lm1b.training.progress import Interval, describe
 from lm1b.training.run import Run, prepare_process
 from lm1b.training.run_log import LastingOutput, RunLog
 from lm1b.training.run_state import where_to_go_on
+from lm1b.training.same_everywhere import check_program
 from lm1b.training.step import StepResult
 from lm1b.training.stopping import Launcher, StopSignal, default_signals, ignore_signals
 
@@ -50,11 +52,12 @@ def train(config: Config, evaluator: list[str] | None = None) -> None:
 
 def train_on(ranks: Ranks, config: Config, evaluator: list[str] | None = None, launcher: Launcher | None = None) -> Run:
     """Train on ranks that are up; see `train`. Returns the run as it ended."""
-    prepare_process(config)
+    notes = check_program(ranks, config)
+    prepare_process(config, ranks)
     run = Run(config, ranks)
     log = None
     try:
-        log = _open_log(run)
+        log = _open_log(run, notes)
         run.watcher = _start_evaluator(evaluator) if evaluator else None
         stop = StopSignal(launcher)
         _take_steps(run, log, stop)
@@ -145,18 +148,18 @@ def _count(run: Run, result: StepResult, log: RunLog | None) -> None:
         )
 
 
-def _open_log(run: Run) -> RunLog | None:
+def _open_log(run: Run, notes: list[str]) -> RunLog | None:
     """The first rank's log, with how the training starts; None on the others. Every rank calls it."""
     member = RankProcess.here(run.ranks.rank).as_json()
     members = [found for value in all_gather_objects(member, run.ranks) if (found := RankProcess.from_json(value))]
     facts = run.facts()
     log = agree(run.ranks, lambda: RunLog(run.config, run.training_step.step, members, facts) if run.ranks.is_first else None)
     if log:
-        _say_start(run, log)
+        _say_start(run, log, notes)
     return log
 
 
-def _say_start(run: Run, log: RunLog) -> None:
+def _say_start(run: Run, log: RunLog, notes: list[str]) -> None:
     if run.lock and run.lock.stale_owner:
         log.event(f"the last training here ({run.lock.stale_owner}) did not end cleanly", run.training_step.step)
     step, batches, facts = run.training_step, run.batches, run.facts()
@@ -169,7 +172,7 @@ def _say_start(run: Run, log: RunLog) -> None:
     )
     if run.changes:
         log.event(f"changed since the checkpoint: {'; '.join(run.changes)}", step.step)
-    for note in filter(None, [*run.damage, run.saver.why_in_foreground(step.engine.core_size)]):
+    for note in filter(None, [*notes, *run.damage, run.saver.why_in_foreground(step.engine.core_size)]):
         log.event(note, step.step)
 
 
@@ -198,11 +201,10 @@ def _start_evaluator(command: list[str]) -> subprocess.Popen[bytes]:
 
     Not in a session of its own: Linux shares the cores between sessions first, and low priority would mean nothing.
     """
-    clean = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE")}
     with open(Path(command[command.index("--run") + 1]) / "evaluator.log", "ab") as output:
         return subprocess.Popen(
             ["nice", "-n", "10", sys.executable, *command],
-            env={**clean, "OMP_NUM_THREADS": "1"},
+            env={**without_place(os.environ), "OMP_NUM_THREADS": "1"},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -18,9 +18,11 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 from torch.distributed.rendezvous import rendezvous
 
-from lm1b.distributed import Ranks, current_ranks, local_rank
+from lm1b.distributed import Ranks, current_ranks
 from lm1b.errors import UserError, exit_with
+from lm1b.launchers import Place, here
 from lm1b.peers import Peers, naming_the_guilty
+from lm1b.processes import host_name
 
 _AT_THE_END: list[Callable[[], None]] = []
 TIME_LIMIT_VARIABLE, DEFAULT_TIME_LIMIT = "LM1B_TIMEOUT_SECONDS", "60"
@@ -66,22 +68,29 @@ def _limit_its_groups(deepspeed: Any) -> None:
     deepspeed.comm.comm.cdb.new_group = lambda ranks: dist.new_group(ranks, timeout=time_limit())
 
 
-def _join_group(backend: str) -> Peers | None:
+def _join_group(backend: str, place: Place) -> Peers | None:
     """Meet the other ranks where the launcher says, or be the only one. Raises UserError where that cannot be."""
-    if "WORLD_SIZE" not in os.environ:
+    if place.size == 1:
         os.environ["LOCAL_RANK"] = "0"  # DeepSpeed asks for it
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=time_limit())
         return None
+    os.environ.update(place.variables())  # what torch and DeepSpeed read
     try:
         store, rank, size = next(rendezvous("env://", timeout=time_limit()))
         store.set_timeout(time_limit())
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=time_limit())
         return Peers(store, rank, size) if size > 1 else None
     except (dist.DistError, ValueError) as error:
-        place, what = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}", " ".join(str(error).split())
+        where, what = f"{place.master_address}:{place.master_port}", " ".join(str(error).split())
         if "EADDRINUSE" in what:
-            raise UserError(f"{place}: the port is taken, perhaps by another training; give another one: deepspeed --master_port") from None
-        exit_with(f"rank {os.environ.get('RANK')} could not meet the other ranks at {place} ({what[:200]})", 1)
+            raise UserError(
+                f"{where}: the port is taken, perhaps by another training; give another one: deepspeed --master_port, or MASTER_PORT="
+            ) from None
+        exit_with(
+            f"rank {place.rank} on {host_name()} could not meet the other {place.size - 1} ranks at {where} ({what[:200]}); "
+            "where there are several hosts: python tools/check_hosts.py --hostfile ...",
+            1,
+        )
 
 
 def start_ranks() -> Ranks:
@@ -89,7 +98,8 @@ def start_ranks() -> Ranks:
     use_cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
     if not use_cuda:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    device = torch.device("cuda", local_rank()) if use_cuda else torch.device("cpu")
+    place = here()
+    device = torch.device("cuda", place.local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(device)
     backend = "nccl" if use_cuda else "gloo"
@@ -97,7 +107,7 @@ def start_ranks() -> Ranks:
     importlib.import_module("torch.distributed.nn")
     deepspeed = import_deepspeed()
     _without_shared_memory(deepspeed)
-    peers = _join_group(backend)
+    peers = _join_group(backend, place)
     with quiet():
         deepspeed.init_distributed(dist_backend=backend)
     _limit_its_groups(deepspeed)
@@ -110,7 +120,7 @@ def plain_ranks() -> Iterator[Ranks]:
 
     An error of one of them ends them all, see `naming_the_guilty`.
     """
-    peers = _join_group("gloo")
+    peers = _join_group("gloo", here())
     try:
         with naming_the_guilty(peers, lambda: "run the same command again to go on from there"):
             yield current_ranks(torch.device("cpu"), peers)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from lm1b.config import Config, parse_config
 from lm1b.data.batches import Batches
 from lm1b.data.shards import TokenDirectory
 from lm1b.data.unchanged import check_corpus_unchanged
-from lm1b.distributed import Ranks, agree, local_rank, local_size
+from lm1b.distributed import Ranks, agree, local_rank, local_size, share_of_cores
 from lm1b.errors import UserError
 from lm1b.memory import keep_freed_memory
 from lm1b.model.language_model import LanguageModel
@@ -31,6 +30,7 @@ from lm1b.training.precision import resolve_precision
 from lm1b.training.recovery import newest_sound_checkpoint
 from lm1b.training.run_log import best_step
 from lm1b.training.run_state import RunLock
+from lm1b.training.same_everywhere import check_run_folder, check_tokens
 from lm1b.training.saving import CheckpointSaver
 from lm1b.training.step import TrainingStep
 
@@ -67,7 +67,9 @@ class Run:
     def _build(self) -> None:
         """Everything but the lock, which is let go of where this fails."""
         config, ranks = self.config, self.ranks
+        check_run_folder(ranks, self.directory)
         self.tokens = agree(ranks, self._open_tokens, may_take_long=True)
+        check_tokens(ranks, self.tokens)
         self.precision = agree(ranks, lambda: resolve_precision(config.training.precision, config.model.cell, ranks.device))
         vocabulary_size = agree(ranks, lambda: self.tokens.vocabulary.size)
         self.batches = agree(ranks, self._make_batches)
@@ -226,10 +228,9 @@ class Run:
         }
 
 
-def prepare_process(config: Config) -> None:
-    """Settings of this process that make the step faster: threads, memory, tiny numbers."""
-    # A rank's share of the cores, so that ranks of a host do not fight.
-    torch.set_num_threads(config.training.threads or max(1, len(os.sched_getaffinity(0)) // local_size()))
+def prepare_process(config: Config, ranks: Ranks) -> None:
+    """Settings of this process that make the step faster: threads, memory, tiny numbers. Every rank calls it."""
+    torch.set_num_threads(config.training.threads or share_of_cores(ranks))
     # Numbers below 1e-38 slow a CPU down many times and mean nothing here.
     torch.set_flush_denormal(True)
     keep_freed_memory()

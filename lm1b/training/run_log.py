@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
 import os
-import platform
 import subprocess
 import sys
 import threading
@@ -20,11 +18,11 @@ from torch.utils.tensorboard import SummaryWriter
 from lm1b.config import Config, EvaluationConfig, parse_config
 from lm1b.errors import UserError, describe_os_error
 from lm1b.files import append_json_line, atomic_file, read_json, read_json_lines, write_json
+from lm1b.host_facts import program_facts
 from lm1b.processes import RankProcess, write_processes
 
 MARK = "training.pid"
 RANKS_ON_BOARD = 16  # of which TensorBoard shows how long each waits; metrics.jsonl has all
-PACKAGES = ("torch", "deepspeed", "numpy", "pyarrow", "safetensors", "pydantic")
 
 
 def now() -> str:
@@ -137,9 +135,9 @@ class RunLog:
         self.problem: str | None = None
         self.directory.mkdir(parents=True, exist_ok=True)
         _record_config(self.directory / "config.json", config, step)
-        versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+        versions = program_facts()
         hosts = [member.host for member in members]
-        environment = {"python": platform.python_version(), "versions": versions, "git_revision": git_revision(), "hosts": hosts, **facts}
+        environment = {"python": versions.pop("python"), "versions": versions, "git_revision": git_revision(), "hosts": hosts, **facts}
         environment |= {"command": sys.argv, "started_at": now()}
         write_json(self.directory / "environment.json", environment)
         write_processes(self.directory / MARK, members, now())

@@ -49,6 +49,7 @@ class RunLock:
         self._file.truncate(0)
         self._file.write(content)
         self._file.flush()
+        os.fsync(self._file.fileno())  # for other hosts to see
 
     def release(self) -> None:
         """An orderly end: the directory is free and names no owner."""

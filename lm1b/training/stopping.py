@@ -18,16 +18,17 @@ from lm1b.distributed import Ranks, all_gather_objects
 
 SAME_SIGNAL_SECONDS = 5.0  # the launcher passes Ctrl-C on a second time: within this it counts as the same
 NODE_LAUNCHER, RUNNER = "deepspeed.launcher.launch", "deepspeed.launcher.runner"
+RANK_STARTERS = ("mpirun", "mpiexec", "orterun", "orted", "prterun", "prted", "hydra_pmi_proxy", "slurmstepd")  # of MPI and SLURM
 SHELLS = ("sh", "bash", "dash", "zsh", "ksh")
 
 Ending = Literal["finished", "stopped", "launcher gone", "logging failed"]
 
 
 class Launcher:
-    """DeepSpeed's launcher above this process, as it was when this was made: the process of this host, and who started that.
+    """The launcher above this process, as it was when this was made: the process of this host, and for DeepSpeed's who started that.
 
     Ranks of a launcher that has been killed would train on with nobody to end them. A process that was started in another way
-    (a user's shell, torchrun, srun) has none: it outlives its parent where the user wants that.
+    (a user's shell) has none: it outlives its parent where the user wants that.
     """
 
     def __init__(self) -> None:
@@ -35,9 +36,11 @@ class Launcher:
         self._above: list[tuple[psutil.Process, int]] = []  # process, its parent's id
         try:
             parent = psutil.Process(os.getppid())
-            if NODE_LAUNCHER not in parent.cmdline()[:4]:
+            if not _starts_ranks(parent):
                 return
             self._parent = parent
+            if NODE_LAUNCHER not in parent.cmdline()[:4]:
+                return
             above = parent.parent()
             if above is None:
                 return
@@ -63,6 +66,13 @@ class Launcher:
 
 def _name(process: psutil.Process) -> str:
     return process.name().split(":")[0]
+
+
+def _starts_ranks(process: psutil.Process) -> bool:
+    """Whether it is a launcher's process that starts a host's ranks."""
+    words = process.cmdline()[:4]
+    by_python = {NODE_LAUNCHER, "torch.distributed.run"} & set(words) or any(Path(word).name == "torchrun" for word in words[:2])
+    return bool(by_python) or process.name() in RANK_STARTERS
 
 
 def _is_runner(process: psutil.Process) -> bool:

@@ -48,7 +48,7 @@ PRODUCTS = ("aten::mm", "aten::addmm", "mkldnn::_linear_pointwise")
 
 def build_step(config: Config, counts_V: np.ndarray, ranks: Ranks, precision: str, tables: Tables | None = None) -> TrainingStep:
     """A training step as a run has it, on made-up batches, warmed up. tables: used again from another step of the same widths."""
-    prepare_process(config)
+    prepare_process(config, ranks)
     model = LanguageModel(config.model, config.run.seed)
     engine = Engine(model, config, precision, ranks)
     tables = tables or filled_tables(config, len(counts_V), model.output_width, ranks)

@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from faults.points import Order
+from lm1b.launchers import without_place
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 POLL_SECONDS = 0.02
@@ -48,7 +49,7 @@ class Launch:
 
     def __init__(self, command: list[str], log: Path, order: Order | None = None, variables: dict[str, str] | None = None) -> None:
         self.log = log
-        own = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE")}
+        own = without_place(os.environ)
         path = os.pathsep.join(filter(None, [str(REPOSITORY), own.get("PYTHONPATH")]))
         own |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": path, **(variables or {})}
         own |= order.environment() if order else {}
