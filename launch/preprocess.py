@@ -1,14 +1,16 @@
 """Corpus -> vocabulary -> token shards: `python launch/preprocess.py --config configs/irnn_lm.json`.
 
-Does nothing where that is done already, and goes on where it was killed.
+Does nothing where that is done already, and goes on where it was killed. On many machines that share tokens.directory:
+`deepspeed --hostfile hostfile launch/preprocess.py --config configs/irnn_lm.json`; the files are the same.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
-from lm1b.config import load_config
+from lm1b.config import Config, load_config
 from lm1b.data.preprocess import preprocess
 from lm1b.data.shards import SPLITS, TokenDirectory
 from lm1b.errors import run_command
@@ -21,6 +23,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--verify", action="store_true", help="also check the SHA-256 of the vocabulary and of every shard, whatever was verified before"
     )
+    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     return parser.parse_args(arguments)
 
 
@@ -37,12 +40,24 @@ def describe(tokens: TokenDirectory) -> str:
     return "\n".join(lines)
 
 
+def run(config: Config) -> TokenDirectory | None:
+    """Preprocess, alone or as one of the ranks that a launcher has started. None on all ranks but the first."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return preprocess(config)
+    from lm1b.training.process_group import plain_ranks  # loads torch, which a process on its own does without
+
+    with plain_ranks() as ranks:
+        tokens = preprocess(config, ranks=ranks)
+        return tokens if ranks.is_first else None
+
+
 def main() -> None:
     arguments = parse_arguments(sys.argv[1:])
-    tokens = preprocess(load_config(arguments.config, arguments.set))
-    if arguments.verify:
-        tokens.verify()
-    print(describe(tokens))
+    tokens = run(load_config(arguments.config, arguments.set))
+    if tokens is not None:
+        if arguments.verify:
+            tokens.verify()
+        print(describe(tokens))
 
 
 if __name__ == "__main__":

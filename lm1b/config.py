@@ -132,9 +132,15 @@ class ModelConfig(Section):
 class SoftmaxConfig(Section):
     """The training loss."""
 
+    kind: Literal["sampled", "full"] = Field(
+        default="sampled",
+        description="`sampled`: words drawn by a log-uniform proposal stand in for the vocabulary. `full`: exact, over the whole of it; "
+        "each rank works on its own rows. For small vocabularies, and as the reference: its work and its memory grow with the vocabulary.",
+    )
     samples: Positive = Field(
         default=8192,
-        description="Words drawn without replacement from the log-uniform proposal, the same on every rank (S; LM1B recipe: 8,192).",
+        description="`sampled`: words drawn without replacement from the log-uniform proposal, the same on every rank (S; LM1B recipe: "
+        "8,192).",
     )
 
 
@@ -215,7 +221,9 @@ class TrainingConfig(Section):
     )
     threads: Positive | None = Field(default=None, description="CPU threads a rank; null: the rank's share of the cores.")
     log_every: Positive = Field(default=10, description="Steps between two lines of metrics.jsonl.")
-    gap_every: Positive | None = Field(default=200, description="Steps between two full-softmax checks of the sampled loss; null: never.")
+    gap_every: Positive | None = Field(
+        default=200, description="Steps between two full-softmax checks of the sampled loss; null: never (softmax.kind=full has none)."
+    )
     gap_positions: Positive = Field(default=256, description="Positions scored by the full softmax at each check.")
     max_skipped: Positive = Field(default=20, description="Skipped (non-finite) updates in a row that end the run.")
     evaluate_alongside: bool = Field(

@@ -15,8 +15,8 @@ def preprocess_settings(settings: dict[str, Any]) -> None:
     preprocess(parse_config(settings), progress=False)
 
 
-def killed_before_rename(settings: dict[str, Any], number: int) -> None:
-    """Preprocess and be killed by SIGKILL before the rename with this number, from 0."""
+def kill_before_rename(number: int) -> None:
+    """From now on: this process is killed by SIGKILL before its rename with this number, from 0."""
     renames, rename = 0, os.replace
 
     def replace(source: Any, target: Any) -> None:
@@ -27,4 +27,9 @@ def killed_before_rename(settings: dict[str, Any], number: int) -> None:
         rename(source, target)
 
     os.replace = replace
+
+
+def killed_before_rename(settings: dict[str, Any], number: int) -> None:
+    """Preprocess and be killed by SIGKILL before the rename with this number, from 0."""
+    kill_before_rename(number)
     preprocess_settings(settings)

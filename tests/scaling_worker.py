@@ -67,6 +67,10 @@ def count_sent(sent: Counter[str], rank: int, size: int) -> None:
 
         setattr(dist, name, counted)
 
+    def messages(operations: list[dist.P2POp]) -> float:
+        return sum(each.tensor.numel() * each.tensor.element_size() for each in operations if each.op is dist.isend)
+
+    wrap("batch_isend_irecv", "all_to_all", messages)
     wrap("all_to_all_single", "all_to_all", crossing)
     wrap("all_reduce", "all_reduce", reduced)
     wrap("all_gather_into_tensor", "all_gather", gathered)

@@ -18,6 +18,7 @@ from cluster_hosts.cluster import Cluster
 from cluster_hosts.faults import FAULTS, Trial
 from cluster_hosts.needs import what_is_missing
 from cluster_hosts.traffic import StepMeter
+from test_preprocess import files_of
 from tiny import REPOSITORY, environment, write_corpus, write_settings
 
 from lm1b.files import read_json, read_json_lines
@@ -95,6 +96,19 @@ def test_two_hosts_go_on_and_evaluate_as_one_process_does(cluster: Cluster, work
     assert f"word perplexity {one['word_perplexity']:.2f}" in said
     assert one["predictions"] == other["predictions"]
     assert one["word_perplexity"] == pytest.approx(other["word_perplexity"], rel=1e-4)
+
+
+def test_two_hosts_preprocess_as_one_does(cluster: Cluster, workplace: Path, trained: str) -> None:
+    launch(cluster, "launch/preprocess.py", "--config", str(workplace / "run.json"), "--set", f"tokens.directory={workplace / 'by_two'}")
+    assert files_of(workplace / "by_two") == files_of(workplace / "tokens")
+
+
+def test_hosts_that_do_not_share_the_tokens_directory_are_told_so(cluster: Cluster, workplace: Path) -> None:
+    arguments = ["launch/preprocess.py", "--config", str(workplace / "run.json"), "--set", "tokens.directory=/tmp/own_tokens"]
+    done = cluster.run(["deepspeed", "--hostfile", cluster.hostfile, *arguments], 120, REPOSITORY)
+    assert done.returncode != 0
+    (line,) = [line for line in done.stdout.splitlines() if "lm1b: error:" in line]
+    assert "/tmp/own_tokens: rank 1 (on node2) does not see what rank 0 (on node1) writes there" in line
 
 
 def test_four_hosts_train_as_one_process_does_and_what_they_send_is_counted(workplace: Path, trained: str, alone: Path) -> None:

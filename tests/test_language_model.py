@@ -9,10 +9,10 @@ from torch import Tensor
 
 from lm1b.config import ModelConfig
 from lm1b.distributed import single_process
+from lm1b.model.full_softmax import full_softmax_nats
 from lm1b.model.language_model import LanguageModel, LossParts, gather_rows
 from lm1b.model.recurrent import State
 from lm1b.model.sampler import LogUniformSampler
-from lm1b.model.softmax import full_softmax_nats
 from lm1b.model.tables import VocabularyTable, distinct_inputs, distinct_outputs
 
 ALONE = single_process()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lm1b.config import Config, ModelConfig, override_config
 from lm1b.data.shards import TokenDirectory
-from lm1b.distributed import single_process
+from lm1b.distributed import Ranks, single_process
 from lm1b.errors import UserError
 from lm1b.evaluation import perplexity
 from lm1b.evaluation.perplexity import Scorer, cut_for_scoring, evaluate_checkpoint
@@ -144,6 +144,15 @@ def test_a_checkpoint_scored_is_the_brute_force_figure(made: tuple[Config, Token
         assert line["vocabulary"] == tokens.fingerprint
         assert line["files"] == ["validation-2", "validation-3"]
     assert lines[0]["nats"] != lines[1]["nats"]
+
+
+def test_no_rank_holds_more_than_its_output_rows(made: tuple[Config, TokenDirectory, Checkpoint]) -> None:
+    _, tokens, checkpoint = made
+    for rank in range(3):
+        reading = perplexity._read(checkpoint, tokens.fingerprint, torch.tensor([1, 2]), Ranks(rank, 3, torch.device("cpu")))
+        num_rows = len(range(rank, tokens.vocabulary.size, 3))
+        assert len(reading.output_rows_VP) == len(reading.output_bias_V) == num_rows
+        assert reading.output_rows_VP.untyped_storage().nbytes() == 4 * num_rows * reading.output_rows_VP.shape[1]
 
 
 def test_bfloat16_is_close_and_no_average_falls_back_to_raw(made: tuple[Config, TokenDirectory, Checkpoint]) -> None:

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lm1b.distributed import Ranks
-from lm1b.model import softmax
-from lm1b.model.softmax import FullSoftmax, full_softmax_nats, full_softmax_part, places_of_targets, sampled_softmax
+from lm1b.model import blocks
+from lm1b.model.full_softmax import FullSoftmax, full_softmax_nats, full_softmax_part, places_of_targets
+from lm1b.model.softmax import sampled_softmax
 
 
 def random_case(num_positions: int, num_samples: int, num_others: int, width: int, seed: int = 0) -> dict[str, Tensor]:
@@ -75,8 +76,8 @@ def test_sampled_softmax_and_gradients_in_float32(
 ) -> None:
     case = random_case(num_positions, num_samples, num_others, width, seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(softmax, "_CHUNK_BYTES", chunk_bytes)
-        patch.setattr(softmax, "_BLOCK_ELEMENTS", block)
+        patch.setattr(blocks, "CHUNK_BYTES", chunk_bytes)
+        patch.setattr(blocks, "BLOCK_ELEMENTS", block)
         found = ours(case, num_samples, torch.float32)
     for value, expected in zip(found, reference(case, num_samples), strict=True):
         assert torch.allclose(value.double(), expected, rtol=1e-4, atol=2e-5)
@@ -84,7 +85,7 @@ def test_sampled_softmax_and_gradients_in_float32(
 
 @pytest.mark.parametrize("chunk_bytes", [48 << 20, 20_000])
 def test_sampled_softmax_in_bfloat16(monkeypatch: pytest.MonkeyPatch, chunk_bytes: int) -> None:
-    monkeypatch.setattr(softmax, "_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(blocks, "CHUNK_BYTES", chunk_bytes)
     case = random_case(200, 300, 50, 64)
     # The reference gets what bfloat16 can hold: only the arithmetic is compared.
     case["hidden"], case["rows"] = case["hidden"].bfloat16().float(), case["rows"].bfloat16().float()
@@ -180,7 +181,7 @@ def test_full_softmax_in_any_blocks_and_over_any_ranks(
     hidden, rows, bias, targets = (case[name] for name in ("hidden", "rows", "bias", "targets"))
     expected = exact_nats(hidden, rows, bias, targets)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(softmax, "_CHUNK_BYTES", chunk_bytes)
+        patch.setattr(blocks, "CHUNK_BYTES", chunk_bytes)
         assert torch.allclose(full_softmax_nats(hidden, rows, bias, targets, block), expected, rtol=1e-5, atol=1e-5)
         merged: FullSoftmax | None = None
         for rank in range(num_ranks):

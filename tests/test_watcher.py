@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from made_run import made_checkpoint, made_config, made_text, made_tokens
-from tiny import run_ranks
+from tiny import environment, free_port, run_ranks
 
 from lm1b.config import Config, override_config
 from lm1b.errors import UserError
@@ -289,16 +289,20 @@ def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_two_ranks_with_half_the_rows_each_give_the_same(config: Config, tmp_path: Path) -> None:
+def test_ranks_that_share_the_rows_give_the_same(config: Config, tmp_path: Path) -> None:
     made_checkpoint(config, 10)
     (tmp_path / "text").write_text(made_text(9, 40))
-    arguments = ["launch/evaluate.py", "--run", str(run_of(config)), "--files", str(tmp_path / "text")]
-    output = run_ranks(arguments, 1) + run_ranks(arguments, 2)
-    assert output.count("word perplexity") == 2
-    alone, together = read_json_lines(run_of(config) / "evaluations.jsonl")
-    assert together["nats"] == pytest.approx(alone["nats"], rel=1e-9)
-    varying = ("nats", "word_perplexity", "seconds", "finished_at", "look")
-    assert {k: v for k, v in together.items() if k not in varying} == {k: v for k, v in alone.items() if k not in varying}
+    # Five lanes: two ranks have three and two of them, of four ranks one has two.
+    arguments = ["launch/evaluate.py", "--run", str(run_of(config)), "--files", str(tmp_path / "text"), "--lanes", "5"]
+    output = run_ranks(arguments, 1) + run_ranks(arguments, 4)
+    deepspeed = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2", "--master_port", str(free_port()), *arguments]
+    output += subprocess.run(deepspeed, capture_output=True, text=True, timeout=120, env=environment(), cwd=ROOT, check=True).stdout
+    assert output.count("word perplexity") == 3
+    alone, *others = read_json_lines(run_of(config) / "evaluations.jsonl")
+    for together in others:
+        assert together["nats"] == pytest.approx(alone["nats"], rel=1e-6)
+        varying = ("nats", "word_perplexity", "seconds", "finished_at", "look")
+        assert {k: v for k, v in together.items() if k not in varying} == {k: v for k, v in alone.items() if k not in varying}
 
 
 def test_the_command_line(config: Config, tmp_path: Path) -> None:

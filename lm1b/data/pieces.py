@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import ipc
 
+from lm1b.data.arrow import as_numpy
 from lm1b.data.corpus import Piece
 from lm1b.data.official import official_md5
 from lm1b.data.shards import ShardInfo, map_array, write_array, write_shard
@@ -147,6 +148,23 @@ def merge_counts(tables: Iterable[pa.Table]) -> pa.Table:
 def count_words(work: Path, shards: list[str]) -> pa.Table:
     """Words (with trailing space) and counts of several counted pieces together."""
     return merge_counts(read_words(_words_path(work, shard)) for shard in shards)
+
+
+def _share_path(work: Path, rank: int) -> Path:
+    return work / f"share-{rank:05d}.words.arrow"
+
+
+def write_share(work: Path, rank: int, words: pa.Table) -> str:
+    """Put what a rank has added up where the first one finds it. -> the file's SHA-256."""
+    return write_words(_share_path(work, rank), words["word"].combine_chunks(), as_numpy(words["count"]))
+
+
+def read_share(work: Path, rank: int, sha256: str) -> pa.Table:
+    """What `write_share` wrote. Raises UserError where it is not there, or something else is."""
+    path = _share_path(work, rank)
+    if not _is_sound(path, sha256):
+        raise UserError(f"{path}: not what rank {rank} has written; is the folder shared by all machines? Run it again")
+    return read_words(path)
 
 
 @lru_cache(maxsize=1)

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from lm1b.config import CorpusConfig, Split
 from lm1b.data import news_sample
 from lm1b.data.corpus import FilesCorpus, Piece, SourceFile
+from lm1b.data.crew import Crew
 from lm1b.data.sentences import split_sentences, tokenize
 from lm1b.data.shards import SPLITS
 from lm1b.data.text import check_utf8
@@ -192,18 +193,31 @@ def _write_splits(sentences: Iterable[bytes], folder: Path, held_out_words: int)
     return splits
 
 
-def _make(config: CorpusConfig, folder: Path, origin: dict[str, Any], workers: Workers, progress: bool) -> dict[Split, dict[str, Any]]:
-    """All the steps of this page. -> what `_write_splits` says."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for partial in folder.glob("*.partial"):
-        partial.unlink()
-    chunks = _chunks(config, workers.num_processes)
-    paths = [_chunk_path(folder, chunk, origin) for chunk in chunks]
-    todo = [(chunk, path) for chunk, path in zip(chunks, paths, strict=True) if not _is_sound(path)]
-    total = sum(chunk.stop - chunk.start for chunk, _ in todo)
-    with tqdm(total=total, desc="tokenizing", unit="B", unit_scale=True, disable=not progress, mininterval=0.5) as bar:
-        for num_bytes in workers.run(tokenize_chunk, todo):
-            bar.update(num_bytes)
+def _make(
+    config: CorpusConfig, folder: Path, origin: dict[str, Any], crew: Crew, workers: Workers, progress: bool
+) -> dict[Split, dict[str, Any]]:
+    """All the steps of this page: chunks are dealt among the ranks, the first merges. -> what `_write_splits` says."""
+    processes = sum(crew.each(lambda: workers.num_processes))
+
+    def tokenize_mine() -> list[Path]:
+        # The news sample is small, and a host of its own may have no way to fetch it.
+        chunks = _chunks(config, processes) if crew.is_first or config.kind == "text" else []
+        paths = [_chunk_path(folder, chunk, origin) for chunk in chunks]
+        is_mine = [crew.has(number) or config.kind != "text" for number in range(len(chunks))]
+        mine = [(chunk, path) for chunk, path, mine in zip(chunks, paths, is_mine, strict=True) if mine]
+        todo = [(chunk, path) for chunk, path in mine if not _is_sound(path)]
+        total = sum(chunk.stop - chunk.start for chunk, _ in todo)
+        with tqdm(total=total, desc="tokenizing", unit="B", unit_scale=True, disable=not progress, mininterval=0.5) as bar:
+            for num_bytes in workers.run(tokenize_chunk, todo):
+                bar.update(num_bytes)
+        return paths
+
+    paths = crew.together(tokenize_mine)
+    return crew.first(lambda: _merge(config, folder, origin, paths))
+
+
+def _merge(config: CorpusConfig, folder: Path, origin: dict[str, Any], paths: list[Path]) -> dict[Split, dict[str, Any]]:
+    """Sorted chunks into the splits' files."""
     splits = _write_splits(_merged(paths), folder, config.held_out_words)
     words = {split: splits[split]["words"] for split in splits}
     if min(words["validation"], words["test"], words["train"]) < config.held_out_words:
@@ -227,16 +241,22 @@ def _made_splits(folder: Path, origin: dict[str, Any]) -> dict[Split, dict[str, 
     return None
 
 
-def tokenized_corpus(config: CorpusConfig, directory: Path, workers: Workers, progress: bool) -> FilesCorpus:
-    """The tokenized files of a raw corpus, made where they are not there.
+def tokenized_corpus(config: CorpusConfig, directory: Path, crew: Crew, workers: Workers, progress: bool) -> FilesCorpus:
+    """The tokenized files of a raw corpus, made where they are not there. A collective.
 
     Raises UserError where raw text is missing, too short or not UTF-8, OSError where the disk is full.
     """
     folder = directory / FOLDER_NAME
-    origin = raw_origin(config)
-    splits = _made_splits(folder, origin)
-    if splits is None:
-        (folder / "done.json").unlink(missing_ok=True)
-        splits = _make(config, folder, origin, workers, progress)
+    origin = crew.together(lambda: raw_origin(config))
+
+    def look() -> dict[Split, dict[str, Any]] | None:
+        if (splits := _made_splits(folder, origin)) is None:
+            (folder / "done.json").unlink(missing_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            for partial in folder.glob("*.partial"):
+                partial.unlink()
+        return splits
+
+    splits = crew.first(look) or _make(config, folder, origin, crew, workers, progress)
     files = [SourceFile(split, number, folder / name) for split in SPLITS for number, (name, _) in enumerate(splits[split]["files"])]
-    return FilesCorpus(files)
+    return crew.together(lambda: FilesCorpus(files))

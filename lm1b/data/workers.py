@@ -70,8 +70,9 @@ class Workers:
     def __exit__(self, fault: type[BaseException] | None, *_: object) -> None:
         if self._pool is None:
             return
-        if fault is KeyboardInterrupt:
-            # Who presses Ctrl-C does not want to wait: files are atomic, so a worker may be stopped anywhere.
+        if fault is not None and not issubclass(fault, UserError | OSError):
+            # Who presses Ctrl-C does not want to wait, nor does a rank whose peer has died: files are atomic, so a worker may be
+            # stopped anywhere.
             for process in set(active_children()) - self._others:
                 process.terminate()
         self._pool.shutdown(wait=True, cancel_futures=True)

@@ -31,8 +31,9 @@ from lm1b.data.batches import cut_into_lanes
 from lm1b.distributed import Ranks, agree, all_reduce_sum, single_process
 from lm1b.errors import UserError
 from lm1b.evaluation.texts import ScoredText
+from lm1b.model.full_softmax import full_softmax_part, gather_dealt, places_of_targets
 from lm1b.model.language_model import LanguageModel
-from lm1b.model.softmax import full_softmax_part, places_of_targets
+from lm1b.model.recurrent import State
 from lm1b.training.checkpoint import Checkpoint
 from lm1b.training.run_log import now
 
@@ -43,7 +44,8 @@ KINDS: dict[str, list[Weights]] = {"raw": ["raw"], "ema": ["ema"], "both": ["ema
 
 @dataclass(frozen=True)
 class Scorer:
-    """A model with the rows it needs. Each rank holds all input rows of the text, and its own rows of the output table.
+    """A model with the rows it needs. Each rank holds all input rows of the text, and its own rows of the output table. It
+    runs the recurrent layers for every R-th sequence, and its rows of the softmax for all.
 
     input_ids_U: int64, rising, the words that occur; input_rows_UD, output_rows_VP (row r on rank r % ranks), output_bias_V:
     in the computing precision (bias float32).
@@ -68,16 +70,18 @@ class Scorer:
     @torch.no_grad()
     def _nats_side_by_side(self, group: list[np.ndarray], on_scored: Callable[[int], object]) -> float:
         """The group's sequences run from longest to shortest, so that those still running are always the first B."""
-        device = self.ranks.device
-        state = self.model.zero_state(len(group), device)
+        device, ranks = self.ranks.device, self.ranks
+        state = self.model.zero_state(len(range(ranks.rank, len(group), ranks.size)), device)
         total, start = 0.0, 0
         while start < len(group[0]):
             running = sum(len(sequence) > start for sequence in group)
             steps = min(max(1, POSITIONS // running), len(group[0]) - start)
             inputs_TB, targets_TB, real_TB = self._window(group[:running], start, steps)
-            state = {name: value[:running] for name, value in state.items()}
+            inputs_TB = inputs_TB[:, ranks.rank :: ranks.size]
+            state = {name: value[: inputs_TB.shape[1]] for name, value in state.items()}
             x_TBD = self.input_rows_UD[torch.from_numpy(inputs_TB).to(device)]
-            hidden_TBP, state = self.model.hidden(x_TBD, state)
+            hidden_TBP, state = self._hidden(x_TBD, state)
+            hidden_TBP = gather_dealt(hidden_TBP, running, ranks)
             real = torch.from_numpy(real_TB).to(device)
             targets_N = torch.from_numpy(targets_TB).to(device)[real]
             places_N = places_of_targets(targets_N, self.ranks)
@@ -86,6 +90,12 @@ class Scorer:
             start += steps
             on_scored(len(targets_N))
         return total
+
+    def _hidden(self, x_TBD: Tensor, state: State) -> tuple[Tensor, State]:
+        """The recurrent layers, where any of this rank's sequences still runs."""
+        if x_TBD.shape[1]:
+            return self.model.hidden(x_TBD, state)
+        return x_TBD.new_zeros(len(x_TBD), 0, self.model.output_width), state
 
     def _window(self, running: list[np.ndarray], start: int, steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Inputs (as places in input_ids_U), targets, and where a target is real: int64, int64, bool, each (T, B)."""

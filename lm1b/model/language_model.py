@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from lm1b.config import ModelConfig
+from lm1b.distributed import Ranks
+from lm1b.model.full_softmax import full_softmax
 from lm1b.model.recurrent import Dropout, RecurrentStack, State, glorot_normal, glorot_uniform
 from lm1b.model.softmax import sampled_softmax
 from lm1b.randomness import derive_key
@@ -87,25 +89,36 @@ class LanguageModel(nn.Module):
         output_rows_UP: Tensor,
         output_bias_U: Tensor,
         target_positions_N: Tensor,
-        log_expected_U: Tensor,
+        log_expected_U: Tensor | None,
         num_samples: int,
         state: State,
         *,
+        full_over: Ranks | None = None,
         step: int | None = None,
         first_lane: int = 0,
         resets_TB: Tensor | None = None,
     ) -> LossParts:
-        """The sampled loss of a window.
+        """The sampled loss of a window, or the full softmax's.
 
-        input_rows_UD, output_rows_UP, output_bias_U: float32 leaves from the tables. input_positions_TB: int64, which input
+        input_rows_UD, output_rows_UP, output_bias_U (or [U, 1]): float32 leaves from the tables. input_positions_TB: int64, which input
         row each position reads. target_positions_N: int64, time-major (shape [T, B] will do), which output row is the target;
         the first `num_samples` output rows are the samples. log_expected_U: float32, log E of each output row. step: seeds
         dropout; None: none. first_lane: global number of lane 0. resets_TB: bool, zero the lane's state before that step.
+
+        full_over: the ranks that hold the output table between them, for the full softmax's loss. Then output_rows_UP and output_bias_U
+        are all of this rank's, target_positions_N are the targets' ids, and log_expected_U and num_samples are not looked at.
         """
         x_TBD = gather_rows(input_rows_UD, input_positions_TB, self.dtype)
         hidden_TBP, new_state, largest = self._run(x_TBD, state, step, first_lane, resets_TB)
         hidden_NP = hidden_TBP.flatten(0, 1)
-        nats = sampled_softmax(hidden_NP, output_rows_UP, output_bias_U, target_positions_N.flatten(), log_expected_U, num_samples)
+        # Only here, and not by the caller: backward goes from the newest operation to the oldest, and the bias's gradient would otherwise
+        # wait for that of the recurrent layers, and with it whoever sends the output rows' gradients.
+        bias_U, targets_N = output_bias_U.flatten(), target_positions_N.flatten()
+        if full_over is not None:
+            nats = full_softmax(hidden_NP, output_rows_UP, bias_U, targets_N, full_over)
+        else:
+            assert log_expected_U is not None
+            nats = sampled_softmax(hidden_NP, output_rows_UP, bias_U, targets_N, log_expected_U, num_samples)
         return LossParts(nats, {name: value.detach() for name, value in new_state.items()}, largest, hidden_NP.detach())
 
 

@@ -1,6 +1,6 @@
 """Which table rows travel between ranks in a step, and how: requests, rows that come, gradients that go back.
 
-Row r of a table lives on rank r % N, at place r // N there. Each exchange is one all-to-all, whatever the number of tables:
+Row r of a table lives on rank r % N, at place r // N there. Each exchange is of all tables at once:
 
 1. `request_rows` tells the owners which distinct rows each rank wants (counts, then ids; of the samples nothing, since every
    rank knows them).
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from lm1b.distributed import Ranks, all_to_all
+from lm1b.distributed import Ranks, all_to_all, exchange
 from lm1b.model.row_formats import Packed, Plain, RowFormat
 
 # Elements worked on at a time: with a handful of float32 temporaries this stays within a core's second-level cache.
@@ -155,8 +155,9 @@ class _Parcels:
         """A rank's rows of a table."""
         return self._packed[rank][table]
 
-    def send(self, received: _Parcels, group: ProcessGroup | None) -> None:
-        all_to_all(received._bytes, self._bytes, received._sizes, self._sizes, group=group)
+    def send(self, received: _Parcels, ranks: Ranks, group: ProcessGroup | None) -> None:
+        """Let every rank have its part, and take theirs. A collective."""
+        exchange(list(received._bytes.split(received._sizes)), list(self._bytes.split(self._sizes)), ranks, group)
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ def bring_rows(brought: Sequence[Bringing], routes: Sequence[Route], ranks: Rank
                 shared.bytes.copy_(first.bytes)
             take_rows(each.rows, places, own.rows(form.dtype))
     received = _Parcels([route.num_taken for route in routes], formats, widths, ranks.device)
-    sent.send(received, group)
+    sent.send(received, ranks, group)
     for i, (each, route, form) in enumerate(zip(brought, routes, formats, strict=True)):
         block = block_rows(each.rows)
         for rank, positions in enumerate(route.positions):
@@ -230,7 +231,7 @@ class GradientExchange:
                     here = positions[start : start + block]
                     each.format.write(sent.of(i, rank), start, each.gradient_UD.index_select(0, here), each.request.ids_U[here])
         self._received = _Parcels([route.num_given for route in routes], formats, widths, ranks.device)
-        sent.send(self._received, group)
+        sent.send(self._received, ranks, group)
 
     def sums(self, table: int) -> Iterator[tuple[Tensor, Tensor]]:
         """(places, their gradients, float32) of one table, a block of `updated_places` at a time: summed over ranks, in rank order."""

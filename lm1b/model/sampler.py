@@ -44,7 +44,7 @@ class LogUniformSampler:
         if num_samples > vocabulary_size / 2 and num_samples != vocabulary_size:
             raise UserError(
                 f"softmax.samples (={num_samples}) must be at most half the vocabulary (={vocabulary_size} words); "
-                f"for the full softmax set it to {vocabulary_size}"
+                "take fewer, or use softmax.kind=full"
             )
         self.vocabulary_size = vocabulary_size
         self.num_samples = num_samples

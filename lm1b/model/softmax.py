@@ -1,6 +1,6 @@
-"""From hidden vectors to nats: the sampled softmax of training, the full softmax of evaluation.
+"""From hidden vectors to nats: the sampled softmax of training. The full softmax is in full_softmax.py.
 
-Sampled, for a position with hidden vector h and target t, samples s (Jean 2015, arXiv 1412.2007):
+For a position with hidden vector h and target t, samples s (Jean 2015, arXiv 1412.2007):
 
     c_k = h . w_k + b_k - log E(k)                      corrected logit, float32
     nats = log(exp(c_t) + sum over s != t of exp(c_s)) - c_t
@@ -11,32 +11,18 @@ Sampled, for a position with hidden vector h and target t, samples s (Jean 2015,
    ends, and backward only multiplies by the gradient of the sum.
 3. The target's own logit is computed apart in float32, its gradient too, for sampled targets and others alike.
 
-Full: blocks over the vocabulary with a running maximum and sum of exponentials, so that any cut of the vocabulary over
-blocks or ranks can be put together (`FullSoftmax.merge`, `FullSoftmax.reduce`).
-
-N positions, P hidden width, S samples, U rows at hand (samples first), L rows of this rank, V vocabulary.
+N positions, P hidden width, S samples, U rows at hand (samples first).
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from lm1b.distributed import Ranks
+from lm1b.model.blocks import block_positions, chunk_bytes, exp_of_difference, in_float32, scratch
 from lm1b.model.products import product
-
-# Bytes of logits (in the computing dtype) held at a time, and elements of a block that goes through float32: the
-# first is large enough for the products to run at full speed, the second stays in a core's second-level cache.
-_CHUNK_BYTES = 48 << 20
-_BLOCK_ELEMENTS = 1 << 17
-# On a GPU small blocks would only cost launches: these keep a usual step's logits in three blocks.
-_BLOCK_ELEMENTS_GPU = 1 << 23
-_LOG2_E = math.log2(math.e)
 
 
 def sampled_softmax(
@@ -80,10 +66,10 @@ def _nats_and_gradients(
     """Nats summed (float64) and the gradients of that sum by hidden vectors, rows and bias."""
     dtype, device = hidden_NP.dtype, hidden_NP.device
     rows_SP = rows_UP[:num_samples].to(dtype)
-    chunk = min(len(hidden_NP), max(1, _chunk_bytes(dtype) // (num_samples * hidden_NP.element_size())))
+    chunk = min(len(hidden_NP), max(1, chunk_bytes(dtype) // (num_samples * hidden_NP.element_size())))
     nats = torch.zeros((), dtype=torch.float64, device=device)
     gradients = _Gradients(hidden_NP, rows_UP, num_samples) if needs_gradient else None
-    buffer = _scratch("logits", (chunk, num_samples), dtype, device)
+    buffer = scratch("logits", (chunk, num_samples), dtype, device)
     for start in range(0, len(hidden_NP), chunk):
         hidden, targets = hidden_NP[start : start + chunk], targets_N[start : start + chunk]
         target_rows = rows_UP.index_select(0, targets).to(dtype).to(torch.float32)
@@ -126,44 +112,6 @@ class _Gradients:
         self.bias_U.index_add_(0, targets, target_gradient)
 
 
-def _chunk_bytes(dtype: torch.dtype) -> int:
-    """Bytes of logits held at a time: all of a usual step's in half precision, a fifth of them in float32."""
-    return _CHUNK_BYTES if dtype.itemsize < 4 else _CHUNK_BYTES // 3
-
-
-_scratch_space: dict[tuple[str, torch.dtype], Tensor] = {}
-
-
-def _scratch(name: str, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """An uninitialised tensor for use within one call. On the CPU its memory is kept: fresh pages for the logits of every
-    step cost a tenth of the whole sampled softmax there, while CUDA's allocator keeps memory by itself."""
-    if device.type != "cpu":
-        return torch.empty(shape, dtype=dtype, device=device)
-    size = shape[0] * shape[1]
-    space = _scratch_space.get((name, dtype))
-    if space is None or space.numel() < size:
-        space = _scratch_space[name, dtype] = torch.empty(size, dtype=dtype)
-    return space[:size].view(shape)
-
-
-def _block_positions(width: int, device: torch.device) -> int:
-    """How many positions, with `width` logits each, go through float32 together."""
-    return max(1, (_BLOCK_ELEMENTS if device.type == "cpu" else _BLOCK_ELEMENTS_GPU) // width)
-
-
-def _in_float32(block: Tensor) -> Tensor:
-    """A block of logits as float32 to work on: itself where it is that, else a copy in scratch space."""
-    if block.dtype == torch.float32:
-        return block
-    return _scratch("block", (block.shape[0], block.shape[1]), torch.float32, block.device).copy_(block)
-
-
-def _exp_of_difference(values_nS: Tensor, largest_n: Tensor) -> Tensor:
-    """exp(values - largest), in place, as a power of 2: torch's exp takes four times as long as its exp2 on a CPU."""
-    # The difference first: scaled one by one, two large numbers would leave their rounding.
-    return values_nS.sub_(largest_n.unsqueeze(1)).mul_(_LOG2_E).exp2_()
-
-
 def _softmax_in_place(logits_nS: Tensor, offset_S: Tensor, targets_n: Tensor, target_logits_n: Tensor) -> tuple[Tensor, Tensor]:
     """Replace raw logits by the samples' probabilities, block by block in float32.
 
@@ -171,7 +119,7 @@ def _softmax_in_place(logits_nS: Tensor, offset_S: Tensor, targets_n: Tensor, ta
     sums, float32.
     """
     num_positions, num_samples = logits_nS.shape
-    block = _block_positions(num_samples, logits_nS.device)
+    block = block_positions(num_samples, logits_nS.device)
     nats_n = torch.empty_like(target_logits_n, dtype=torch.float64)
     column_sums = torch.zeros_like(offset_S)
     is_sampled = targets_n < num_samples
@@ -180,13 +128,13 @@ def _softmax_in_place(logits_nS: Tensor, offset_S: Tensor, targets_n: Tensor, ta
     for start in range(0, num_positions, block):
         logits = logits_nS[start : start + block]
         here = slice(start, start + len(logits))
-        values = _in_float32(logits)
+        values = in_float32(logits)
         values += offset_S
         masked = torch.where(is_sampled[here].unsqueeze(1), -torch.inf, values.gather(1, columns_n1[here]))
         values.scatter_(1, columns_n1[here], masked)
         target = target_logits_n[here]
         largest = torch.maximum(values.amax(1), target)
-        _exp_of_difference(values, largest)
+        exp_of_difference(values, largest)
         # In float64, a handful of numbers: the nats of a nearly certain target would drown in 1.
         total = values.sum(1).double() + torch.exp(target - largest).double()
         nats_n[here] = torch.log(total) + (largest - target)
@@ -195,95 +143,3 @@ def _softmax_in_place(logits_nS: Tensor, offset_S: Tensor, targets_n: Tensor, ta
         if values is not logits:
             logits.copy_(values)
     return nats_n, column_sums
-
-
-@dataclass
-class FullSoftmax:
-    """What part of a vocabulary says about N positions. Parts over disjoint words merge into the whole.
-
-    largest_N: float32, largest logit. total_N: float64, sum of exp(logit - largest). target_N: float32, the target's logit,
-    -inf where the target is not in this part.
-    """
-
-    largest_N: Tensor
-    total_N: Tensor
-    target_N: Tensor
-
-    def merge(self, other: FullSoftmax) -> FullSoftmax:
-        """Both parts together."""
-        largest = torch.maximum(self.largest_N, other.largest_N)
-        total = self.total_N * torch.exp(self.largest_N.double() - largest) + other.total_N * torch.exp(other.largest_N.double() - largest)
-        return FullSoftmax(largest, total, torch.maximum(self.target_N, other.target_N))
-
-    def reduce(self, ranks: Ranks) -> FullSoftmax:
-        """All ranks' parts together, on every rank. A collective."""
-        if ranks.size == 1:
-            return self
-        largest, target = self.largest_N.clone(), self.target_N.clone()
-        dist.all_reduce(largest, dist.ReduceOp.MAX)
-        dist.all_reduce(target, dist.ReduceOp.MAX)
-        total = self.total_N * torch.exp(self.largest_N.double() - largest)
-        dist.all_reduce(total)
-        return FullSoftmax(largest, total, target)
-
-    def nats(self) -> Tensor:
-        """-log p(target) of each position, float64 [N]; meaningful once the parts cover the vocabulary."""
-        return torch.log(self.total_N) + self.largest_N.double() - self.target_N.double()
-
-
-@torch.no_grad()
-def full_softmax_part(hidden_NP: Tensor, rows_LP: Tensor, bias_L: Tensor, places_N: Tensor, block: int = 8192) -> FullSoftmax:
-    """What the rows at hand say, worked through `block` rows at a time.
-
-    hidden_NP: the computing dtype. rows_LP, bias_L: float32 (rows are cast block by block). places_N: int64, the target's place
-    among these rows, -1 where it is not among them (on rank r of R: `places_of_targets`).
-    """
-    num_positions = len(hidden_NP)
-    here = places_N >= 0
-    places = places_N.clamp(min=0)
-    target_rows = rows_LP.index_select(0, places).to(hidden_NP.dtype).to(torch.float32)
-    target_N = (hidden_NP.to(torch.float32) * target_rows).sum(1) + bias_L[places]
-    target_N = torch.where(here, target_N, -torch.inf)
-    result = FullSoftmax(
-        torch.full((num_positions,), -torch.inf, device=hidden_NP.device),
-        torch.zeros(num_positions, dtype=torch.float64, device=hidden_NP.device),
-        target_N,
-    )
-    sub_block = _block_positions(block, hidden_NP.device)
-    chunk = min(num_positions, max(1, _CHUNK_BYTES // (min(block, len(rows_LP)) * hidden_NP.element_size())))
-    for first in range(0, len(rows_LP), block):
-        rows, bias = rows_LP[first : first + block].to(hidden_NP.dtype), bias_L[first : first + block]
-        buffer = _scratch("logits", (chunk, len(rows)), hidden_NP.dtype, hidden_NP.device)
-        for start in range(0, num_positions, chunk):
-            hidden = hidden_NP[start : start + chunk]
-            logits_nL = product(hidden, rows, out=buffer[: len(hidden)])
-            for low in range(0, len(hidden), sub_block):
-                part = slice(start + low, start + min(low + sub_block, len(hidden)))
-                values = _in_float32(logits_nL[low : low + sub_block])
-                values += bias
-                _accumulate(result, part, values, places_N[part] - first)
-    return result
-
-
-def _accumulate(result: FullSoftmax, part: slice, logits: Tensor, columns: Tensor) -> None:
-    """Take a block of float32 logits, which is used up, into the running maximum and sum of the positions `part`."""
-    inside = torch.nonzero((columns >= 0) & (columns < logits.shape[1])).flatten()
-    # The target's logit is the one computed in float32, in the sum too.
-    logits[inside, columns[inside]] = result.target_N[part][inside]
-    old = result.largest_N[part]
-    largest = torch.maximum(old, logits.amax(1))
-    sums = _exp_of_difference(logits, largest).sum(1)
-    # exp(-inf - largest) = 0 takes care of the first block.
-    result.total_N[part] = result.total_N[part] * torch.exp(old.double() - largest) + sums
-    result.largest_N[part] = largest
-
-
-def full_softmax_nats(hidden_NP: Tensor, rows_VP: Tensor, bias_V: Tensor, targets_N: Tensor, block: int = 8192) -> Tensor:
-    """-log p(target) under the full softmax over V rows at hand: float64 [N]. See `full_softmax_part`; targets_N: int64 ids."""
-    return full_softmax_part(hidden_NP, rows_VP, bias_V, targets_N, block).nats()
-
-
-def places_of_targets(targets_N: Tensor, ranks: Ranks) -> Tensor:
-    """Where each target's row is among this rank's rows (row r lives on rank r % R at r // R), -1 where it is not here."""
-    places = torch.div(targets_N, ranks.size, rounding_mode="floor")
-    return torch.where(targets_N % ranks.size == ranks.rank, places, -1)

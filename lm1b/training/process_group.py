@@ -20,7 +20,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from lm1b.distributed import Ranks, current_ranks, local_rank
 from lm1b.errors import UserError, exit_with
-from lm1b.peers import Peers
+from lm1b.peers import Peers, naming_the_guilty
 
 _AT_THE_END: list[Callable[[], None]] = []
 TIME_LIMIT_VARIABLE, DEFAULT_TIME_LIMIT = "LM1B_TIMEOUT_SECONDS", "60"
@@ -102,6 +102,21 @@ def start_ranks() -> Ranks:
         deepspeed.init_distributed(dist_backend=backend)
     _limit_its_groups(deepspeed)
     return current_ranks(device, peers)
+
+
+@contextlib.contextmanager
+def plain_ranks() -> Iterator[Ranks]:
+    """The ranks that a launcher has started, on CPUs and without DeepSpeed, for work that trains nothing. A collective.
+
+    An error of one of them ends them all, see `naming_the_guilty`.
+    """
+    peers = _join_group("gloo")
+    try:
+        with naming_the_guilty(peers, lambda: "run the same command again to go on from there"):
+            yield current_ranks(torch.device("cpu"), peers)
+    finally:
+        gc.collect()
+        dist.destroy_process_group()
 
 
 def at_the_end(let_go: Callable[[], None]) -> None:

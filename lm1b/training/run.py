@@ -73,7 +73,8 @@ class Run:
         self.batches = agree(ranks, self._make_batches)
         epochs = config.training.epochs or 0.0
         self.total_steps = config.training.total_steps or max(1, math.floor(epochs * self.batches.steps_per_epoch))
-        sampler = agree(ranks, lambda: LogUniformSampler(vocabulary_size, config.softmax.samples, config.run.seed))
+        is_sampled = config.softmax.kind == "sampled"
+        sampler = agree(ranks, lambda: LogUniformSampler(vocabulary_size, config.softmax.samples, config.run.seed) if is_sampled else None)
         self.damage: list[str] = []  # what was wrong with checkpoints newer than the one taken
         self.changes: list[str] = []  # what a resumed run does otherwise than before
         checkpoint = newest_sound_checkpoint(self.directory, ranks, self._accept, self.damage.append)

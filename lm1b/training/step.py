@@ -20,9 +20,10 @@ from torch import Tensor
 from lm1b.config import Config
 from lm1b.data.batches import Batches
 from lm1b.distributed import Ranks, all_reduce_sum
+from lm1b.model.full_softmax import full_softmax_part, places_of_targets
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.sampler import LogUniformSampler
-from lm1b.model.softmax import full_softmax_part, places_of_targets, sampled_softmax
+from lm1b.model.softmax import sampled_softmax
 from lm1b.model.tables import Tables
 from lm1b.profiling import part
 from lm1b.training.engine import Engine
@@ -41,7 +42,7 @@ LARGEST_NORM = 1e18
 class StepResult:
     """What one step did, the same on every rank."""
 
-    nats: float  # sampled loss, summed over the step's tokens of all ranks; finite parts only where the step was skipped
+    nats: float  # the loss (sampled, or full), summed over the step's tokens of all ranks; finite parts only where the step was skipped
     applied: bool
     stop: bool  # some rank was asked to stop
     gradient_norm: float
@@ -56,7 +57,8 @@ class StepResult:
 class TrainingStep:
     """Holds what a step reads and changes; `run()` does one step."""
 
-    def __init__(self, config: Config, engine: Engine, tables: Tables, sampler: LogUniformSampler, batches: Batches, ranks: Ranks):
+    def __init__(self, config: Config, engine: Engine, tables: Tables, sampler: LogUniformSampler | None, batches: Batches, ranks: Ranks):
+        """sampler: None for the full softmax."""
         self.config, self.engine, self.tables, self.sampler, self.batches, self.ranks = config, engine, tables, sampler, batches, ranks
         self.lanes_here = config.batches.lanes // ranks.size
         self.first_lane = self.lanes_here * ranks.rank
@@ -98,7 +100,7 @@ class TrainingStep:
         if rows.starts_epoch:
             self.carry = self.zero_carry()
         nats, new_carry, largest_activation, hidden_NP = self._forward_and_backward(rows)
-        gap = self._check_gap(hidden_NP, rows) if check_gap else None
+        gap = self._check_gap(hidden_NP, rows) if check_gap and self.sampler else None
         finite_B = torch.stack([torch.isfinite(tensor).all(dim=1) for tensor in new_carry.values()]).all(dim=0)
 
         # A leaf's gradient carries the loss scale and is not averaged over ranks, while the core's is both unscaled and averaged.
@@ -149,13 +151,14 @@ class TrainingStep:
                 rows.input_rows_UD,
                 rows.input_positions_TB[:, lanes],
                 rows.output_rows_UP,
-                rows.bias_U1.squeeze(1),
+                rows.bias_U1,
                 rows.target_positions_TB[:, lanes].flatten(),
                 rows.log_expected_U,
                 rows.num_samples,
                 {name: tensor[lanes] for name, tensor in self.carry.items()},
                 step=self.step,
                 first_lane=self.first_lane + first,
+                full_over=None if self.sampler else self.ranks,
                 resets_TB=self._resets(rows.inputs_TB[:, lanes]),
             )
             with part("backward"):
@@ -207,6 +210,7 @@ class TrainingStep:
         chosen = torch.linspace(0, len(targets_N) - 1, count, device=targets_N.device).long()
         hidden_KP, targets_K = hidden_NP[chosen], targets_N[chosen]
         positions_K = rows.target_positions_TB.flatten()[chosen]
+        assert rows.log_expected_U is not None
         sampled = sampled_softmax(
             hidden_KP, rows.output_rows_UP.detach(), rows.bias_U1.detach().squeeze(1), positions_K, rows.log_expected_U, rows.num_samples
         )

@@ -8,6 +8,9 @@ On several ranks a thread (background.py) communicates while the step computes:
 3. The gradient of the output rows leaves as soon as the softmax's backward is done, behind the recurrent layers' backward; that
    of the input rows behind the core's update. Owners apply them once the step is known to be finite.
 
+With the full softmax (no sampler) only input rows travel: every step takes this rank's whole part of output table and bias as it
+lies, and applies their gradients to it, without sending any.
+
 So every row is as new as without overlap, the numbers are the same bit for bit, and the same rows travel; only the marks of
 point 1 are more, a byte a row. `communication.overlap=false` does all of it in order, in the step's own thread.
 
@@ -25,7 +28,7 @@ from torch import Tensor
 
 from lm1b.config import Config
 from lm1b.data.batches import Batches
-from lm1b.distributed import Ranks
+from lm1b.distributed import Ranks, single_process
 from lm1b.model.row_exchange import Bringing, GradientExchange, Route, RowGradient, RowRequest, bring_rows, request_rows, split_routes
 from lm1b.model.row_formats import Plain, RowFormat, StochasticInt8
 from lm1b.model.sampler import LogUniformSampler
@@ -40,7 +43,8 @@ from lm1b.training.waiting import Waiting
 class StepRows:
     """What a step reads of batch and tables. The first num_samples output rows are the samples.
 
-    inputs_TB, targets_TB: int64 ids. *_positions_TB: their place among the rows. log_expected_U: float32.
+    inputs_TB, targets_TB: int64 ids. *_positions_TB: their place among the rows. log_expected_U: float32. With the full softmax the output
+    rows are all of this rank's, target_positions_TB are the ids, and log_expected_U is None.
     brought: rows of input table, output table and bias; late: what of them still has to come. sent: gradients on their way.
     """
 
@@ -50,7 +54,7 @@ class StepRows:
     targets_TB: Tensor
     input_positions_TB: Tensor
     target_positions_TB: Tensor
-    log_expected_U: Tensor
+    log_expected_U: Tensor | None
     num_samples: int
     input_request: RowRequest
     output_request: RowRequest
@@ -88,13 +92,13 @@ class RowPipeline:
         self,
         config: Config,
         tables: Tables,
-        sampler: LogUniformSampler,
+        sampler: LogUniformSampler | None,
         batches: Batches,
         ranks: Ranks,
         dtype: torch.dtype,
         first_lane: int,
     ) -> None:
-        """dtype: in which rows travel, the computing precision. first_lane: of this rank."""
+        """sampler: None for the full softmax. dtype: in which rows travel, the computing precision. first_lane: of this rank."""
         self.tables, self.sampler, self.batches, self.ranks, self.dtype = tables, sampler, batches, ranks, dtype
         self._seed, self._micro_batches = config.run.seed, config.training.micro_batches
         self._lanes = first_lane, config.batches.lanes // ranks.size
@@ -102,6 +106,8 @@ class RowPipeline:
         self._background = Background(ranks, is_on=config.communication.overlap)
         self._ahead: tuple[int, Future[StepRows]] | None = None
         # Of each row here, whether the present step touches it.
+        # The output rows' part in what is sent: none with the full softmax, as if there were no other ranks.
+        self._output_ranks = ranks if sampler else single_process(ranks.device)
         self._touched = [torch.zeros(len(table.rows), dtype=torch.bool, device=ranks.device) for table in (tables.input, tables.output)]
 
     def take(self, step: int, *, is_last: bool) -> StepRows:
@@ -114,6 +120,9 @@ class RowPipeline:
             with part("row fetch"):
                 late = functools.partial(bring_rows, rows.brought, rows.late, self.ranks, self._background.group)
                 self._background.submit(late).result()
+        if self.sampler is None:
+            # The tables themselves, which nobody changes until the step has its gradients.
+            rows.brought += [Bringing(table.rows, self.dtype, table.rows.detach()) for table in (self.tables.output, self.tables.bias)]
         for each in rows.brought:
             each.rows_UD.requires_grad_()
         if self._background.is_on:
@@ -126,6 +135,9 @@ class RowPipeline:
     def apply(self, rows: StepRows, waiting: Waiting, *, learning_rate: float, gradient_scale: float) -> None:
         """Send the gradients, as far as they are not on their way, and update the tables. See `VocabularyTable.update`."""
         update = functools.partial(VocabularyTable.update, learning_rate=learning_rate, gradient_scale=gradient_scale)
+        if not rows.sent and self.sampler is None:
+            self._send(rows, "input", [0])
+            self._send(rows, "output", [1, 2])
         if not rows.sent:
             with waiting.on("row gradients"):
                 exchange = self._exchange(rows, [0, 1, 2])
@@ -158,19 +170,24 @@ class RowPipeline:
             inputs_TB = torch.from_numpy(batch.inputs_TB).to(self.ranks.device)
             targets_TB = torch.from_numpy(batch.targets_TB).to(self.ranks.device)
         with part("sampler"):
-            samples = self.sampler.draw(step, self.ranks.device)
+            samples = self.sampler.draw(step, self.ranks.device) if self.sampler else None
+        tables = self.tables
         with part("row fetch"):
             input_ids, input_positions_N = distinct_inputs(inputs_TB.flatten(), self.ranks)
-            output_ids, target_positions_N = distinct_outputs(samples, targets_TB.flatten(), self.ranks)
-            wants = [(input_ids, 0), (output_ids, len(samples.ids_S))]
-            inputs, outputs = request_rows(wants, self.ranks, self._background.group)
-            tables = self.tables
-            brought = begin_rows(
-                [(tables.input, inputs, self.dtype), (tables.output, outputs, self.dtype), (tables.bias, outputs, torch.float32)]
-            )
+            if samples is None:
+                outputs, target_positions_N = self._own_outputs(), targets_TB
+                (inputs,) = request_rows([(input_ids, 0)], self.ranks, self._background.group)
+                brought = begin_rows([(tables.input, inputs, self.dtype)])
+            else:
+                output_ids, target_positions_N = distinct_outputs(samples, targets_TB.flatten(), self.ranks)
+                wants = [(input_ids, 0), (output_ids, len(samples.ids_S))]
+                inputs, outputs = request_rows(wants, self.ranks, self._background.group)
+                brought = begin_rows(
+                    [(tables.input, inputs, self.dtype), (tables.output, outputs, self.dtype), (tables.bias, outputs, torch.float32)]
+                )
             late = self._bring(brought, inputs, outputs, during) if self.ranks.size > 1 else []
         with part("sampler"):
-            log_expected_U = self.sampler.log_expected(output_ids, samples.num_draws)
+            log_expected_U = self.sampler.log_expected(outputs.ids_U, samples.num_draws) if self.sampler and samples else None
         return StepRows(
             step,
             batch.starts_epoch,
@@ -179,26 +196,30 @@ class RowPipeline:
             input_positions_N.view_as(inputs_TB),
             target_positions_N.view_as(targets_TB),
             log_expected_U,
-            len(samples.ids_S),
+            len(samples.ids_S) if samples else 0,
             inputs,
             outputs,
             brought,
             late,
         )
 
+    def _own_outputs(self) -> RowRequest:
+        """All of this rank's output rows, by their places, wanted by nobody else."""
+        return RowRequest(torch.arange(len(self.tables.output.rows), device=self.ranks.device), 0, self._output_ranks)
+
     def _bring(self, brought: list[Bringing], inputs: RowRequest, outputs: RowRequest, during: StepRows | None) -> list[Route]:
         """Bring all rows, or those that the step `during` does not touch. -> the routes of the rest, one a table."""
         group, late = self._background.group, []
-        routes = [inputs.route, outputs.route]
+        routes = [inputs.route, outputs.route] if self.sampler else [inputs.route]
         if during is not None:
-            requests = (during.input_request, during.output_request)
-            for touched, request in zip(self._touched, requests, strict=True):
+            touching = list(zip(self._touched, (during.input_request, during.output_request), strict=True))[: len(routes)]
+            for touched, request in touching:
                 touched[request.updated_places] = True
-            routes, late = split_routes(routes, self._touched, self.ranks, group)
-            for touched, request in zip(self._touched, requests, strict=True):
+            routes, late = split_routes(routes, [touched for touched, _ in touching], self.ranks, group)
+            for touched, request in touching:
                 touched[request.updated_places] = False
-        bring_rows(brought, [*routes, routes[1]], self.ranks, group)
-        return [*late, late[1]] if late else []
+        bring_rows(brought, [*routes, *routes[1:]], self.ranks, group)  # the bias goes the output rows' way
+        return [*late, *late[1:]]
 
     def _send_when_ready(self, rows: StepRows, name: str, indices: list[int]) -> None:
         """Have the gradients of some of the tables sent as soon as the last micro-batch's backward has left them."""
@@ -208,15 +229,21 @@ class RowPipeline:
             nonlocal missing
             missing -= 1
             if not missing:
-                rows.sent[name] = self._background.submit(lambda: self._exchange(rows, indices))
+                self._send(rows, name, indices)
 
         for index in indices:
             rows.brought[index].rows_UD.register_post_accumulate_grad_hook(one_more)
 
+    def _send(self, rows: StepRows, name: str, indices: list[int]) -> None:
+        rows.sent[name] = self._background.submit(lambda: self._exchange(rows, indices))
+
     def _exchange(self, rows: StepRows, indices: list[int]) -> GradientExchange:
-        tables, gradients = self.tables.all(), rows.gradients()
-        sent = [RowGradient(rows.requests[i], gradients[i], self._format(rows.step, tables[i])) for i in indices]
-        return GradientExchange(sent, self.ranks, self._background.group)
+        tables, sent = self.tables.all(), []
+        for i in indices:
+            gradient = rows.brought[i].rows_UD.grad  # not by `gradients()`: that of another table may not be there yet
+            assert gradient is not None
+            sent.append(RowGradient(rows.requests[i], gradient, self._format(rows.step, tables[i])))
+        return GradientExchange(sent, self.ranks if 0 in indices else self._output_ranks, self._background.group)
 
     def _format(self, step: int, table: VocabularyTable) -> RowFormat:
         """How a table's gradient travels. The bias, one number a row, always as float32."""

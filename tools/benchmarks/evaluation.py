@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.machine import Ceiling, cpu_seconds, peak_memory, peak_memory_from_here
 from lm1b.evaluation.perplexity import POSITIONS
-from lm1b.model.softmax import full_softmax_nats
+from lm1b.model.full_softmax import full_softmax_nats
 from lm1b.training.engine import DTYPES
 
 

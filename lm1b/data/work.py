@@ -1,0 +1,93 @@
+"""What one rank of a crew knows of a run of preprocessing while it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from lm1b.data.corpus import Piece
+from lm1b.data.crew import Crew
+from lm1b.data.pieces import CountedPiece, recall_count
+from lm1b.data.publish import UNFINISHED_NAME
+from lm1b.data.shards import SPLITS, VOCABULARY_NAME, ShardInfo
+from lm1b.data.workers import Workers
+
+
+@dataclass
+class Work:
+    """One rank's view of a run of preprocessing. earlier: the manifest of a complete run on the same text, of which files may be missing.
+
+    counted, shards: what there is of each piece. with_codes: pieces whose numbers are there for the second pass. in_place: shards that
+    need not be moved. numbers: the pieces' places in the corpus, which say whose they are.
+    """
+
+    directory: Path
+    crew: Crew
+    workers: Workers
+    shows_progress: bool
+    earlier: dict[str, Any] | None
+    in_place: frozenset[str] = frozenset()
+    counted: dict[str, CountedPiece] = field(default_factory=dict)
+    with_codes: set[str] = field(default_factory=set)
+    shards: dict[str, ShardInfo] = field(default_factory=dict)
+    recalled: set[str] = field(default_factory=set)
+    numbers: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.earlier:
+            self.counted = {record["shard"]: CountedPiece(**record) for record in self.earlier["made_from"]["pieces"]}
+            self.shards = {info.name: info for info in shards_of(self.earlier) if info.name in self.in_place}
+
+    @property
+    def unfinished(self) -> Path:
+        return self.directory / UNFINISHED_NAME
+
+    @property
+    def vocabulary_path(self) -> Path:
+        """The vocabulary in use: the earlier one, or a new one that nobody sees yet."""
+        return (self.directory if self.earlier else self.unfinished) / VOCABULARY_NAME
+
+    def is_mine(self, shard: str) -> bool:
+        """Whether a piece is for this rank. Pieces are numbered as the corpus gives them, which is the same on every rank."""
+        return self.crew.has(self.numbers.setdefault(shard, len(self.numbers)))
+
+    def recall(self, piece: Piece) -> None:
+        """Take over what an earlier run has found in a piece; looked up once."""
+        if piece.shard not in self.recalled:
+            self.recalled.add(piece.shard)
+            found = recall_count(piece, self.unfinished)
+            if found is not None:
+                self.counted[piece.shard] = found[0]
+                if found[1]:
+                    self.with_codes.add(piece.shard)
+            elif not self.earlier:
+                self.counted.pop(piece.shard, None)
+
+    def share(self) -> None:
+        """Tell the other ranks what there is of this one's pieces, and hear of theirs."""
+        if self.crew.size == 1:
+            return
+        mine = [shard for shard in self.numbers if self.is_mine(shard)]
+        told = self.crew.each(
+            lambda: {
+                "counted": [asdict(self.counted[shard]) for shard in mine if shard in self.counted],
+                "with_codes": [shard for shard in mine if shard in self.with_codes],
+                "shards": [asdict(self.shards[shard]) for shard in mine if shard in self.shards],
+            }
+        )
+        self.counted = {record["shard"]: CountedPiece(**record) for rank in told for record in rank["counted"]}
+        self.with_codes = {shard for rank in told for shard in rank["with_codes"]}
+        self.shards = {record["name"]: ShardInfo(**record) for rank in told for record in rank["shards"]}
+
+    def bar(self, what: str, total: int, unit: str) -> tqdm:
+        what = what if self.crew.size == 1 else f"{what} (rank 0 of {self.crew.size})"
+        return tqdm(total=total, desc=what, unit=unit, unit_scale=True, disable=not self.shows_progress, mininterval=0.5)
+
+
+def shards_of(manifest: dict[str, Any]) -> Iterator[ShardInfo]:
+    """The shards of all splits."""
+    return (ShardInfo(**record) for name in SPLITS for record in manifest["splits"][name]["shards"])

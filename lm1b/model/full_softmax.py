@@ -1,0 +1,236 @@
+"""The full softmax, vocabulary-parallel: exact nats for evaluation, and an exact loss for training.
+
+Every rank has rows of its own and never sees another's. Blocks over the vocabulary keep a running maximum and sum of exponentials, so that
+any cut of it over blocks or ranks can be put together (`FullSoftmax.merge`, `FullSoftmax.reduce`). Evaluation scores the same
+positions on every rank. Training (`full_softmax`) has other positions on each:
+
+1. Every rank gets the hidden vectors and targets of all.
+2. First pass over its rows: maximum, sum and the target's logit of every position, reduced over the ranks.
+3. Second pass: the logits again, a block at a time, as probabilities; two products a block give the gradients of this rank's rows (no other
+   rank has a part in them) and its part of the hidden vectors' gradient.
+4. The parts of the hidden vectors' gradient go to the ranks whose they are, and are added up in rank order.
+
+Logits are held a chunk at a time in both passes, whatever N and V are. What is sent does not depend on V.
+
+N positions (M = N * ranks: all ranks' together), P hidden width, L rows of this rank, V vocabulary, n positions of a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lm1b.distributed import Ranks, all_to_all
+from lm1b.model import blocks
+from lm1b.model.blocks import block_positions, exp_of_difference, in_float32, scratch
+from lm1b.model.products import product
+from lm1b.profiling import part as profiled
+
+VOCABULARY_BLOCK = 8192  # rows at a time
+
+
+@dataclass
+class FullSoftmax:
+    """What part of a vocabulary says about N positions. Parts over disjoint words merge into the whole.
+
+    largest_N: float32, largest logit. total_N: float64, sum of exp(logit - largest). target_N: float32, the target's logit,
+    -inf where the target is not in this part.
+    """
+
+    largest_N: Tensor
+    total_N: Tensor
+    target_N: Tensor
+
+    def merge(self, other: FullSoftmax) -> FullSoftmax:
+        """Both parts together."""
+        largest = torch.maximum(self.largest_N, other.largest_N)
+        total = self.total_N * torch.exp(self.largest_N.double() - largest) + other.total_N * torch.exp(other.largest_N.double() - largest)
+        return FullSoftmax(largest, total, torch.maximum(self.target_N, other.target_N))
+
+    def reduce(self, ranks: Ranks) -> FullSoftmax:
+        """All ranks' parts together, on every rank. A collective."""
+        if ranks.size == 1:
+            return self
+        largest, target = self.largest_N.clone(), self.target_N.clone()
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        dist.all_reduce(target, dist.ReduceOp.MAX)
+        total = self.total_N * torch.exp(self.largest_N.double() - largest)
+        dist.all_reduce(total)
+        return FullSoftmax(largest, total, target)
+
+    def nats(self) -> Tensor:
+        """-log p(target) of each position, float64 [N]; meaningful once the parts cover the vocabulary."""
+        return torch.log(self.total_N) + self.largest_N.double() - self.target_N.double()
+
+
+@torch.no_grad()
+def full_softmax_part(hidden_NP: Tensor, rows_LP: Tensor, bias_L: Tensor, places_N: Tensor, block: int = VOCABULARY_BLOCK) -> FullSoftmax:
+    """What the rows at hand say, worked through `block` rows at a time.
+
+    hidden_NP: the computing dtype. rows_LP, bias_L: float32 (rows are cast block by block). places_N: int64, the target's place
+    among these rows, -1 where it is not among them (on rank r of R: `places_of_targets`).
+    """
+    num_positions = len(hidden_NP)
+    here = places_N >= 0
+    places = places_N.clamp(min=0)
+    target_rows = rows_LP.index_select(0, places).to(hidden_NP.dtype).to(torch.float32)
+    target_N = (hidden_NP.to(torch.float32) * target_rows).sum(1) + bias_L[places]
+    target_N = torch.where(here, target_N, -torch.inf)
+    result = FullSoftmax(
+        torch.full((num_positions,), -torch.inf, device=hidden_NP.device),
+        torch.zeros(num_positions, dtype=torch.float64, device=hidden_NP.device),
+        target_N,
+    )
+    for first in range(0, len(rows_LP), block):
+        rows, bias = rows_LP[first : first + block].to(hidden_NP.dtype), bias_L[first : first + block]
+        sub_block = block_positions(len(rows), hidden_NP.device)
+        for chunk, logits_nL in _chunks_of_logits(hidden_NP, rows):
+            for low in range(0, len(logits_nL), sub_block):
+                part = slice(chunk.start + low, min(chunk.start + low + sub_block, chunk.stop))
+                values = in_float32(logits_nL[low : low + sub_block])
+                values += bias
+                _accumulate(result, part, values, places_N[part] - first)
+    return result
+
+
+def _accumulate(result: FullSoftmax, part: slice, logits: Tensor, columns: Tensor) -> None:
+    """Take a block of float32 logits, which is used up, into the running maximum and sum of the positions `part`."""
+    inside = torch.nonzero((columns >= 0) & (columns < logits.shape[1])).flatten()
+    # The target's logit is the one computed in float32, in the sum too.
+    logits[inside, columns[inside]] = result.target_N[part][inside]
+    old = result.largest_N[part]
+    largest = torch.maximum(old, logits.amax(1))
+    exp_of_difference(logits, largest)
+    # In float64, one number a position: the nats of a nearly certain target would drown in 1.
+    logits[inside, columns[inside]] = 0.0
+    sums = logits.sum(1).double()
+    sums[inside] += torch.exp(result.target_N[part][inside].double() - largest[inside])
+    # exp(-inf - largest) = 0 takes care of the first block.
+    result.total_N[part] = result.total_N[part] * torch.exp(old.double() - largest) + sums
+    result.largest_N[part] = largest
+
+
+def full_softmax_nats(hidden_NP: Tensor, rows_VP: Tensor, bias_V: Tensor, targets_N: Tensor, block: int = VOCABULARY_BLOCK) -> Tensor:
+    """-log p(target) under the full softmax over V rows at hand: float64 [N]. See `full_softmax_part`; targets_N: int64 ids."""
+    return full_softmax_part(hidden_NP, rows_VP, bias_V, targets_N, block).nats()
+
+
+def places_of_targets(targets_N: Tensor, ranks: Ranks) -> Tensor:
+    """Where each target's row is among this rank's rows (row r lives on rank r % R at r // R), -1 where it is not here."""
+    places = torch.div(targets_N, ranks.size, rounding_mode="floor")
+    return torch.where(targets_N % ranks.size == ranks.rank, places, -1)
+
+
+def full_softmax(
+    hidden_NP: Tensor, rows_LP: Tensor, bias_L: Tensor, targets_N: Tensor, ranks: Ranks, block: int = VOCABULARY_BLOCK
+) -> Tensor:
+    """Sum over this rank's positions of -log p(target) under the full softmax: float64, no dimensions, in nats. A collective.
+
+    hidden_NP: the computing dtype, as many positions on every rank. rows_LP, bias_L: float32, all of this rank's (row r on rank r % R).
+    targets_N: int64 ids. Differentiable once with respect to hidden_NP (gradient in its dtype), rows_LP and bias_L (float32). The rows'
+    gradient is that of the nats of *all* ranks' positions, times the factor that backward brings here: it must be the same on all ranks.
+    """
+    result: Any = _FullSoftmaxLoss.apply(hidden_NP, rows_LP, bias_L, targets_N, ranks, block)
+    return result
+
+
+class _FullSoftmaxLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_NP: Tensor, rows_LP: Tensor, bias_L: Tensor, targets_N: Tensor, ranks: Ranks, block: int) -> Tensor:
+        hidden_MP, places_M = _gathered(hidden_NP, ranks), places_of_targets(_gathered(targets_N, ranks), ranks)
+        here = full_softmax_part(hidden_MP, rows_LP, bias_L, places_M, block)
+        with profiled("communication"):
+            whole = here.reduce(ranks)
+        nats_M = whole.nats()
+        ctx.gradients = None
+        if any(ctx.needs_input_grad[:3]):
+            hidden_gradient_MP, rows_gradient, bias_gradient = _gradients(hidden_MP, rows_LP, bias_L, places_M, whole, nats_M, block)
+            ctx.gradients = (_own_part(hidden_gradient_MP, ranks).to(hidden_NP.dtype), rows_gradient, bias_gradient)
+        return nats_M[ranks.rank * len(hidden_NP) :][: len(hidden_NP)].sum()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError("full_softmax: its gradient was taken already (retain_graph is not supported)")
+        taken, ctx.gradients = ctx.gradients, None
+        for gradient in taken:
+            gradient.mul_(gradients[0].to(gradient.dtype))
+        return *taken, None, None, None
+
+
+def _gathered(values_N: Tensor, ranks: Ranks) -> Tensor:
+    """All ranks' values in rank order, along the first dimension. A collective."""
+    if ranks.size == 1:
+        return values_N
+    values_M = values_N.new_empty(ranks.size * len(values_N), *values_N.shape[1:])
+    with profiled("communication"):
+        dist.all_gather(list(values_M.chunk(ranks.size)), values_N.contiguous())
+    return values_M
+
+
+def gather_dealt(own_TBP: Tensor, num_lanes: int, ranks: Ranks) -> Tensor:
+    """All ranks' lanes, where lane number l is on rank l % R at place l // R there: [T, num_lanes, P]. A collective."""
+    if ranks.size == 1:
+        return own_TBP
+    most = -(-num_lanes // ranks.size)
+    padded = own_TBP.new_zeros(own_TBP.shape[0], most, own_TBP.shape[2])
+    padded[:, : own_TBP.shape[1]] = own_TBP
+    return torch.stack(_gathered(padded, ranks).chunk(ranks.size), dim=2).flatten(1, 2)[:, :num_lanes]
+
+
+def _own_part(values_MP: Tensor, ranks: Ranks) -> Tensor:
+    """The sum over ranks, in rank order, of what each has for this rank's positions. A collective."""
+    if ranks.size == 1:
+        return values_MP
+    parts = all_to_all(torch.empty_like(values_MP), values_MP).chunk(ranks.size)
+    total = parts[0]
+    for other in parts[1:]:
+        total += other
+    return total
+
+
+def _gradients(
+    hidden_MP: Tensor, rows_LP: Tensor, bias_L: Tensor, places_M: Tensor, whole: FullSoftmax, nats_M: Tensor, block: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients, float32, of the sum of nats by hidden_MP (through the rows at hand alone), by these rows and by their bias."""
+    hidden_gradient_MP = torch.zeros(hidden_MP.shape, device=hidden_MP.device)
+    rows_gradient_LP, bias_gradient_L = torch.zeros_like(rows_LP), torch.zeros_like(bias_L)
+    for first in range(0, len(rows_LP), block):
+        rows, bias = rows_LP[first : first + block].to(hidden_MP.dtype), bias_L[first : first + block]
+        for here, logits_nL in _chunks_of_logits(hidden_MP, rows):
+            sub_block = block_positions(len(rows), hidden_MP.device)
+            for low in range(0, len(logits_nL), sub_block):
+                part = slice(here.start + low, min(here.start + low + sub_block, here.stop))
+                logits = logits_nL[low : low + sub_block]
+                values = in_float32(logits)
+                values += bias
+                _to_gradient(values, whole.largest_N[part], whole.total_N[part], nats_M[part], places_M[part] - first)
+                bias_gradient_L[first : first + block] += values.sum(0)
+                if values is not logits:
+                    logits.copy_(values)
+            hidden_gradient_MP[here] += product(logits_nL, rows.T)
+            rows_gradient_LP[first : first + block] += product(logits_nL.T, hidden_MP[here].T)
+    return hidden_gradient_MP, rows_gradient_LP, bias_gradient_L
+
+
+def _to_gradient(logits: Tensor, largest_n: Tensor, total_n: Tensor, nats_n: Tensor, columns_n: Tensor) -> None:
+    """Replace a block of float32 logits by the gradient of the nats: probabilities, less 1 at the targets."""
+    exp_of_difference(logits, largest_n).mul_((1.0 / total_n).to(torch.float32).unsqueeze(1))
+    inside = torch.nonzero((columns_n >= 0) & (columns_n < logits.shape[1])).flatten()
+    # p - 1 = expm1(-nats), exact where p is near 1.
+    logits[inside, columns_n[inside]] = torch.expm1(-nats_n[inside]).to(torch.float32)
+
+
+def _chunks_of_logits(hidden_MP: Tensor, rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """(positions, their products with `rows` in the computing dtype), a chunk of positions at a time; used up before the next."""
+    chunk = min(len(hidden_MP), max(1, blocks.CHUNK_BYTES // (len(rows) * hidden_MP.element_size())))
+    buffer = scratch("logits", (chunk, len(rows)), hidden_MP.dtype, hidden_MP.device)
+    for start in range(0, len(hidden_MP), chunk):
+        hidden = hidden_MP[start : start + chunk]
+        yield slice(start, start + len(hidden)), product(hidden, rows, out=buffer[: len(hidden)])
