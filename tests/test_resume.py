@@ -176,6 +176,7 @@ OTHER: dict[str, Any] = {
     "model.input_weight_std": 0.01,
     "model.projection_weight": "glorot_normal",
     "model.recurrent_weight_std": 0.1,
+    "softmax.kind": "full",
     "softmax.samples": 50,
     "tables.learning_rate": 0.1,
     "tables.initial_accumulator": 0.1,
