@@ -156,6 +156,20 @@ class TablesConfig(Section):
     )
 
 
+class CommunicationConfig(Section):
+    """What several ranks send each other about table rows, and when."""
+
+    overlap: bool = Field(
+        default=True,
+        description="Fetch rows and send their gradients in a thread beside the steps, with equal results; false: within the step.",
+    )
+    row_gradients: Literal["compute", "fp32", "bf16", "int8"] = Field(
+        default="compute",
+        description="What gradients of rows travel in: the computing precision (fp32 for fp16), another, or int8 with a scale a row and "
+        "stochastic rounding.",
+    )
+
+
 class OptimizerConfig(Section):
     """The dense core's optimizer: recurrent layers and projection."""
 
@@ -250,6 +264,7 @@ class Config(Section):
     model: ModelConfig
     softmax: SoftmaxConfig = SoftmaxConfig()
     tables: TablesConfig = TablesConfig()
+    communication: CommunicationConfig = CommunicationConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     training: TrainingConfig

@@ -85,11 +85,32 @@ def all_reduce_sum(values: Tensor, ranks: Ranks) -> Tensor:
     return values
 
 
-def all_to_all(received: Tensor, sent: Tensor, num_received: list[int] | None = None, num_sent: list[int] | None = None) -> Tensor:
+def all_to_all(
+    received: Tensor,
+    sent: Tensor,
+    num_received: list[int] | None = None,
+    num_sent: list[int] | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
     """Send each rank its part of `sent`, and put what each has sent here into `received`, rank 0's first: see all_to_all_single."""
     with part("communication"):
-        dist.all_to_all_single(received, sent, num_received, num_sent)
+        dist.all_to_all_single(received, sent, num_received, num_sent, group=group)
     return received
+
+
+def exchange(received: list[Tensor], sent: list[Tensor], ranks: Ranks, group: dist.ProcessGroup | None = None) -> None:
+    """The same for large messages: sent[r] goes to rank r, what rank r has sent here into received[r]; contiguous, none where empty.
+
+    gloo's all-to-all keeps a link busy in one direction at a time; messages of their own fill both (measured at 1 Gbit/s, 8 MB each
+    way: 105 ms against 70).
+    """
+    received[ranks.rank].copy_(sent[ranks.rank])
+    others = [rank for rank in range(ranks.size) if rank != ranks.rank]
+    operations = [dist.P2POp(dist.irecv, received[rank], rank, group) for rank in others if received[rank].numel()]
+    operations += [dist.P2POp(dist.isend, sent[rank], rank, group) for rank in others if sent[rank].numel()]
+    with part("communication"):
+        for work in dist.batch_isend_irecv(operations) if operations else []:
+            work.wait()
 
 
 def all_gather_objects(value: object, ranks: Ranks) -> list[object]:

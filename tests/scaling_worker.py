@@ -22,9 +22,10 @@ from lm1b.config import load_config
 from lm1b.data.batches import Batch
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.sampler import LogUniformSampler
+from lm1b.model.tables import Tables
 from lm1b.training.engine import Engine
 from lm1b.training.process_group import start_ranks, stop_ranks
-from lm1b.training.step import Tables, TrainingStep
+from lm1b.training.step import TrainingStep
 
 VOCABULARY = 3000
 
@@ -66,6 +67,10 @@ def count_sent(sent: Counter[str], rank: int, size: int) -> None:
 
         setattr(dist, name, counted)
 
+    def messages(operations: list[dist.P2POp]) -> float:
+        return sum(each.tensor.numel() * each.tensor.element_size() for each in operations if each.op is dist.isend)
+
+    wrap("batch_isend_irecv", "all_to_all", messages)
     wrap("all_to_all_single", "all_to_all", crossing)
     wrap("all_reduce", "all_reduce", reduced)
     wrap("all_gather_into_tensor", "all_gather", gathered)
@@ -84,6 +89,7 @@ def main() -> None:
     sampler = LogUniformSampler(VOCABULARY, config.softmax.samples, config.run.seed)
     batches = DrawnBatches(config.batches.lanes, config.batches.steps)
     step = TrainingStep(config, engine, tables, sampler, batches, ranks)  # type: ignore[arg-type]
+    step.total_updates = steps + 1  # the last is not taken: rows of each step after these are asked for, as in a long run
     engine.prime(step.zero_loss)
     engine.start_ema()
     sent.clear()
@@ -91,6 +97,7 @@ def main() -> None:
         assert step.run().applied
     report = {"core_parameters": core_parameters, **{kind: total / steps for kind, total in sent.items()}}
     Path(f"{sys.argv[1]}.{ranks.rank}").write_text(json.dumps(report))
+    step.close()
     del engine, step
     stop_ranks()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from table_steps import apply, asked, fetched
 from torch import Tensor
 
 from lm1b.config import ModelConfig
@@ -12,7 +13,7 @@ from lm1b.model.language_model import LanguageModel, LossParts, gather_rows
 from lm1b.model.recurrent import State
 from lm1b.model.sampler import LogUniformSampler
 from lm1b.model.softmax import full_softmax_nats
-from lm1b.model.tables import VocabularyTable, request_inputs, request_outputs
+from lm1b.model.tables import VocabularyTable, distinct_inputs, distinct_outputs
 
 ALONE = single_process()
 VOCABULARY_SIZE, NUM_SAMPLES = 300, 60
@@ -44,13 +45,14 @@ class Trainer:
         """Loss and gradients over the lanes in `parts` micro-batches; returns the parts and every gradient by name."""
         inputs_TB, targets_TB = tokens[:-1], tokens[1:]
         samples = self.sampler.draw(step, "cpu")
-        self.inputs, input_positions = request_inputs(inputs_TB, ALONE)
-        self.outputs, target_positions = request_outputs(samples, targets_TB, ALONE)
+        input_ids, input_positions = distinct_inputs(inputs_TB, ALONE)
+        output_ids, target_positions = distinct_outputs(samples, targets_TB, ALONE)
+        self.inputs, self.outputs = asked(input_ids), asked(output_ids, num_shared=len(samples.ids_S))
         log_expected_U = self.sampler.log_expected(self.outputs.ids_U, samples.num_draws)
         dtype = self.model.dtype
-        input_rows = self.tables["input_table"].fetch(self.inputs, dtype).requires_grad_()
-        output_rows = self.tables["output_table"].fetch(self.outputs, dtype).requires_grad_()
-        output_bias = self.tables["output_bias"].fetch(self.outputs, torch.float32).requires_grad_()
+        input_rows = fetched(self.tables["input_table"], self.inputs, dtype).requires_grad_()
+        output_rows = fetched(self.tables["output_table"], self.outputs, dtype).requires_grad_()
+        output_bias = fetched(self.tables["output_bias"], self.outputs, torch.float32).requires_grad_()
         results = []
         size = tokens.shape[1] // parts
         for first in range(0, tokens.shape[1], size):
@@ -75,7 +77,7 @@ class Trainer:
 
     def update(self, gradients: dict[str, Tensor]) -> None:
         for name, table in self.tables.items():
-            table.apply(self.inputs if name == "input_table" else self.outputs, gradients[name], learning_rate=self.learning_rate)
+            apply(table, self.inputs if name == "input_table" else self.outputs, gradients[name], learning_rate=self.learning_rate)
         self.optimizer.step()
         self.optimizer.zero_grad()
 

@@ -15,11 +15,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from table_steps import apply, asked
 from tiny import REPOSITORY, environment
 
 from lm1b.distributed import single_process
 from lm1b.errors import UserError
-from lm1b.model.tables import RowRequest, VocabularyTable
+from lm1b.model.tables import VocabularyTable
 from lm1b.training import saving, snapshot
 from lm1b.training.checkpoint import Checkpoint, DamagedCheckpoint, list_checkpoints
 from lm1b.training.recovery import newest_sound_checkpoint
@@ -36,8 +37,8 @@ def made_table(num_rows: int = 50, width: int = 4, name: str = "a_table") -> Voc
 
 
 def update(table: VocabularyTable, ids: list[int]) -> None:
-    request = RowRequest(torch.tensor(sorted(set(ids))), RANKS)
-    table.apply(request, torch.ones(len(request.ids_U), table.width), learning_rate=0.5)
+    request = asked(torch.tensor(sorted(set(ids))))
+    apply(table, request, torch.ones(len(request.ids_U), table.width), learning_rate=0.5)
 
 
 def contents(table: VocabularyTable) -> dict[str, torch.Tensor]:
@@ -191,10 +192,12 @@ def test_a_checkpoint_that_cannot_fit_is_not_begun(tmp_path: Path, monkeypatch: 
 
 MEMORY = """
 import resource, sys, torch
+sys.path.append("tests")
 from pathlib import Path
 from lm1b.distributed import single_process
-from lm1b.model.tables import RowRequest, VocabularyTable
+from lm1b.model.tables import VocabularyTable
 from lm1b.training.saving import CheckpointSaver
+from table_steps import apply, asked
 ranks = single_process()
 table = VocabularyTable("t", 200_000, 256, seed=1, initial_scale=0.0, initial_accumulator=1.0, ranks=ranks)
 table.rows.fill_(0.5)
@@ -205,7 +208,7 @@ saver.begin({"step": 1, "config": {}}, {"weights/a": torch.ones(4)}, {"h": torch
 steps = 0
 while saver.is_pending:
     ids = torch.arange(steps % 7, 200_000, 7)
-    table.apply(RowRequest(ids, ranks), torch.ones(len(ids), 256), learning_rate=0.1)
+    apply(table, asked(ids), torch.ones(len(ids), 256), learning_rate=0.1)
     steps += 1
     saver.poll()
 print(steps, peak() - before)

@@ -12,13 +12,13 @@ import torch.multiprocessing as multiprocessing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from table_steps import ALONE, apply, asked, fetched
 from torch import Tensor
 
-from lm1b.distributed import Ranks, single_process
+from lm1b.distributed import Ranks
+from lm1b.model.row_formats import Plain
 from lm1b.model.sampler import LogUniformSampler
-from lm1b.model.tables import RowRequest, VocabularyTable, request_inputs, request_outputs
-
-ALONE = single_process()
+from lm1b.model.tables import VocabularyTable, distinct_inputs, distinct_outputs
 
 
 def make_table(ranks: Ranks = ALONE, num_rows: int = 41, width: int = 6, name: str = "input_table") -> VocabularyTable:
@@ -52,9 +52,9 @@ def test_one_process_against_a_dense_table() -> None:
     dense = DenseTable(table)
     for seed in range(8):
         ids, gradient = random_ids_and_gradient(seed)
-        request = RowRequest(ids, ALONE)
-        assert torch.allclose(table.fetch(request, torch.float32).double(), dense.rows[ids], atol=1e-6)
-        table.apply(request, gradient / 3, learning_rate=0.2, gradient_scale=3.0)
+        request = asked(ids)
+        assert torch.allclose(fetched(table, request, torch.float32).double(), dense.rows[ids], atol=1e-6)
+        apply(table, request, gradient / 3, learning_rate=0.2, gradient_scale=3.0)
         dense.apply([(ids, gradient)])
     assert torch.allclose(table.rows.double(), dense.rows, atol=1e-6)
     assert torch.allclose(table.accumulators.double(), dense.optimizer.state[dense.rows]["sum"], atol=1e-5)
@@ -64,7 +64,7 @@ def test_rows_not_asked_for_stay_as_they_are() -> None:
     table = make_table()
     before = table.rows.clone()
     ids = torch.tensor([40, 3, 8])
-    table.apply(RowRequest(ids, ALONE), torch.ones(3, 6), learning_rate=0.1)
+    apply(table, asked(ids), torch.ones(3, 6), learning_rate=0.1)
     changed = (table.rows != before).any(1)
     assert changed.nonzero().flatten().tolist() == [3, 8, 40]
     assert (table.accumulators != 0.5).any(1).nonzero().flatten().tolist() == [3, 8, 40]
@@ -74,11 +74,11 @@ def test_blocks_do_not_change_an_update(monkeypatch: pytest.MonkeyPatch) -> None
     ids, gradient = random_ids_and_gradient(2)
     tables = []
     for elements in (1, 20, 1 << 16):
-        monkeypatch.setattr("lm1b.model.tables._BLOCK_ELEMENTS", elements)
+        monkeypatch.setattr("lm1b.model.row_exchange._BLOCK_ELEMENTS", elements)
         table = make_table()
-        request = RowRequest(ids, ALONE)
-        assert torch.equal(table.fetch(request, torch.float32), table.rows[ids])
-        table.apply(request, gradient.clone(), learning_rate=0.1)
+        request = asked(ids)
+        assert torch.equal(fetched(table, request, torch.float32), table.rows[ids])
+        apply(table, request, gradient.clone(), learning_rate=0.1)
         tables.append(table)
     for table in tables[1:]:
         assert torch.equal(table.rows, tables[0].rows)
@@ -115,9 +115,9 @@ def test_initial_rows_are_uniform_keyed_by_name_and_bounded() -> None:
 def test_rows_are_rounded_alone_too() -> None:
     table = make_table()
     ids = torch.tensor([1, 30])
-    fetched = table.fetch(RowRequest(ids, ALONE), torch.bfloat16)
-    assert fetched.dtype == torch.float32
-    assert torch.equal(fetched, table.rows[ids].bfloat16().float())
+    rows = fetched(table, asked(ids), torch.bfloat16)
+    assert rows.dtype == torch.float32
+    assert torch.equal(rows, table.rows[ids].bfloat16().float())
 
 
 @settings(deadline=None, max_examples=40)
@@ -128,18 +128,18 @@ def test_positions_of_inputs_and_targets(targets: list[int], step: int, num_samp
     sampler = LogUniformSampler(100, num_samples, seed=1)
     samples = sampler.draw(step, "cpu")
     targets_N = torch.tensor(targets)
-    request, positions = request_outputs(samples, targets_N, ALONE)
-    assert torch.equal(request.ids_U[positions], targets_N)
-    assert torch.equal(request.ids_U[:num_samples], samples.ids_S)
-    assert len(request.ids_U.unique()) == len(request.ids_U)
+    ids_U, positions = distinct_outputs(samples, targets_N, ALONE)
+    assert torch.equal(ids_U[positions], targets_N)
+    assert torch.equal(ids_U[:num_samples], samples.ids_S)
+    assert len(ids_U.unique()) == len(ids_U)
     assert torch.equal(positions < num_samples, torch.isin(targets_N, samples.ids_S))
-    assert set(request.ids_U.tolist()) == set(samples.ids_S.tolist()) | set(targets)
+    assert set(ids_U.tolist()) == set(samples.ids_S.tolist()) | set(targets)
 
     inputs_TB = targets_N.unsqueeze(0)
-    request, positions = request_inputs(inputs_TB, ALONE)
+    ids_U, positions = distinct_inputs(inputs_TB, ALONE)
     assert positions.shape == inputs_TB.shape
-    assert torch.equal(request.ids_U[positions], inputs_TB)
-    assert len(request.ids_U) == len(set(targets))
+    assert torch.equal(ids_U[positions], inputs_TB)
+    assert len(ids_U) == len(set(targets))
 
 
 def _two_ranks_sharing_samples(rank: int, store: str, folder: str) -> None:
@@ -150,13 +150,14 @@ def _two_ranks_sharing_samples(rank: int, store: str, folder: str) -> None:
     table, whole = make_table(ranks), make_table()
     samples = LogUniformSampler(41, 15, seed=3).draw(0, "cpu")
     targets_N = torch.randint(0, 41, (9,), generator=torch.Generator().manual_seed(rank))
-    request, positions = request_outputs(samples, targets_N, ranks)
+    ids_U, positions = distinct_outputs(samples, targets_N, ranks)
+    request = asked(ids_U, ranks, num_shared=15)
     assert set(request.ids_U[:15].tolist()) == set(samples.ids_S.tolist())
     assert torch.equal(request.ids_U[positions], targets_N)
     assert torch.equal(positions < 15, torch.isin(targets_N, samples.ids_S))
-    rows = table.fetch(request, torch.float32)
+    rows = fetched(table, request, torch.float32)
     assert torch.equal(rows, whole.rows[request.ids_U])
-    table.apply(request, rows * (rank + 1), learning_rate=0.2, gradient_scale=3.0)
+    apply(table, request, rows * (rank + 1), learning_rate=0.2, gradient_scale=3.0)
     save_file({"ids": request.ids_U, "rows": table.rows, "local_ids": table.local_ids()}, f"{folder}/{rank}")
     dist.destroy_process_group()
 
@@ -183,15 +184,15 @@ def _two_ranks_against_dense(rank: int, store: str, folder: str) -> None:
             ids, gradient = random_ids_and_gradient(2 * step + rank)
             order = torch.argsort(ids % 2 * 100 + ids)
             ids, gradient = ids[order], gradient[order]
-            request = RowRequest(ids, ranks)
-            rows = table.fetch(request, dtype)
+            request = asked(ids, ranks)
+            rows = fetched(table, request, dtype)
             assert rows.shape == (len(ids), 6)
             assert rows.dtype == torch.float32
             if step == 0:
                 assert torch.equal(rows, whole.rows[ids].to(dtype).float())
-            bias.fetch(request, torch.float32)
-            table.apply(request, gradient, learning_rate=0.2)
-            bias.apply(request, gradient[:, :1].contiguous(), learning_rate=0.2)
+            fetched(bias, request, torch.float32)
+            apply(table, request, gradient, Plain(dtype), learning_rate=0.2)
+            apply(bias, request, gradient[:, :1].contiguous(), learning_rate=0.2)
         results[str(dtype)] = [table.local_ids(), table.rows, table.accumulators, bias.rows]
     dist.barrier()
     names = ("ids", "rows", "accumulators", "bias")

@@ -6,8 +6,9 @@ in turn, in one process group. As soon as the file `kill_at` exists every rank g
 
 A job: {"config": {...}, "poison": {...} or null, "loss_scale": s or null}. Poison spoils one place on the last rank in the
 steps numbered from `first` (from 0) to before `end`: "state" (carried into the step), "loss", "scaled loss" (the loss is
-fine, the scale is infinite), "input_table", "output_table" and "output_bias" (the gradient of the fetched rows), "summed" (the
-core's gradient behind every look at it but DeepSpeed's), or the name of a parameter of the core (one element of its gradient).
+fine, the scale is infinite), "late" (nothing is spoilt, but that rank's loss comes `value` seconds later), "input_table",
+"output_table" and "output_bias" (the gradient of the fetched rows), "summed" (the core's gradient behind every look at it but
+DeepSpeed's), or the name of a parameter of the core (one element of its gradient).
 
 The report holds, of each launch, of each rank, of each job, what `Watch.seen` holds; null where the ranks were killed.
 """
@@ -41,6 +42,7 @@ from lm1b.training import loop
 from lm1b.training.engine import Engine
 from lm1b.training.process_group import start_ranks, stop_ranks
 from lm1b.training.step import StepResult, TrainingStep
+from lm1b.training.step_rows import RowPipeline
 
 TIME_LIMIT_SECONDS = 200.0
 
@@ -61,7 +63,7 @@ class Watch:
         self.active = False  # in the present step, on this rank
         self.seen: dict[str, Any] = {"skips": [], "factors": []}
         self.run, self.backward = TrainingStep.run, Engine.backward
-        self.fetch, self.watch_gradients, self.forward = TrainingStep._fetch, Engine._watch_gradients, LanguageModel.forward
+        self.take, self.watch_gradients, self.forward = RowPipeline.take, Engine._watch_gradients, LanguageModel.forward
 
     def is_at(self, place: str) -> bool:
         return self.active and self.poison["place"] == place
@@ -93,8 +95,8 @@ class Watch:
                 watch.seen["skips"].append(skip)
             return result
 
-        def fetch(step: TrainingStep, *arguments: Any) -> Any:
-            rows = watch.fetch(step, *arguments)
+        def take(pipeline: RowPipeline, *arguments: Any, **keywords: Any) -> Any:
+            rows = watch.take(pipeline, *arguments, **keywords)
             leaves = {"input_table": rows.input_rows_UD, "output_table": rows.output_rows_UP, "output_bias": rows.bias_U1}
             for place, leaf in leaves.items():
                 leaf.register_hook(lambda gradient, place=place: watch.spoilt(place, gradient))
@@ -110,6 +112,8 @@ class Watch:
 
         def forward(model: LanguageModel, *arguments: Any, **keywords: Any) -> LossParts:
             parts = watch.forward(model, *arguments, **keywords)
+            if watch.is_at("late"):
+                time.sleep(watch.value)
             return parts._replace(nats=parts.nats * watch.value) if watch.is_at("loss") else parts
 
         def backward(engine: Engine, loss: torch.Tensor) -> None:
@@ -117,7 +121,7 @@ class Watch:
 
         patches = [
             mock.patch.object(TrainingStep, "run", run),
-            mock.patch.object(TrainingStep, "_fetch", fetch),
+            mock.patch.object(RowPipeline, "take", take),
             mock.patch.object(Engine, "_watch_gradients", watch_gradients),
             mock.patch.object(LanguageModel, "forward", forward),
             mock.patch.object(Engine, "backward", backward),

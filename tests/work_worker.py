@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from benchmarks.shapes import shape_config, word_counts
 from benchmarks.training import build_step
 from torch.profiler import ProfilerActivity, profile
 
 from lm1b.distributed import Ranks
 from lm1b.training.process_group import start_ranks, stop_ranks
+from lm1b.training.step_rows import StepRows
 
 STEPS = 3
 VOCABULARY = 20_000
@@ -25,14 +25,15 @@ def work_of(shape: str, precision: str, ranks: Ranks) -> dict[str, float]:
     config = shape_config(shape, precision, [*SETTINGS, "model.projection=64"])
     step = build_step(config, word_counts(None, VOCABULARY), ranks, precision)
     rows = 0
-    fetch = step.tables.output.fetch
+    take = step._rows.take
 
-    def counting(request: Any, dtype: torch.dtype) -> torch.Tensor:
+    def counting(*arguments: Any, **keywords: Any) -> StepRows:
         nonlocal rows
-        rows += len(request.ids_U)
-        return fetch(request, dtype)
+        taken = take(*arguments, **keywords)
+        rows += len(taken.output_rows_UP)
+        return taken
 
-    step.tables.output.fetch = counting  # type: ignore[method-assign]
+    step._rows.take = counting  # type: ignore[method-assign]
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         for _ in range(STEPS):
             step.run()

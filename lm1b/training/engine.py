@@ -12,6 +12,8 @@ Four things DeepSpeed leaves to its caller live here, each tried at stages 1 to 
 
 from __future__ import annotations
 
+import contextlib
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +24,7 @@ from lm1b.config import Config
 from lm1b.distributed import Ranks
 from lm1b.training.deepspeed_settings import deepspeed_config, make_optimizer
 from lm1b.training.process_group import at_the_end, import_deepspeed, quiet
+from lm1b.training.waiting import Waiting
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -52,6 +55,8 @@ class Engine:
         self._micro_batches_done = 0
         self._ema: list[Tensor] | None = None
         self._norms = self._watch_gradients()
+        self.waiting = Waiting(ranks.device)
+        self._time_reduction()
 
     @property
     def module(self) -> nn.Module:
@@ -76,6 +81,18 @@ class Engine:
             # The lambda must not hold the engine: a parameter that does would keep its process groups alive.
             parameter.register_hook(lambda gradient, kept=kept: kept.append(_norm(gradient)))
         return norms
+
+    def _time_reduction(self) -> None:
+        """From now on the time in DeepSpeed's reduction of gradients counts as waiting."""
+        # Nothing may hold this object from within the engine: see `_watch_gradients`.
+        here, reduce_gradients = weakref.ref(self), self._engine.allreduce_gradients
+
+        def timed(*arguments: Any, **keywords: Any) -> Any:
+            engine = here()
+            with engine.waiting.on("core gradient") if engine else contextlib.nullcontext():
+                return reduce_gradients(*arguments, **keywords)
+
+        self._engine.allreduce_gradients = timed
 
     def gradient_norms(self) -> Tensor:
         """Of each parameter in `names`: the norm of this rank's own gradient, before reduction and clipping, float32.

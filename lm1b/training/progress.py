@@ -7,8 +7,11 @@ import resource
 import time
 from typing import Any
 
+import numpy as np
+
 from lm1b.training.run import Run
 from lm1b.training.step import StepResult
+from lm1b.training.waiting import PARTS, straggler
 
 
 class Interval:
@@ -16,7 +19,8 @@ class Interval:
 
     def __init__(self) -> None:
         self.started_at = self._lap_at = time.monotonic()
-        self.words, self.gap = 0, None
+        self.words, self.gap, self.steps = 0, None, 0
+        self.waiting_RP: np.ndarray | float = 0.0  # seconds that each rank has waited, by part
 
     def add(self, run: Run, result: StepResult) -> None:
         if result.applied:
@@ -24,6 +28,8 @@ class Interval:
             run.counts.unlogged_words += run.batches.tokens_per_step
             run.counts.unlogged_nats += result.nats
         self.gap = result.gap or self.gap
+        self.steps += 1
+        self.waiting_RP = self.waiting_RP + np.array(result.waiting_RP)
 
     def leave_out_saving(self) -> None:
         """The seconds since the last lap were a checkpoint's: they are part of the elapsed time, not of the speed."""
@@ -55,11 +61,22 @@ class Interval:
             "elapsed_seconds": run.counts.elapsed_seconds,
             "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         }
+        if run.ranks.size > 1:
+            line |= self._waiting(run, seconds)
         if self.gap is not None:
             sampled, true = self.gap
             line |= {"sampled_nats_checked": sampled, "true_nats_checked": true}
         run.counts.unlogged_nats, run.counts.unlogged_words = 0.0, 0
         return line
+
+    def _waiting(self, run: Run, seconds: float) -> dict[str, Any]:
+        """Mean seconds a step that each rank waited, by part, and for whom."""
+        waiting_RP = np.asarray(self.waiting_RP)
+        found = straggler(waiting_RP.tolist(), seconds)
+        rank, share = found or (None, 0.0)
+        mean_PR = (waiting_RP / max(1, self.steps)).round(6).T.tolist()
+        name = None if rank is None else str(run.ranks.peers.members[rank]) if run.ranks.peers else f"rank {rank}"
+        return {"waiting_seconds": dict(zip(PARTS, mean_PR, strict=True)), "slowest": name, "waiting_for_slowest": round(share, 4)}
 
 
 def describe(line: dict[str, Any]) -> str:
@@ -67,6 +84,6 @@ def describe(line: dict[str, Any]) -> str:
     loss = f"loss {nats:.3f} (sampled perplexity {math.exp(min(nats, 50)):.1f})" if nats is not None else "no update"
     norm = line["gradient_norm"]
     norm_text = f"{norm:.2f}" if norm is not None else "not finite"
-    return (
-        f"{loss}, {line['words_per_second']:,.0f} words/s, gradient norm {norm_text}, largest activation {line['largest_activation']:.2f}"
-    )
+    slow = f", {line['waiting_for_slowest']:.0%} of the time waiting for {line['slowest']}" if line.get("slowest") else ""
+    speed = f"{line['words_per_second']:,.0f} words/s"
+    return f"{loss}, {speed}, gradient norm {norm_text}, largest activation {line['largest_activation']:.2f}{slow}"

@@ -22,6 +22,7 @@ from lm1b.errors import UserError
 from lm1b.memory import keep_freed_memory
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.sampler import LogUniformSampler
+from lm1b.model.tables import Tables
 from lm1b.training.checkpoint import Checkpoint, apply_retention
 from lm1b.training.deepspeed_settings import check_deepspeed_section
 from lm1b.training.engine import Engine
@@ -31,7 +32,7 @@ from lm1b.training.run_log import best_step
 from lm1b.training.run_state import RunLock
 from lm1b.training.same_everywhere import check_run_folder, check_tokens
 from lm1b.training.saving import CheckpointSaver
-from lm1b.training.step import Tables, TrainingStep
+from lm1b.training.step import TrainingStep
 
 FIXED_SECTIONS = ("model", "batches", "softmax", "tables", "optimizer")  # what a checkpoint cannot go on with when it changes
 
@@ -127,7 +128,10 @@ class Run:
         )
 
     def close(self) -> None:
-        """Let another training have the run directory."""
+        """End what works beside the steps, and let another training have the run directory. Every rank calls it."""
+        step: TrainingStep | None = getattr(self, "training_step", None)  # none yet where building it has failed
+        if step is not None:
+            step.close()
         if self.lock is not None:
             self.lock.release()
 

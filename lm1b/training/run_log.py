@@ -22,6 +22,7 @@ from lm1b.host_facts import program_facts
 from lm1b.processes import RankProcess, write_processes
 
 MARK = "training.pid"
+RANKS_ON_BOARD = 16  # of which TensorBoard shows how long each waits; metrics.jsonl has all
 
 
 def now() -> str:
@@ -172,6 +173,9 @@ class RunLog:
                 for name, value in line.items():
                     if name != "step" and isinstance(value, (int, float)):
                         self._board.add_scalar(f"training/{name}", value, line["step"])
+                for part, by_rank in line.get("waiting_seconds", {}).items():
+                    for rank, seconds in enumerate(by_rank[:RANKS_ON_BOARD]):
+                        self._board.add_scalar(f"waiting_seconds/{part}/rank {rank}", seconds, line["step"])
 
     def event(self, text: str, step: int, **more: Any) -> None:
         """A noteworthy fact, printed and kept in events.jsonl; more: further keys of its line."""

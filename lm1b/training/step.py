@@ -23,49 +23,18 @@ from lm1b.distributed import Ranks, all_reduce_sum
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.sampler import LogUniformSampler
 from lm1b.model.softmax import full_softmax_part, places_of_targets, sampled_softmax
-from lm1b.model.tables import RowRequest, VocabularyTable, request_inputs, request_outputs
+from lm1b.model.tables import Tables
 from lm1b.profiling import part
 from lm1b.training.engine import Engine
 from lm1b.training.schedule import learning_rate_factor
+from lm1b.training.step_rows import RowPipeline, StepRows
+from lm1b.training.waiting import PARTS, Waiting
 
 # What is looked at on every rank, in the order in which trouble spreads; each parameter of the core follows.
 CHECKED = ("recurrent state", "loss", "gradient of input_table", "gradient of output_table", "gradient of output_bias")
 # Of one tensor on one rank. Squares of what is below it, summed in an accumulator, stay far from float32's end (3e38): a larger
 # one would leave the accumulator infinite, and its weights frozen for good.
 LARGEST_NORM = 1e18
-
-
-@dataclass(frozen=True)
-class Tables:
-    """The three vocabulary tables of a model, this rank's rows of each."""
-
-    input: VocabularyTable
-    output: VocabularyTable
-    bias: VocabularyTable
-
-    @staticmethod
-    def create(config: Config, vocabulary_size: int, output_width: int, ranks: Ranks, *, initialize: bool = True) -> Tables:
-        """Initial tables: rows uniform, bias zero. initialize False: rows zero too, for a checkpoint's to take their place."""
-        scale = config.tables.initial_scale if initialize else 0.0
-        accumulator = config.tables.initial_accumulator
-
-        def table(name: str, width: int, initial_scale: float) -> VocabularyTable:
-            return VocabularyTable(
-                name,
-                vocabulary_size,
-                width,
-                seed=config.run.seed,
-                initial_scale=initial_scale,
-                initial_accumulator=accumulator,
-                ranks=ranks,
-            )
-
-        return Tables(
-            table("input_table", config.model.embedding, scale), table("output_table", output_width, scale), table("output_bias", 1, 0.0)
-        )
-
-    def all(self) -> list[VocabularyTable]:
-        return [self.input, self.output, self.bias]
 
 
 @dataclass(frozen=True)
@@ -81,6 +50,7 @@ class StepResult:
     not_finite: list[str]  # "rank 1: loss", ...; empty if and only if applied
     lanes_restarted: int  # lanes of all ranks whose state was not finite, after a skipped step
     gap: tuple[float, float] | None  # sampled and true nats a word on the same few positions
+    waiting_RP: list[list[float]]  # seconds that each rank waited in the step before, by part (waiting.PARTS)
 
 
 class TrainingStep:
@@ -90,11 +60,18 @@ class TrainingStep:
         self.config, self.engine, self.tables, self.sampler, self.batches, self.ranks = config, engine, tables, sampler, batches, ranks
         self.lanes_here = config.batches.lanes // ranks.size
         self.first_lane = self.lanes_here * ranks.rank
+        self.waiting = Waiting(ranks.device)
+        engine.waiting = self.waiting
+        self._rows = RowPipeline(config, tables, sampler, batches, ranks, engine.dtype, self.first_lane)
         self.step = 0
         self.updates = 0
         self.total_updates = 1
         self.model: LanguageModel = engine.module  # type: ignore[assignment]
         self.carry = self.zero_carry()
+
+    def close(self) -> None:
+        """End the thread that fetches rows ahead. Every rank calls it."""
+        self._rows.close()
 
     def zero_carry(self) -> dict[str, Tensor]:
         """State of this rank's lanes at an epoch's start."""
@@ -115,16 +92,13 @@ class TrainingStep:
 
     def run(self, *, stop_requested: bool = False, check_gap: bool = False) -> StepResult:
         """One step. Every rank calls it at the same time."""
-        engine, tables = self.engine, self.tables
-        with part("batch"):
-            batch = self.batches.at(self.step, self.first_lane, self.lanes_here)
-            inputs_TB = torch.from_numpy(batch.inputs_TB).to(self.ranks.device)
-            targets_TB = torch.from_numpy(batch.targets_TB).to(self.ranks.device)
-        if batch.starts_epoch:
+        engine = self.engine
+        with self.waiting.on("rows"):
+            rows = self._rows.take(self.step, is_last=self.step + 1 >= self.total_updates)
+        if rows.starts_epoch:
             self.carry = self.zero_carry()
-        rows = self._fetch(inputs_TB, targets_TB)
-        nats, new_carry, largest_activation, hidden_NP = self._forward_and_backward(inputs_TB, rows)
-        gap = self._check_gap(hidden_NP, targets_TB, rows) if check_gap else None
+        nats, new_carry, largest_activation, hidden_NP = self._forward_and_backward(rows)
+        gap = self._check_gap(hidden_NP, rows) if check_gap else None
         finite_B = torch.stack([torch.isfinite(tensor).all(dim=1) for tensor in new_carry.values()]).all(dim=0)
 
         # A leaf's gradient carries the loss scale and is not averaged over ranks, while the core's is both unscaled and averaged.
@@ -140,12 +114,11 @@ class TrainingStep:
                 # A full-length average would hold the initial weights for a thousand updates: it grows with the run.
                 engine.update_ema(min(self.config.training.ema_decay, (1 + self.updates) / (10 + self.updates)))
         if applied:
-            requests = (rows.input_request, rows.output_request, rows.output_request)
             with part("table update"):
-                for table, request, gradient in zip(tables.all(), requests, rows.gradients(), strict=True):
-                    table.apply(request, gradient, learning_rate=self.config.tables.learning_rate * factor, gradient_scale=row_scale)
+                self._rows.apply(rows, self.waiting, learning_rate=self.config.tables.learning_rate * factor, gradient_scale=row_scale)
             self.updates += 1
         else:
+            self._rows.drop(rows)
             # Lanes whose state is not finite restart from zero.
             new_carry = {name: torch.where(finite_B.unsqueeze(1), tensor, 0.0) for name, tensor in new_carry.items()}
         self.carry = new_carry
@@ -162,33 +135,10 @@ class TrainingStep:
             status.not_finite or ([] if applied else ["all ranks: the core's gradient once summed"]),
             0 if applied else status.lanes_not_finite,
             gap if gap is not None and math.isfinite(sum(gap)) else None,
+            status.waiting_RP,
         )
 
-    def _fetch(self, inputs_TB: Tensor, targets_TB: Tensor) -> _Rows:
-        """Ask the owners for the distinct rows that this rank's lanes need."""
-        with part("sampler"):
-            samples = self.sampler.draw(self.step, self.ranks.device)
-        with part("row fetch"):
-            input_request, input_positions_N = request_inputs(inputs_TB.flatten(), self.ranks)
-            output_request, target_positions_N = request_outputs(samples, targets_TB.flatten(), self.ranks)
-            input_rows_UD = self.tables.input.fetch(input_request, self.engine.dtype).requires_grad_()
-            output_rows_UP = self.tables.output.fetch(output_request, self.engine.dtype).requires_grad_()
-            bias_U1 = self.tables.bias.fetch(output_request, torch.float32).requires_grad_()
-        with part("sampler"):
-            log_expected_U = self.sampler.log_expected(output_request.ids_U, samples.num_draws)
-        return _Rows(
-            input_request,
-            output_request,
-            input_rows_UD,
-            output_rows_UP,
-            bias_U1,
-            input_positions_N.view_as(inputs_TB),
-            target_positions_N.view_as(targets_TB),
-            log_expected_U,
-            len(samples.ids_S),
-        )
-
-    def _forward_and_backward(self, inputs_TB: Tensor, rows: _Rows) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
+    def _forward_and_backward(self, rows: StepRows) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
         """Every micro-batch in turn. Returns nats summed (float64), the new state of all lanes, the largest activation, hidden_NP."""
         micro_lanes = self.lanes_here // self.engine.micro_batches
         nats = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
@@ -206,7 +156,7 @@ class TrainingStep:
                 {name: tensor[lanes] for name, tensor in self.carry.items()},
                 step=self.step,
                 first_lane=self.first_lane + first,
-                resets_TB=self._resets(inputs_TB[:, lanes]),
+                resets_TB=self._resets(rows.inputs_TB[:, lanes]),
             )
             with part("backward"):
                 self.engine.backward((parts.nats / micro_lanes).float())
@@ -221,13 +171,13 @@ class TrainingStep:
         return inputs_TB == self.batches.end_id if self.config.batches.state == "reset" else None
 
     def _reduce_status(self, nats: Tensor, finite_B: Tensor, norms: Tensor, largest_activation: Tensor, stop: bool) -> _Status:
-        """One all-reduce: the loss, the stop signal, and from every rank what was not finite and its largest activation.
+        """One all-reduce: the loss, the stop signal, and from every rank what was not finite, its largest activation, its waiting.
 
         norms: of this rank's gradients, the three tables' and then the core's parameters'.
         """
         ranks = self.ranks
         names = [*CHECKED, *(f"gradient of {name}" for name in self.engine.names)]
-        width = len(names) + 1
+        width = len(names) + 1 + len(PARTS)
         # A norm is finite only where every element is. (NaN is not below anything.)
         bad = 1.0 - torch.cat([torch.stack([finite_B.all(), torch.isfinite(nats)]), norms < LARGEST_NORM]).double()
         activation = largest_activation.double().nan_to_num(nan=math.inf).clamp(max=1e300)
@@ -236,19 +186,23 @@ class TrainingStep:
         vector[1] = float(stop)
         vector[2] = (~finite_B).sum()
         start = 3 + ranks.rank * width
-        vector[start : start + width] = torch.cat([bad, activation.reshape(1)])
-        values = all_reduce_sum(vector, ranks).tolist()
-        not_finite, activations = [], []
+        waited = torch.tensor(self.waiting.take(), dtype=torch.float64, device=ranks.device)
+        vector[start : start + width] = torch.cat([bad, activation.reshape(1), waited])
+        with self.waiting.on("status"):
+            values = all_reduce_sum(vector, ranks).tolist()
+        not_finite, activations, waiting_RP = [], [], []
         for rank in range(ranks.size):
-            *flags, activation_there = values[3 + rank * width : 3 + (rank + 1) * width]
-            activations.append(activation_there)
+            there = values[3 + rank * width : 3 + (rank + 1) * width]
+            flags = there[: len(names)]
+            activations.append(there[len(names)])
+            waiting_RP.append(there[len(names) + 1 :])
             not_finite += [f"rank {rank}: {name}" for name, flag in zip(names, flags, strict=True) if flag]
-        return _Status(values[0], values[1] > 0, int(values[2]), not_finite, max(activations))
+        return _Status(values[0], values[1] > 0, int(values[2]), not_finite, max(activations), waiting_RP)
 
     @torch.no_grad()
-    def _check_gap(self, hidden_NP: Tensor, targets_TB: Tensor, rows: _Rows) -> tuple[float, float]:
+    def _check_gap(self, hidden_NP: Tensor, rows: StepRows) -> tuple[float, float]:
         """Sampled and true nats a word on a few of the first rank's positions, evenly spread."""
-        targets_N = targets_TB.flatten()
+        targets_N = rows.targets_TB.flatten()
         count = min(self.config.training.gap_positions, len(targets_N))
         chosen = torch.linspace(0, len(targets_N) - 1, count, device=targets_N.device).long()
         hidden_KP, targets_K = hidden_NP[chosen], targets_N[chosen]
@@ -267,29 +221,10 @@ class TrainingStep:
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """What a step fetched from the tables. U: distinct rows; the first num_samples output rows are the samples."""
-
-    input_request: RowRequest
-    output_request: RowRequest
-    input_rows_UD: Tensor
-    output_rows_UP: Tensor
-    bias_U1: Tensor
-    input_positions_TB: Tensor
-    target_positions_TB: Tensor
-    log_expected_U: Tensor
-    num_samples: int
-
-    def gradients(self) -> list[Tensor]:
-        """The leaves' gradients after backward: input rows, output rows, bias; float32."""
-        gradients = [leaf.grad for leaf in (self.input_rows_UD, self.output_rows_UP, self.bias_U1)]
-        return [gradient for gradient in gradients if gradient is not None]
-
-
-@dataclass(frozen=True)
 class _Status:
     nats: float
     stop: bool
     lanes_not_finite: int
     not_finite: list[str]
     largest_activation: float
+    waiting_RP: list[list[float]]

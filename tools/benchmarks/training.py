@@ -23,11 +23,12 @@ from lm1b.config import Config
 from lm1b.distributed import Ranks
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.sampler import LogUniformSampler
+from lm1b.model.tables import Tables
 from lm1b.profiling import PREFIX
 from lm1b.training.engine import DTYPES, Engine
 from lm1b.training.process_group import start_ranks, stop_ranks
 from lm1b.training.run import prepare_process
-from lm1b.training.step import Tables, TrainingStep
+from lm1b.training.step import TrainingStep
 
 WARM_STEPS = 3
 # Events of the trace that are a part by themselves, wherever they happen.
@@ -54,6 +55,7 @@ def build_step(config: Config, counts_V: np.ndarray, ranks: Ranks, precision: st
     sampler = LogUniformSampler(len(counts_V), config.softmax.samples, config.run.seed)
     batches = UnigramBatches(np.cumsum(counts_V), config.batches.lanes, config.batches.steps)
     step = TrainingStep(config, engine, tables, sampler, batches, ranks)  # type: ignore[arg-type]
+    step.total_updates = 1 << 40  # no step is the last
     engine.prime(step.zero_loss)
     engine.start_ema()
     for _ in range(WARM_STEPS):
@@ -105,9 +107,12 @@ class Training:
     def __init__(self, ranks: Ranks, counts: str | None) -> None:
         self.ranks, self.counts = ranks, counts
         self._tables: tuple[tuple[int, int, int], Tables] | None = None
+        self.step: TrainingStep | None = None
 
     def build(self, shape: str, precision: str, vocabulary: int, overrides: list[str]) -> dict[str, Any]:
         """Make the step of a shape, and forget the last one."""
+        if self.step is not None:
+            self.step.close()
         self.step = None
         config = shape_config(shape, precision, overrides)
         width = LanguageModel(config.model, 0).output_width

@@ -1,8 +1,8 @@
 """What a step of N ranks sends, takes and holds under three ways to lay out the vocabulary tables. The core is the same in all.
 
-sharded: ours (lm1b/model/tables.py). A rank asks the owners for its distinct rows: counts and ids of its inputs, and of its
-    targets that are no samples (every rank knows the samples), go out, rows come in the compute precision, gradients go
-    back. float16 gradients travel as float32, the bias always does.
+sharded: ours (lm1b/model/row_exchange.py). A rank asks the owners for its distinct rows: counts and ids of its inputs, and of its
+    targets that are no samples (every rank knows the samples), go out, marks of what is touched by the step before come (a byte
+    a row), rows come in the compute precision, gradients go back. float16 gradients travel as float32, the bias always does.
 sparse: every rank holds both tables and gathers the ids and gradients of every rank's rows (torch's and DeepSpeed's sparse
     gradients, without their padding to the longest); every rank updates all rows that any rank touched.
 dense: every rank holds both tables and a gradient as large; all of it is all-reduced and all of it updated.
@@ -26,13 +26,15 @@ from scaling.rows import TouchedRows, Words
 
 Layout = Literal["sharded", "sparse", "dense"]
 LAYOUTS: tuple[Layout, ...] = ("sharded", "sparse", "dense")
-ID_BYTES = COUNT_BYTES = 8
+COUNT_BYTES = 8
+ID_BYTES = {"sharded": 4, "sparse": 8}
 FLOAT_BYTES = 4
 COMPUTE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 GRADIENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 4}
 FETCH_PASSES, UPDATE_PASSES = 2, 6
-# float64 values a rank in the status all-reduce: five things checked, an LSTM layer's four parameters, the largest activation.
-STATUS_VALUES = 10
+# float64 values a rank in the status all-reduce: five things checked, an LSTM layer's four parameters, the largest activation, and
+# four parts of waiting.
+STATUS_VALUES = 14
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,14 @@ def collectives(layout: Layout, entry: Measured, rows: TouchedRows, ranks: int) 
         tables = [Collective("table gradient", "all_reduce", back * entry.vocabulary * width) for _, width, _ in widths]
         return [*core, *tables, Collective("bias gradient", "all_reduce", FLOAT_BYTES * entry.vocabulary)]
     if layout == "sparse":
-        gathered = [(COUNT_BYTES, 1.0), (ID_BYTES, rows.inputs), (back * entry.embedding, rows.inputs)]
-        gathered += [(COUNT_BYTES, 1.0), (ID_BYTES, rows.outputs), (back * entry.output_width + FLOAT_BYTES, rows.outputs)]
+        gathered = [(COUNT_BYTES, 1.0), (ID_BYTES["sparse"], rows.inputs), (back * entry.embedding, rows.inputs)]
+        gathered += [(COUNT_BYTES, 1.0), (ID_BYTES["sparse"], rows.outputs), (back * entry.output_width + FLOAT_BYTES, rows.outputs)]
         return [*core, *(Collective("row gradients", "all_gather", size * count * ranks) for size, count in gathered)]
-    asked = [Collective("counts", "all_to_all", COUNT_BYTES * ranks) for _ in widths]
-    asked += [Collective("ids", "all_to_all", ID_BYTES * count, rows.busiest_input) for count in (rows.inputs, rows.others)]
+    asked = [
+        Collective("counts", "all_to_all", len(widths) * COUNT_BYTES * ranks),
+        Collective("ids", "all_to_all", ID_BYTES["sharded"] * (rows.inputs + rows.others), rows.busiest_input),
+        Collective("marks", "all_to_all", rows.inputs + rows.outputs, rows.busiest_input),
+    ]
     moved = [
         Collective(what, "all_to_all", size * count * width, busiest)
         for what, size in (("rows", there), ("row gradients", back))

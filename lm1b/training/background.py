@@ -1,0 +1,53 @@
+"""Jobs that run one after another in a thread beside the steps, with a process group of their own.
+
+Collectives of two threads in one process group could meet the wrong ones of another rank; in a group of their own, and in the
+order in which every rank's steps submit them, they cannot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from lm1b.distributed import Ranks
+from lm1b.training.process_group import at_the_end, time_limit
+
+T = TypeVar("T")
+
+
+class Background:
+    """`submit` gives a job to the thread; where is_on is False or there is one rank, it is done at once by the caller itself.
+
+    group: for the jobs' collectives; None is the default one. Every rank makes one at the same time, and submits the same jobs.
+    """
+
+    def __init__(self, ranks: Ranks, *, is_on: bool) -> None:
+        self.is_on = is_on and ranks.size > 1
+        self.group: dist.ProcessGroup | None = None
+        self._pool: ThreadPoolExecutor | None = None
+        if self.is_on:
+            group = dist.new_group(timeout=time_limit())
+            assert isinstance(group, dist.ProcessGroup)
+            self.group = group
+            self._pool = ThreadPoolExecutor(1, "lm1b_rows", initializer=torch.set_flush_denormal, initargs=(True,))
+            at_the_end(self.close)
+
+    def submit(self, job: Callable[[], T]) -> Future[T]:
+        """Do it after the jobs before it; result() waits, and raises what the job has raised."""
+        if self._pool is not None:
+            return self._pool.submit(job)
+        done: Future[T] = Future()
+        done.set_result(job())
+        return done
+
+    def close(self) -> None:
+        """Wait for the last job and end thread and group. Every rank calls it; again does nothing."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)
+            self._pool = None
+            dist.destroy_process_group(self.group)
+            self.group = None

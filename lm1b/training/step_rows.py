@@ -1,0 +1,229 @@
+"""The table rows of a training step: fetched ahead of it, and their gradients sent back behind it.
+
+On several ranks a thread (background.py) communicates while the step computes:
+
+1. While step t computes, the batch, samples, distinct ids and requests of step t+1 are made, and those of its rows come that no
+   rank's step t touches: `split_routes` asks their owners, who know what is wanted of them in step t.
+2. The other rows of step t+1 come when step t has updated them: the step waits for these alone.
+3. The gradient of the output rows leaves as soon as the softmax's backward is done, behind the recurrent layers' backward; that
+   of the input rows behind the core's update. Owners apply them once the step is known to be finite.
+
+So every row is as new as without overlap, the numbers are the same bit for bit, and the same rows travel; only the marks of
+point 1 are more, a byte a row. `communication.overlap=false` does all of it in order, in the step's own thread.
+
+T steps, B lanes of this rank, U distinct rows, D and P widths.
+"""
+
+from __future__ import annotations
+
+import functools
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lm1b.config import Config
+from lm1b.data.batches import Batches
+from lm1b.distributed import Ranks
+from lm1b.model.row_exchange import Bringing, GradientExchange, Route, RowGradient, RowRequest, bring_rows, request_rows, split_routes
+from lm1b.model.row_formats import Plain, RowFormat, StochasticInt8
+from lm1b.model.sampler import LogUniformSampler
+from lm1b.model.tables import Tables, VocabularyTable, begin_rows, distinct_inputs, distinct_outputs
+from lm1b.profiling import part
+from lm1b.randomness import derive_key
+from lm1b.training.background import Background
+from lm1b.training.waiting import Waiting
+
+
+@dataclass
+class StepRows:
+    """What a step reads of batch and tables. The first num_samples output rows are the samples.
+
+    inputs_TB, targets_TB: int64 ids. *_positions_TB: their place among the rows. log_expected_U: float32.
+    brought: rows of input table, output table and bias; late: what of them still has to come. sent: gradients on their way.
+    """
+
+    step: int
+    starts_epoch: bool
+    inputs_TB: Tensor
+    targets_TB: Tensor
+    input_positions_TB: Tensor
+    target_positions_TB: Tensor
+    log_expected_U: Tensor
+    num_samples: int
+    input_request: RowRequest
+    output_request: RowRequest
+    brought: list[Bringing]
+    late: list[Route]
+    sent: dict[str, Future[GradientExchange]] = field(default_factory=dict)
+
+    @property
+    def input_rows_UD(self) -> Tensor:
+        return self.brought[0].rows_UD
+
+    @property
+    def output_rows_UP(self) -> Tensor:
+        return self.brought[1].rows_UD
+
+    @property
+    def bias_U1(self) -> Tensor:
+        return self.brought[2].rows_UD
+
+    @property
+    def requests(self) -> list[RowRequest]:
+        """Of input table, output table and bias."""
+        return [self.input_request, self.output_request, self.output_request]
+
+    def gradients(self) -> list[Tensor]:
+        """The leaves' gradients after backward: input rows, output rows, bias; float32."""
+        gradients = [each.rows_UD.grad for each in self.brought]
+        return [gradient for gradient in gradients if gradient is not None]
+
+
+class RowPipeline:
+    """Brings every step's rows and takes their gradients back. Every rank makes the same calls."""
+
+    def __init__(
+        self,
+        config: Config,
+        tables: Tables,
+        sampler: LogUniformSampler,
+        batches: Batches,
+        ranks: Ranks,
+        dtype: torch.dtype,
+        first_lane: int,
+    ) -> None:
+        """dtype: in which rows travel, the computing precision. first_lane: of this rank."""
+        self.tables, self.sampler, self.batches, self.ranks, self.dtype = tables, sampler, batches, ranks, dtype
+        self._seed, self._micro_batches = config.run.seed, config.training.micro_batches
+        self._lanes = first_lane, config.batches.lanes // ranks.size
+        self._gradient_format = config.communication.row_gradients
+        self._background = Background(ranks, is_on=config.communication.overlap)
+        self._ahead: tuple[int, Future[StepRows]] | None = None
+        # Of each row here, whether the present step touches it.
+        self._touched = [torch.zeros(len(table.rows), dtype=torch.bool, device=ranks.device) for table in (tables.input, tables.output)]
+
+    def take(self, step: int, *, is_last: bool) -> StepRows:
+        """The rows of a step, as leaves. Unless it is the last, those of the next one are then begun."""
+        ahead, self._ahead = self._ahead, None
+        rows = ahead[1].result() if ahead else None
+        if rows is None or rows.step != step:  # the first step, or the step was set anew
+            rows = self._background.submit(lambda: self._prepare(step, None)).result()
+        elif rows.late:
+            with part("row fetch"):
+                late = functools.partial(bring_rows, rows.brought, rows.late, self.ranks, self._background.group)
+                self._background.submit(late).result()
+        for each in rows.brought:
+            each.rows_UD.requires_grad_()
+        if self._background.is_on:
+            self._send_when_ready(rows, "input", [0])
+            self._send_when_ready(rows, "output", [1, 2])
+            if not is_last:
+                self._ahead = step + 1, self._background.submit(lambda: self._prepare(step + 1, rows))
+        return rows
+
+    def apply(self, rows: StepRows, waiting: Waiting, *, learning_rate: float, gradient_scale: float) -> None:
+        """Send the gradients, as far as they are not on their way, and update the tables. See `VocabularyTable.update`."""
+        update = functools.partial(VocabularyTable.update, learning_rate=learning_rate, gradient_scale=gradient_scale)
+        if not rows.sent:
+            with waiting.on("row gradients"):
+                exchange = self._exchange(rows, [0, 1, 2])
+            for index, table in enumerate(self.tables.all()):
+                update(table, exchange, index)
+            return
+        with waiting.on("row gradients"):
+            outputs = rows.sent["output"].result()
+        update(self.tables.output, outputs, 0)
+        update(self.tables.bias, outputs, 1)
+        with waiting.on("row gradients"):
+            inputs = rows.sent["input"].result()
+        update(self.tables.input, inputs, 0)
+
+    def drop(self, rows: StepRows) -> None:
+        """Forget the gradients of a step that is skipped."""
+        for future in rows.sent.values():
+            future.result()
+
+    def close(self) -> None:
+        """End the thread, if there is one. Every rank calls it."""
+        self._background.close()
+        self._ahead = None
+
+    def _prepare(self, step: int, during: StepRows | None) -> StepRows:
+        """Batch, ids, requests and rows of a step; while the step `during` computes, only rows that it does not touch."""
+        first_lane, num_lanes = self._lanes
+        with part("batch"):
+            batch = self.batches.at(step, first_lane, num_lanes)
+            inputs_TB = torch.from_numpy(batch.inputs_TB).to(self.ranks.device)
+            targets_TB = torch.from_numpy(batch.targets_TB).to(self.ranks.device)
+        with part("sampler"):
+            samples = self.sampler.draw(step, self.ranks.device)
+        with part("row fetch"):
+            input_ids, input_positions_N = distinct_inputs(inputs_TB.flatten(), self.ranks)
+            output_ids, target_positions_N = distinct_outputs(samples, targets_TB.flatten(), self.ranks)
+            wants = [(input_ids, 0), (output_ids, len(samples.ids_S))]
+            inputs, outputs = request_rows(wants, self.ranks, self._background.group)
+            tables = self.tables
+            brought = begin_rows(
+                [(tables.input, inputs, self.dtype), (tables.output, outputs, self.dtype), (tables.bias, outputs, torch.float32)]
+            )
+            late = self._bring(brought, inputs, outputs, during) if self.ranks.size > 1 else []
+        with part("sampler"):
+            log_expected_U = self.sampler.log_expected(output_ids, samples.num_draws)
+        return StepRows(
+            step,
+            batch.starts_epoch,
+            inputs_TB,
+            targets_TB,
+            input_positions_N.view_as(inputs_TB),
+            target_positions_N.view_as(targets_TB),
+            log_expected_U,
+            len(samples.ids_S),
+            inputs,
+            outputs,
+            brought,
+            late,
+        )
+
+    def _bring(self, brought: list[Bringing], inputs: RowRequest, outputs: RowRequest, during: StepRows | None) -> list[Route]:
+        """Bring all rows, or those that the step `during` does not touch. -> the routes of the rest, one a table."""
+        group, late = self._background.group, []
+        routes = [inputs.route, outputs.route]
+        if during is not None:
+            requests = (during.input_request, during.output_request)
+            for touched, request in zip(self._touched, requests, strict=True):
+                touched[request.updated_places] = True
+            routes, late = split_routes(routes, self._touched, self.ranks, group)
+            for touched, request in zip(self._touched, requests, strict=True):
+                touched[request.updated_places] = False
+        bring_rows(brought, [*routes, routes[1]], self.ranks, group)
+        return [*late, late[1]] if late else []
+
+    def _send_when_ready(self, rows: StepRows, name: str, indices: list[int]) -> None:
+        """Have the gradients of some of the tables sent as soon as the last micro-batch's backward has left them."""
+        missing = len(indices) * self._micro_batches
+
+        def one_more(_: Tensor) -> None:
+            nonlocal missing
+            missing -= 1
+            if not missing:
+                rows.sent[name] = self._background.submit(lambda: self._exchange(rows, indices))
+
+        for index in indices:
+            rows.brought[index].rows_UD.register_post_accumulate_grad_hook(one_more)
+
+    def _exchange(self, rows: StepRows, indices: list[int]) -> GradientExchange:
+        tables, gradients = self.tables.all(), rows.gradients()
+        sent = [RowGradient(rows.requests[i], gradients[i], self._format(rows.step, tables[i])) for i in indices]
+        return GradientExchange(sent, self.ranks, self._background.group)
+
+    def _format(self, step: int, table: VocabularyTable) -> RowFormat:
+        """How a table's gradient travels. The bias, one number a row, always as float32."""
+        if table.width == 1:
+            return Plain(torch.float32)
+        if self._gradient_format == "int8":
+            return StochasticInt8(derive_key(self._seed, "row gradient", step, table.name, self.ranks.rank))
+        dtype = {"compute": self.dtype, "fp32": torch.float32, "bf16": torch.bfloat16}[self._gradient_format]
+        # A sum over all tokens of a step can be beyond float16's 65,504, while bfloat16 has float32's range.
+        return Plain(torch.float32 if dtype == torch.float16 else dtype)

@@ -1,0 +1,29 @@
+"""One table's part of a training step, for tests: ask for rows, fetch them, send a gradient back and update."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lm1b.distributed import Ranks, single_process
+from lm1b.model.row_exchange import GradientExchange, RowGradient, RowRequest, request_rows
+from lm1b.model.row_formats import Plain, RowFormat
+from lm1b.model.tables import VocabularyTable, fetch_rows
+
+ALONE = single_process()
+
+
+def asked(ids_U: Tensor, ranks: Ranks = ALONE, num_shared: int = 0) -> RowRequest:
+    return request_rows([(ids_U, num_shared)], ranks)[0]
+
+
+def fetched(table: VocabularyTable, request: RowRequest, dtype: torch.dtype = torch.float32) -> Tensor:
+    return fetch_rows([(table, request, dtype)], table.ranks)[0]
+
+
+def apply(table: VocabularyTable, request: RowRequest, gradient_UD: Tensor, form: RowFormat | None = None, **settings: Any) -> None:
+    """form: in which the gradient travels, float32 where not said. settings: of `VocabularyTable.update`."""
+    exchange = GradientExchange([RowGradient(request, gradient_UD, form or Plain(torch.float32))], table.ranks)
+    table.update(exchange, 0, **settings)

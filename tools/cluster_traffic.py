@@ -1,0 +1,159 @@
+"""What ranks on several hosts send in a step, beside the formula, and how much of it is hidden behind computing.
+
+    python tools/cluster_traffic.py [--counts COUNTS] [--json traffic.json]
+
+Training steps of the real size on the cluster in a box of tools/cluster.py, one rank a host, launched over ssh:
+
+1. Bytes a step by the interfaces' own counters on 2, 3 and 4 hosts and with two vocabularies, beside the sum over collectives that
+   tools/scaling computes from the counts (headers of TCP, IP and Ethernet are only in the first).
+2. Two hosts at 1 Gbit/s: seconds a step with rows fetched ahead and in order, by turns, and the same on links of no set speed. The share of
+   the slow link's time that is hidden is (in order - ahead) / (in order - in order on the fast link).
+
+Needs root, as tools/cluster.py does. About ten minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.shapes import REPOSITORY, shape_config
+from cluster_hosts.cluster import Cluster
+from scaling.layouts import collectives
+from scaling.measured import Measured
+from scaling.rows import Words, read_counts
+
+from lm1b.errors import UserError, run_command
+from lm1b.files import write_json
+
+VOCABULARIES = (82_453, 793_471)
+AHEAD, IN_ORDER = ["communication.overlap=true"], ["communication.overlap=false"]
+WORKER = REPOSITORY / "tools" / "benchmarks" / "step_worker.py"
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default="lstm_512", help="of tools/benchmark.py")
+    parser.add_argument("--precision", default="bf16", choices=["fp32", "bf16"])
+    parser.add_argument("--lanes", type=int, default=120, help="of all ranks together (120: any of 2, 3, 4 hosts divides it)")
+    parser.add_argument("--counts", type=Path, help=".npy of training counts; a Zipf curve where not given")
+    parser.add_argument("--hosts", type=int, nargs="+", default=[2, 3, 4])
+    parser.add_argument("--vocabularies", type=int, nargs="+", default=list(VOCABULARIES))
+    parser.add_argument("--rate", default="1gbit", help="of the links of point 2")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=8, help="a turn")
+    parser.add_argument("--shared", type=Path, default=Path.cwd(), help="a folder below which the hosts share one")
+    parser.add_argument("--json", type=Path, help="write all figures there")
+    return parser.parse_args()
+
+
+class Bench:
+    """Takes steps on clusters and reads what the ranks have seen."""
+
+    def __init__(self, arguments: argparse.Namespace, workplace: Path) -> None:
+        self.arguments, self.workplace = arguments, workplace
+
+    def steps(self, hosts: int, vocabulary: int, cases: list[list[str]], rate: str | None) -> list[dict[str, Any]]:
+        """Every rank's report, by rank. Raises UserError where the launch fails."""
+        given, out = self.arguments, Path(tempfile.mkdtemp(dir=self.workplace))
+        command = [str(WORKER), "--out", str(out), "--shape", given.shape, "--precision", given.precision]
+        command += ["--vocabulary", str(vocabulary), "--cases", json.dumps(cases), "--turns", str(given.turns), "--steps", str(given.steps)]
+        command += ["--set", f"batches.lanes={given.lanes}", "--set", "training.threads=1"]
+        if given.counts:
+            command += ["--counts", str(shutil.copy(given.counts, self.workplace / "counts.npy"))]
+        with Cluster(hosts, workplace=self.workplace, rate=rate, variables={"OMP_NUM_THREADS": "1"}) as cluster:
+            done = cluster.run(["deepspeed", "--hostfile", cluster.hostfile, *command], folder=REPOSITORY)
+        reports = sorted((json.loads(file.read_text()) for file in out.glob("*.json")), key=lambda report: report["rank"])
+        if done.returncode or len(reports) != hosts:
+            raise UserError(f"the steps on {hosts} hosts have failed: {done.stdout.strip().splitlines()[-1:]}")
+        return reports
+
+    def expected_bytes(self, report: dict[str, Any], vocabulary: int) -> float:
+        """What a rank should send in a step, by the scaling model."""
+        given, case = self.arguments, report["cases"][0]
+        config = shape_config(given.shape, given.precision, [f"batches.lanes={given.lanes}"])
+        entry = Measured(
+            precision=given.precision,
+            vocabulary=vocabulary,
+            ranks=report["ranks"],
+            lanes=given.lanes,
+            steps=config.batches.steps,
+            samples=config.softmax.samples,
+            embedding=case["embedding"],
+            output_width=case["output_width"],
+            core_parameters=case["core_parameters"],
+            step_seconds=1.0,
+        )
+        words = Words(read_counts(given.counts, vocabulary), config.softmax.samples)
+        rows = words.touched(given.lanes * config.batches.steps // report["ranks"], report["ranks"])
+        return sum(each.sent_bytes(report["ranks"]) for each in collectives("sharded", entry, rows, report["ranks"]))
+
+
+def measure_bytes(bench: Bench) -> list[dict[str, Any]]:
+    """Point 1, a line for each number of hosts and vocabulary."""
+    lines = []
+    for hosts in bench.arguments.hosts:
+        for vocabulary in bench.arguments.vocabularies:
+            reports = bench.steps(hosts, vocabulary, [AHEAD, IN_ORDER], None)
+            expected = bench.expected_bytes(reports[0], vocabulary)
+            ahead, in_order = (statistics.mean(report["cases"][i]["sent_bytes"] for report in reports) for i in (0, 1))
+            lines.append(
+                {
+                    "hosts": hosts,
+                    "vocabulary": vocabulary,
+                    "sent_bytes_ahead": round(ahead),
+                    "sent_bytes_in_order": round(in_order),
+                    "formula_bytes": round(expected),
+                    "error_percent": round(100 * (ahead / expected - 1), 1),
+                    "received_bytes": [round(report["cases"][0]["received_bytes"]) for report in reports],
+                    "peak_memory_mb": [round(report["peak_memory_mb"]) for report in reports],
+                }
+            )
+            line = lines[-1]
+            print(
+                f"{hosts} hosts, {vocabulary:,} words: each sends {ahead / 1e6:.2f} MB a step, rows fetched ahead "
+                f"({in_order / 1e6:.2f} in order); by the formula {expected / 1e6:.2f} ({line['error_percent']:+.1f} %)",
+                flush=True,
+            )
+    return lines
+
+
+def measure_overlap(bench: Bench) -> dict[str, Any]:
+    """Point 2."""
+    vocabulary, rate = bench.arguments.vocabularies[-1], bench.arguments.rate
+    found: dict[str, Any] = {"hosts": 2, "vocabulary": vocabulary, "rate": rate}
+    for name, link in (("fast", None), ("slow", rate)):
+        reports = bench.steps(2, vocabulary, [AHEAD, IN_ORDER], link)
+        for i, how in enumerate(("ahead", "in_order")):
+            cases = [report["cases"][i] for report in reports]
+            found[f"{name}_{how}_step_seconds"] = round(statistics.mean(case["step_seconds"] for case in cases), 4)
+            found[f"{name}_{how}_waiting_seconds"] = [case["waiting_seconds"] for case in cases]
+            print(f"two hosts, {link or 'fast links'}, {how}: {found[f'{name}_{how}_step_seconds'] * 1000:.0f} ms a step", flush=True)
+    cost = found["slow_in_order_step_seconds"] - found["fast_in_order_step_seconds"]
+    hidden = found["slow_in_order_step_seconds"] - found["slow_ahead_step_seconds"]
+    found["hidden_share"] = round(hidden / cost, 3) if cost > 0 else None
+    print(f"the slow links cost {cost * 1000:.0f} ms a step in order, of which fetching ahead hides {hidden * 1000:.0f} ms", flush=True)
+    return found
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    with tempfile.TemporaryDirectory(prefix="lm1b-traffic-", dir=arguments.shared) as folder:
+        bench = Bench(arguments, Path(folder))
+        found = {"shape": arguments.shape, "precision": arguments.precision, "lanes": arguments.lanes}
+        found |= {"bytes": measure_bytes(bench), "overlap": measure_overlap(bench)}
+    if arguments.json:
+        write_json(arguments.json, found)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    run_command(main)
