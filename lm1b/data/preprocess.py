@@ -42,6 +42,7 @@ from lm1b.data.vocabulary import Vocabulary, build_vocabulary, read_given_vocabu
 from lm1b.data.workers import Workers, usable_cores
 from lm1b.errors import UserError
 from lm1b.files import digest_of_file
+from lm1b.remote import is_url
 
 BYTES_WORTH_A_PROCESS = 8 << 20
 
@@ -102,6 +103,11 @@ def preprocess(config: Config, *, progress: bool = True) -> TokenDirectory:
     Raises UserError where corpus or vocabulary are missing, empty, damaged or not UTF-8, or where the directory cannot be written
     to or is full; what was complete in it before then still is.
     """
+    if is_url(config.tokens.directory):
+        raise UserError(
+            f"tokens.directory={config.tokens.directory}: preprocessing writes to a folder of this machine; give one with "
+            "--set tokens.directory=FOLDER and copy it there, such as by `aws s3 cp --recursive FOLDER s3://...`"
+        )
     directory = Path(config.tokens.directory)
     corpus = None if is_raw(config.corpus) else open_corpus(config.corpus)
     origin = raw_origin(config.corpus) if corpus is None else corpus.origin

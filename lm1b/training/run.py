@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lm1b.config import Config, parse_config
 from lm1b.data.batches import Batches
+from lm1b.data.remote_tokens import open_tokens
 from lm1b.data.shards import TokenDirectory
 from lm1b.data.unchanged import check_corpus_unchanged
 from lm1b.distributed import Ranks, agree, local_rank, local_size
@@ -99,7 +100,7 @@ class Run:
 
     def _open_tokens(self) -> TokenDirectory:
         """The shards, of which each of a host's ranks verifies its share, once a machine, and of the corpus that the config names."""
-        tokens = TokenDirectory.open(Path(self.config.tokens.directory))
+        tokens = open_tokens(self.config.tokens)
         tokens.verify_once(local_rank(), local_size())
         if local_rank() == 0:
             check_corpus_unchanged(self.config, tokens)
