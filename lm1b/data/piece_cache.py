@@ -48,9 +48,10 @@ class PieceCache:
         path = self.path(sha256)
         try:
             data = path.read_bytes()
-            os.utime(path)  # which pieces were read last; not every file system notes it
         except FileNotFoundError:
             return None
+        with contextlib.suppress(FileNotFoundError):  # another process may just have let go of it
+            os.utime(path)  # which pieces were read last: not every file system notes it
         if hashlib.sha256(data).hexdigest() == sha256:
             return data
         path.unlink(missing_ok=True)
@@ -70,7 +71,8 @@ class PieceCache:
 
     def total_bytes(self) -> int:
         """Bytes of all pieces, counted."""
-        return sum(status.st_size for status in self._files().values())
+        with self._total():
+            return sum(status.st_size for status in self._files().values())
 
     @contextlib.contextmanager
     def lock(self, key: str) -> Iterator[None]:

@@ -27,6 +27,7 @@ from lm1b.model.sampler import LogUniformSampler
 from lm1b.training.checkpoint import Checkpoint, apply_retention
 from lm1b.training.deepspeed_settings import check_deepspeed_section
 from lm1b.training.engine import Engine
+from lm1b.training.mirror import Mirror
 from lm1b.training.precision import resolve_precision
 from lm1b.training.recovery import newest_sound_checkpoint
 from lm1b.training.run_log import best_step
@@ -57,6 +58,7 @@ class Run:
         self.config, self.ranks = config, ranks
         self.directory = Path(config.run.directory)
         self._check_lanes()
+        self.mirror: Mirror | None = None  # the first rank's
         self.lock = agree(ranks, lambda: RunLock(self.directory) if ranks.is_first else None)
         try:
             self._build()
@@ -74,9 +76,11 @@ class Run:
         epochs = config.training.epochs or 0.0
         self.total_steps = config.training.total_steps or max(1, math.floor(epochs * self.batches.steps_per_epoch))
         sampler = agree(ranks, lambda: LogUniformSampler(vocabulary_size, config.softmax.samples, config.run.seed))
+        self.mirror = agree(ranks, lambda: Mirror(config, config.run.mirror) if ranks.is_first and config.run.mirror else None)
+        self.fetched: list[str] = []  # what was done with the mirror
         self.damage: list[str] = []  # what was wrong with checkpoints newer than the one taken
         self.changes: list[str] = []  # what a resumed run does otherwise than before
-        checkpoint = newest_sound_checkpoint(self.directory, ranks, self._accept, self.damage.append)
+        checkpoint = self._newest_checkpoint()
         model = LanguageModel(config.model, config.run.seed)
         agree(ranks, lambda: check_deepspeed_section(config))
         engine = Engine(model, config, self.precision, ranks)
@@ -93,6 +97,15 @@ class Run:
                 engine.start_ema()
         else:
             self._restore(checkpoint)
+
+    def _newest_checkpoint(self) -> Checkpoint | None:
+        """The newest sound checkpoint of the run directory, into which a newer one of its mirror is copied first; collective."""
+        while True:
+            agree(self.ranks, lambda: self.mirror and self.mirror.fetch_newer(self._accept, self.fetched.append), may_take_long=True)
+            damaged_before = len(self.damage)
+            checkpoint = newest_sound_checkpoint(self.directory, self.ranks, self._accept, self.damage.append)
+            if self.config.run.mirror is None or len(self.damage) == damaged_before:
+                return checkpoint  # else one was set aside, and the mirror may have it as it was
 
     @property
     def has_finished(self) -> bool:
@@ -127,6 +140,8 @@ class Run:
 
     def close(self) -> None:
         """Let another training have the run directory."""
+        if self.mirror is not None:
+            self.mirror.close()
         if self.lock is not None:
             self.lock.release()
 
@@ -209,6 +224,13 @@ class Run:
             settings = self.config.checkpoints
             best = best_step(self.directory, self.config) if settings.keep_best else None
             apply_retention(self.directory, settings.keep_last, settings.keep_every, best)
+            if self.mirror:
+                self.mirror.wake()
+
+    def finish_mirroring(self) -> None:
+        """Wait until the mirror has every checkpoint, or is known to fail; collective."""
+        if self.config.run.mirror is not None:
+            agree(self.ranks, lambda: self.mirror and self.mirror.finish(), may_take_long=True)
 
     def facts(self) -> dict[str, Any]:
         """What environment.json and the first line say of this run."""
