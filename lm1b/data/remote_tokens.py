@@ -231,7 +231,7 @@ class RemoteTokens(TokenDirectory):
             )
         folder = cache.folder / "directories" / hashlib.sha256(data).hexdigest()[:16]
         path = folder / MANIFEST_NAME
-        with atomic_file(path, outlives_power=False) as file:
+        with cache.lock(str(path)), atomic_file(path, outlives_power=False) as file:
             file.write(data)
         try:
             manifest = read_manifest(path)
