@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 
 from lm1b.config import Split, TokensConfig
+from lm1b.data.arrays import npy_header
 from lm1b.data.manifest import MANIFEST_NAME, PIECE_BYTES, read_manifest
 from lm1b.data.piece_cache import PieceCache
-from lm1b.data.shards import SPLITS, VOCABULARY_NAME, ShardInfo, TokenDirectory, TokenSplit, npy_header
+from lm1b.data.shards import SPLITS, VOCABULARY_NAME, ShardInfo, TokenDirectory, TokenSplit
 from lm1b.data.verified import cache_folder, this_machine
 from lm1b.errors import UserError
 from lm1b.files import atomic_file, digest_of_file

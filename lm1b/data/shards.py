@@ -14,7 +14,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -24,11 +23,12 @@ from typing import Any, Protocol, get_args
 import numpy as np
 
 from lm1b.config import Split
-from lm1b.data.manifest import FORMAT, MANIFEST_NAME, PIECE_BYTES, VERSION, read_manifest
+from lm1b.data.arrays import digests_of_pieces, map_array, write_array
+from lm1b.data.manifest import FORMAT, MANIFEST_NAME, VERSION, read_manifest
 from lm1b.data.verified import HashMemory
 from lm1b.data.vocabulary import Vocabulary
 from lm1b.errors import UserError
-from lm1b.files import atomic_file, digest_of_file
+from lm1b.files import digest_of_file
 
 VOCABULARY_NAME = "vocabulary.txt"
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -71,56 +71,6 @@ class ShardInfo:
         return all(path.is_file() and path.stat().st_size == size for path, size, _ in self.files(directory))
 
 
-def npy_header(dtype: np.dtype, length: int) -> bytes:
-    """How a .npy file of `length` items begins."""
-    header = io.BytesIO()
-    description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)}
-    np.lib.format.write_array_header_1_0(header, description)
-    return header.getvalue()
-
-
-def write_array(path: Path, array: np.ndarray, *, outlives_power: bool = True) -> tuple[int, str]:
-    """Write a one-dimensional array as a .npy file, atomically -> (bytes, SHA-256). outlives_power: see `atomic_file`."""
-    header = npy_header(array.dtype, len(array))
-    digest = hashlib.sha256()
-    num_bytes = 0
-    with atomic_file(path, outlives_power=outlives_power) as file:
-        # Not ndarray.tofile: on a full disk that raises an error without its number.
-        for part in (header, np.ascontiguousarray(array).data.cast("B")) if array.size else (header,):
-            file.write(part)
-            digest.update(part)
-            num_bytes += len(part)
-    return num_bytes, digest.hexdigest()
-
-
-def _digests_of_pieces(array: np.ndarray) -> list[str]:
-    """SHA-256 of every PIECE_BYTES of what `write_array` writes."""
-    header = npy_header(array.dtype, len(array))
-    data = np.ascontiguousarray(array).data.cast("B") if array.size else memoryview(b"")
-    first = PIECE_BYTES - len(header)
-    rest = [hashlib.sha256(data[start : start + PIECE_BYTES]).hexdigest() for start in range(first, len(data), PIECE_BYTES)]
-    return [hashlib.sha256(header + bytes(data[:first])).hexdigest(), *rest]
-
-
-def map_array(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
-    """What `write_array` wrote, mapped, read-only. Raises UserError where the file does not hold `length` items of `dtype`.
-
-    The header is compared, not parsed: a file that says something else of itself is never believed.
-    """
-    header = npy_header(dtype, length)
-    expected = len(header) + length * dtype.itemsize
-    try:
-        found = path.stat().st_size if path.is_file() else 0
-        with open(path, "rb") as file:
-            is_ours = file.read(len(header)) == header and found == expected
-            if is_ours:
-                array = np.memmap(file, dtype, mode="r", offset=len(header), shape=(length,)) if length else np.zeros(0, dtype)
-                return np.asarray(array)  # a plain view of the map: numpy's memmap class makes every slice slow
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a token shard ({error}): run launch/preprocess.py again") from None
-    raise UserError(f"{path}: not a token shard of {length} {dtype} in {expected} bytes (it has {found}): run launch/preprocess.py again")
-
-
 def write_shard(directory: Path, name: str, tokens: np.ndarray, end_id: int, unknown_id: int) -> ShardInfo:
     """Write the shard `name`. tokens: uint16 or uint32 (n,), ending with `end_id`. Raises OSError where the disk is full."""
     ends = np.flatnonzero(tokens == end_id).astype(np.int64) + 1
@@ -130,7 +80,7 @@ def write_shard(directory: Path, name: str, tokens: np.ndarray, end_id: int, unk
     num_unknown = int(np.count_nonzero(tokens == unknown_id))
     counts = (len(tokens), len(tokens) - len(ends), len(ends), num_unknown)
     hashes = (tokens_bytes, tokens_sha256, ends_bytes, ends_sha256)
-    return ShardInfo(name, *counts, *hashes, _digests_of_pieces(tokens), _digests_of_pieces(ends))
+    return ShardInfo(name, *counts, *hashes, digests_of_pieces(tokens), digests_of_pieces(ends))
 
 
 class Sliceable(Protocol):
