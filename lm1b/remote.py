@@ -21,6 +21,7 @@ import tenacity
 from tenacity.stop import stop_base
 
 from lm1b.errors import UserError
+from lm1b.files import digest_of_file
 
 T = TypeVar("T")
 PATIENCE_VARIABLE, DEFAULT_PATIENCE = "LM1B_STORE_SECONDS", "40"  # less than the 60 s that ranks wait for one another
@@ -40,6 +41,10 @@ class StoreError(OSError):
 
     def __init__(self, url: str, problem: str):
         super().__init__(errno.EIO, problem, url)
+
+
+class DamagedInStore(StoreError):
+    """A file that came with the same wrong bytes again and again."""
 
 
 class WrongBytes(Exception):
@@ -86,12 +91,18 @@ def _in_words(error: BaseException) -> str:
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
-class _WrongEachTime(stop_base):
-    """The way to here spoils a body once or twice; after that it is wrong in the store."""
+class _EndOfPatience(stop_base):
+    """After so many seconds; where bytes are wrong, after so many times: the way to here spoils some, not the same ones each time."""
+
+    def __init__(self, seconds: float):
+        self._seconds, self._times_wrong = seconds, 0
 
     def __call__(self, retry_state: tenacity.RetryCallState) -> bool:
         outcome = retry_state.outcome
-        return retry_state.attempt_number >= CHECKSUM_TRIES and outcome is not None and isinstance(outcome.exception(), WrongBytes)
+        if outcome is not None and isinstance(outcome.exception(), WrongBytes):
+            self._times_wrong += 1
+            return self._times_wrong >= CHECKSUM_TRIES
+        return (retry_state.seconds_since_start or 0.0) >= self._seconds
 
 
 class Store:
@@ -111,10 +122,11 @@ class Store:
 
     def retry(self, name: str, action: str, attempt: Callable[[], T]) -> T:
         """Do `attempt` until it succeeds or patience is at its end. action: as in `could not be read`."""
-        stop = tenacity.stop_any(tenacity.stop_after_delay(self._patience), _WrongEachTime())
         pauses = tenacity.wait_exponential(multiplier=FIRST_PAUSE_SECONDS, max=LONGEST_PAUSE_SECONDS)
         pauses += tenacity.wait_random(0, FIRST_PAUSE_SECONDS)  # not all ranks at the same instant
-        retrying = tenacity.Retrying(stop=stop, wait=pauses, retry=tenacity.retry_if_exception(_may_pass), reraise=True)
+        retrying = tenacity.Retrying(
+            stop=_EndOfPatience(self._patience), wait=pauses, retry=tenacity.retry_if_exception(_may_pass), reraise=True
+        )
         try:
             return retrying(attempt)
         except Exception as error:
@@ -123,7 +135,7 @@ class Store:
             tries = int(retrying.statistics.get("attempt_number", 1))
             seconds = float(retrying.statistics.get("delay_since_first_attempt", 0.0))
             if isinstance(error, WrongBytes):
-                raise StoreError(self.place(name), f"damaged ({error}), {tries} times in a row; put a sound copy there") from None
+                raise DamagedInStore(self.place(name), f"damaged ({error}), {CHECKSUM_TRIES} times; put a sound copy there") from None
             again = (
                 f", tried {tries} times in {seconds:.0f} s; run the same command again when the store answers" if _may_pass(error) else ""
             )
@@ -167,13 +179,14 @@ class Store:
 
         return self.retry(name, "read", attempt)
 
-    def get(self, name: str, path: Path, num_bytes: int) -> None:
-        """Copy a file of that size to this machine."""
+    def get(self, name: str, path: Path, num_bytes: int, sha256: str) -> None:
+        """Copy a file of that size and SHA-256 to this machine. Raises DamagedInStore where it is another each time."""
 
         def attempt() -> None:
             self._ask("get_file", self._path(name), str(path), num_bytes=num_bytes)
-            if path.stat().st_size != num_bytes:
-                raise WrongBytes(f"{num_bytes} bytes expected, found {path.stat().st_size}")
+            found = digest_of_file(path) if path.stat().st_size == num_bytes else f"{path.stat().st_size} bytes instead of {num_bytes}"
+            if found != sha256:
+                raise WrongBytes(f"SHA-256 expected {sha256}, found {found}")
 
         self.retry(name, "read", attempt)
 

@@ -50,7 +50,7 @@ def server(folder: Path) -> Iterator[int]:
 @pytest.fixture
 def proxy(server: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """The store, holding the tokens as preprocessing made them."""
-    monkeypatch.setenv("LM1B_STORE_SECONDS", "3")
+    monkeypatch.setenv("LM1B_STORE_SECONDS", "20")
     with proxy_to(server) as proxy, in_environment(proxy.environment):
         files = fresh_s3()
         if not files.exists("lm1b"):
@@ -259,7 +259,10 @@ def test_two_ranks_train_from_a_cache_smaller_than_the_corpus(folder: Path, prox
     assert sum("train" in request and "tokens.npy" in request for request in proxy.seen) > 10
 
 
-def test_a_store_that_stays_away_ends_the_training_in_one_line(folder: Path, proxy: Proxy, tmp_path: Path) -> None:
+def test_a_store_that_stays_away_ends_the_training_in_one_line(
+    folder: Path, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LM1B_STORE_SECONDS", "2")
     proxy.faults.append(Fault(r"train.*tokens\.npy", "503"))
     there = {"directory": URL, "cache_directory": str(tmp_path / "cache")}
     config = tmp_path / "config.json"

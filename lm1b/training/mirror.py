@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -22,15 +23,16 @@ import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lm1b.config import Config
 from lm1b.errors import UserError, describe_os_error
-from lm1b.files import atomic_file, flush_folder, megabytes, needing_space
-from lm1b.remote import Store, StoreError
+from lm1b.files import atomic_file, flush_folder, megabytes, needing_space, seal
+from lm1b.remote import DamagedInStore, Store, StoreError, WrongBytes
 from lm1b.training.checkpoint import Checkpoint, DamagedCheckpoint, checkpoint_folder, list_checkpoints, steps_to_keep
 from lm1b.training.run_log import best_step
 
+T = TypeVar("T")
 LOGS = ("config.json", "environment.json", "metrics.jsonl", "events.jsonl", "evaluations.jsonl")
 CLOSE_SECONDS = 10.0  # that an end in an error waits for a copy under way
 LOG_SECONDS = 60.0  # between two copies of the logs, beside those with every checkpoint
@@ -92,23 +94,18 @@ class Mirror:
         final.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f"{final.name}.", suffix=".partial", dir=final.parent))
         try:
-            copy, there = Checkpoint(step, folder), self._store.list(_place(step))
-            self._get(step, MANIFEST, folder, there)
+            copy = Checkpoint(step, folder)
+            (folder / MANIFEST).write_bytes(self._get(step, lambda place: self._store.read(place, check=_check_seal), MANIFEST))
             files = self._naming(step, folder, copy.manifest)
             if not all(_NAME.fullmatch(name) for name in files):
                 raise DamagedCheckpoint(f"{self._store.place(_place(step))}/{MANIFEST}: names files that are no checkpoint's")
-            self._get(step, "state.json", folder, there)
-            state = self._naming(step, folder, copy.state)
-            try:
-                accept(state)
-            except UserError as error:
-                raise UserError(f"run.mirror={self.url}: {error}") from None
             num_bytes = sum(entry["bytes"] for entry in files.values())
             with needing_space(folder, num_bytes):
-                for name, entry in sorted(files.items()):
-                    if name != "state.json":
-                        self._get(step, name, folder, there, entry["bytes"])
-                self._naming(step, folder, copy.verify)
+                for name in sorted(files, key=lambda name: (name != "state.json", name)):
+                    entry = files[name]
+                    self._get(step, lambda place: self._store.get(place, folder / name, entry["bytes"], entry["sha256"]), name)  # noqa: B023
+                    if name == "state.json":
+                        self._accept(self._naming(step, folder, copy.state), accept)
             for path in folder.iterdir():
                 with open(path, "rb") as file:
                     os.fsync(file.fileno())
@@ -120,12 +117,23 @@ class Mirror:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _get(self, step: int, name: str, folder: Path, there: dict[str, int | None], expected: int | None = None) -> None:
-        """Copy one file of a checkpoint. there: the sizes in the store. Raises DamagedCheckpoint where it has none or another size."""
-        place, found = f"{_place(step)}/{name}", there.get(name)
-        if found is None or expected not in (None, found):
-            raise DamagedCheckpoint(f"{self._store.place(place)}: {found} bytes there, {expected or 'some'} expected")
-        self._store.get(place, folder / name, found)
+    def _get(self, step: int, get: Callable[[str], T], name: str) -> T:
+        """Get one file of a checkpoint by its place in the store. Raises DamagedCheckpoint where it is missing or wrong each time."""
+        place = f"{_place(step)}/{name}"
+        try:
+            return get(place)
+        except DamagedInStore as error:
+            raise DamagedCheckpoint(describe_os_error(error)) from None
+        except StoreError:
+            if name not in self._store.list(_place(step)):
+                raise DamagedCheckpoint(f"{self._store.place(place)}: missing from the checkpoint") from None
+            raise
+
+    def _accept(self, state: dict[str, Any], accept: Callable[[dict[str, Any]], object]) -> None:
+        try:
+            accept(state)
+        except UserError as error:
+            raise UserError(f"run.mirror={self.url}: {error}") from None
 
     def _naming(self, step: int, folder: Path, look: Callable[[], Any]) -> Any:
         """Look at a copied checkpoint; what is said of it names the mirror."""
@@ -266,6 +274,17 @@ def mirror_logs(config: Config) -> None:
         mirror = Mirror(config, config.run.mirror)
         mirror._say = lambda text: print(f"lm1b: {text}", flush=True)
         mirror.bring(logs_only=True)
+
+
+def _check_seal(data: bytes) -> None:
+    """Raise WrongBytes for what is no sealed JSON."""
+    try:
+        value = json.loads(data)
+        sound = isinstance(value, dict) and seal(value) == value
+    except (ValueError, RecursionError):
+        sound = False
+    if not sound:
+        raise WrongBytes("its seal is not that of the rest")
 
 
 def _place(step: int) -> str:
