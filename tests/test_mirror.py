@@ -108,7 +108,7 @@ def second(first: Stage, proxy: Proxy) -> Stage:
     files.pipe_file(path, bytes(data))
     own = checkpoint_folder(here / "m_again", 20) / "core.safetensors"
     own.write_bytes(own.read_bytes()[:-1])
-    proxy.faults += [Fault("GET /runs/fresh/checkpoints", kind, times=1) for kind in ("503", "flip", "cut", "flip", "truncate")]  # type: ignore[arg-type]
+    proxy.faults += [Fault("GET /runs/fresh/checkpoints", kind, times=1) for kind in ("503", "flip", "cut", "truncate")]  # type: ignore[arg-type]
     proxy.seen.clear()
     alone = [
         one(here, "m_damage", "damage", 30),
