@@ -40,6 +40,11 @@ class RunConfig(Section):
 
     directory: FilePath = Field(description="Run directory: config, logs, checkpoints, evaluations and report go here.")
     seed: int = Field(default=1, ge=0, description="Seed of every random stream: weights, block order, sampler, dropout.")
+    mirror: FilePath | None = Field(
+        default=None,
+        description="URL (s3://, gs://, file://) that gets a copy of every checkpoint and of the logs, and that a run directory on a "
+        "fresh host is filled from; null: none.",
+    )
 
 
 class CorpusConfig(Section):
@@ -75,7 +80,17 @@ class VocabularyConfig(Section):
 class TokensConfig(Section):
     """Where preprocessing puts what training reads."""
 
-    directory: FilePath = Field(description="Folder of vocabulary, token shards and manifest.")
+    directory: FilePath = Field(
+        description="Folder of vocabulary, token shards and manifest. Training and evaluation read it from a URL too (s3://, gs://, hf://, "
+        "file://), through a cache on this machine; preprocessing writes to a folder."
+    )
+    cache_directory: FilePath | None = Field(
+        default=None, description="URL only: the folder on this machine that keeps what was fetched; null: under ~/.cache/lm1b."
+    )
+    cache_bytes: Positive = Field(
+        default=4 << 30,
+        description="URL only: the most bytes that the cache holds (all of the benchmark's shards take 3.5e9; at least 0.3 MB a lane).",
+    )
     processes: Positive | None = Field(default=None, description="Processes that preprocess; null takes every core that may be used.")
 
 

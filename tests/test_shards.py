@@ -86,7 +86,7 @@ def test_other_format_is_refused(tmp_path: Path) -> None:
     make_directory(tmp_path)
     manifest = read_sealed_json(tmp_path / MANIFEST_NAME)
     write_sealed_json(tmp_path / MANIFEST_NAME, manifest | {"version": 99})
-    with pytest.raises(UserError, match="expected format lm1b-tokens version 2"):
+    with pytest.raises(UserError, match="expected format lm1b-tokens version 3"):
         TokenDirectory.open(tmp_path)
 
 

@@ -15,6 +15,7 @@ Shapes: T steps of truncated backpropagation, B lanes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,8 @@ import numpy as np
 from lm1b.data.shards import TokenSplit
 from lm1b.errors import UserError
 from lm1b.randomness import derive_key, permutation
+
+LOOK_EVERY, LOOK_AHEAD = 128, 512  # steps: how often, and how far, a split that wants to know is told what is read next
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,8 @@ class Batches:
         self.dropped_tokens_per_epoch = split.num_tokens - self.steps_per_epoch * self.tokens_per_step
         self._cut(split, block_tokens)
         self._order: _EpochOrder | None = None
+        self._split = split
+        self._told: set[int] = set()  # first lanes of those who have taken a step
 
     def _cut(self, split: TokenSplit, block_tokens: int) -> None:
         """Every block's shard, first token and length."""
@@ -101,21 +106,41 @@ class Batches:
             self._order = _EpochOrder(epoch, blocks, starts)
         return self._order
 
+    def _parts(self, order: _EpochOrder, position: int, block: int, count: int) -> Iterator[tuple[int, int, int]]:
+        """Where `count` stream tokens from `position` on lie, the first in the order's `block`-th block: (shard, first, number)."""
+        while count:
+            chosen = order.blocks[block]
+            inside = position - order.starts[block]
+            here = min(count, int(self._block_lengths[chosen] - inside))
+            yield int(self._block_shards[chosen]), int(self._block_starts[chosen] + inside), here
+            position, count, block = position + here, count - here, block + 1
+
     def _copy(self, order: _EpochOrder, position: int, block: int, out: np.ndarray) -> None:
         """Copy stream tokens from `position` on, which lies in the order's `block`-th block, into `out`."""
         filled = 0
-        while filled < len(out):
-            chosen = order.blocks[block]
-            inside = position + filled - order.starts[block]
-            first = self._block_starts[chosen] + inside
-            count = min(len(out) - filled, int(self._block_lengths[chosen] - inside))
-            out[filled : filled + count] = self._tokens[self._block_shards[chosen]][first : first + count]
+        for shard, first, count in self._parts(order, position, block, len(out)):
+            out[filled : filled + count] = self._tokens[shard][first : first + count]
             filled += count
-            block += 1
+
+    def _look_ahead(self, step: int, first_lane: int, num_lanes: int) -> None:
+        """Tell the split what these lanes read from `step` on, over the epoch's end too."""
+        last = step + LOOK_AHEAD
+        while step < last:
+            epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+            order, steps = self._order_of(epoch), min(last - step, self.steps_per_epoch - step_in_epoch)
+            for lane in range(first_lane, first_lane + num_lanes):
+                position = (lane * self.steps_per_epoch + step_in_epoch) * self._steps
+                block = int(np.searchsorted(order.starts, position, side="right")) - 1
+                for shard, first, count in self._parts(order, position, block, steps * self._steps):
+                    self._split.will_need(shard, first, first + count)
+            step += steps
 
     def at(self, step: int, first_lane: int, num_lanes: int) -> Batch:
         """The batch of `step` (from 0, over all epochs) for lanes first_lane .. first_lane + num_lanes - 1."""
         assert 0 <= first_lane <= self._lanes - num_lanes, "lanes out of range"
+        if self._split.wants_hints and (step % LOOK_EVERY == 0 or first_lane not in self._told):
+            self._told.add(first_lane)
+            self._look_ahead(step, first_lane, num_lanes)
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         order = self._order_of(epoch)
         lane_tokens = self.steps_per_epoch * self._steps

@@ -15,8 +15,9 @@ from lm1b.errors import UserError
 from lm1b.files import read_sealed_json
 
 FORMAT = "lm1b-tokens"
-VERSION = 2  # 2: sealed
+VERSION = 3  # 2: sealed; 3: a SHA-256 of every piece of a shard's files, so that a part of one can be verified
 MANIFEST_NAME = "manifest.json"
+PIECE_BYTES = 64 << 10  # what has a checksum of its own; part of the format. A block of 65,536 tokens is 2 to 4 pieces
 
 _Count = Annotated[int, Field(ge=0, lt=1 << 48)]
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -43,11 +44,16 @@ class _Shard(_Record):
     tokens_sha256: _Sha256
     ends_bytes: _Count
     ends_sha256: _Sha256
+    tokens_pieces: list[_Sha256]
+    ends_pieces: list[_Sha256]
 
     @model_validator(mode="after")
     def _adds_up(self) -> _Shard:
         if self.num_tokens != self.num_words + self.num_sentences or self.num_unknown > self.num_words:
             raise ValueError("its numbers of tokens, words, sentences and unknown words do not add up")
+        for size, pieces in ((self.tokens_bytes, self.tokens_pieces), (self.ends_bytes, self.ends_pieces)):
+            if len(pieces) != -(-size // PIECE_BYTES):
+                raise ValueError(f"its {size} bytes are not {len(pieces)} pieces of {PIECE_BYTES}")
         return self
 
 
@@ -97,7 +103,7 @@ class _Corpus(BaseModel):
 
 class _Manifest(_Record):
     format: Literal["lm1b-tokens"]
-    version: Literal[2]
+    version: Literal[3]
     vocabulary: _Vocabulary
     token_dtype: Literal["uint16", "uint32"]
     tokens_sha256: _Sha256

@@ -48,6 +48,7 @@ from lm1b.data.work import Work, shards_of
 from lm1b.data.workers import Workers, usable_cores
 from lm1b.errors import UserError
 from lm1b.files import digest_of_file
+from lm1b.remote import is_url
 
 if TYPE_CHECKING:
     from lm1b.distributed import Ranks
@@ -65,6 +66,11 @@ def preprocess(config: Config, *, progress: bool = True, ranks: Ranks | None = N
     Raises UserError where corpus or vocabulary are missing, empty, damaged or not UTF-8, where the directory cannot be written
     to or is full, or where the ranks do not share it or see other text; what was complete in it before then still is.
     """
+    if is_url(config.tokens.directory):
+        raise UserError(
+            f"tokens.directory={config.tokens.directory}: preprocessing writes to a folder of this machine; give one with "
+            "--set tokens.directory=FOLDER and copy it there, such as by `aws s3 cp --recursive FOLDER s3://...`"
+        )
     directory = Path(config.tokens.directory)
     corpus: Corpus | None = None
     work: Work | None = None

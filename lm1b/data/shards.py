@@ -14,21 +14,21 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Protocol, get_args
 
 import numpy as np
 
 from lm1b.config import Split
+from lm1b.data.arrays import digests_of_pieces, map_array, write_array
 from lm1b.data.manifest import FORMAT, MANIFEST_NAME, VERSION, read_manifest
 from lm1b.data.verified import HashMemory
 from lm1b.data.vocabulary import Vocabulary
 from lm1b.errors import UserError
-from lm1b.files import atomic_file, digest_of_file
+from lm1b.files import digest_of_file
 
 VOCABULARY_NAME = "vocabulary.txt"
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -36,7 +36,10 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One shard. num_tokens = num_words + num_sentences; bytes and hashes are those of the two .npy files."""
+    """One shard. num_tokens = num_words + num_sentences; bytes and hashes are those of the two .npy files.
+
+    tokens_pieces, ends_pieces: SHA-256 of every PIECE_BYTES of those files, for whoever reads only a part (remote_tokens.py).
+    """
 
     name: str
     num_tokens: int
@@ -47,6 +50,8 @@ class ShardInfo:
     tokens_sha256: str
     ends_bytes: int
     ends_sha256: str
+    tokens_pieces: list[str]
+    ends_pieces: list[str]
 
     @property
     def tokens_name(self) -> str:
@@ -66,47 +71,6 @@ class ShardInfo:
         return all(path.is_file() and path.stat().st_size == size for path, size, _ in self.files(directory))
 
 
-def _npy_header(dtype: np.dtype, length: int) -> bytes:
-    """How a .npy file of `length` items begins."""
-    header = io.BytesIO()
-    description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)}
-    np.lib.format.write_array_header_1_0(header, description)
-    return header.getvalue()
-
-
-def write_array(path: Path, array: np.ndarray, *, outlives_power: bool = True) -> tuple[int, str]:
-    """Write a one-dimensional array as a .npy file, atomically -> (bytes, SHA-256). outlives_power: see `atomic_file`."""
-    header = _npy_header(array.dtype, len(array))
-    digest = hashlib.sha256()
-    num_bytes = 0
-    with atomic_file(path, outlives_power=outlives_power) as file:
-        # Not ndarray.tofile: on a full disk that raises an error without its number.
-        for part in (header, np.ascontiguousarray(array).data.cast("B")) if array.size else (header,):
-            file.write(part)
-            digest.update(part)
-            num_bytes += len(part)
-    return num_bytes, digest.hexdigest()
-
-
-def map_array(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
-    """What `write_array` wrote, mapped, read-only. Raises UserError where the file does not hold `length` items of `dtype`.
-
-    The header is compared, not parsed: a file that says something else of itself is never believed.
-    """
-    header = _npy_header(dtype, length)
-    expected = len(header) + length * dtype.itemsize
-    try:
-        found = path.stat().st_size if path.is_file() else 0
-        with open(path, "rb") as file:
-            is_ours = file.read(len(header)) == header and found == expected
-            if is_ours:
-                array = np.memmap(file, dtype, mode="r", offset=len(header), shape=(length,)) if length else np.zeros(0, dtype)
-                return np.asarray(array)  # a plain view of the map: numpy's memmap class makes every slice slow
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a token shard ({error}): run launch/preprocess.py again") from None
-    raise UserError(f"{path}: not a token shard of {length} {dtype} in {expected} bytes (it has {found}): run launch/preprocess.py again")
-
-
 def write_shard(directory: Path, name: str, tokens: np.ndarray, end_id: int, unknown_id: int) -> ShardInfo:
     """Write the shard `name`. tokens: uint16 or uint32 (n,), ending with `end_id`. Raises OSError where the disk is full."""
     ends = np.flatnonzero(tokens == end_id).astype(np.int64) + 1
@@ -114,17 +78,27 @@ def write_shard(directory: Path, name: str, tokens: np.ndarray, end_id: int, unk
     ends_bytes, ends_sha256 = write_array(directory / f"{name}.ends.npy", ends)
     tokens_bytes, tokens_sha256 = write_array(directory / f"{name}.tokens.npy", tokens)
     num_unknown = int(np.count_nonzero(tokens == unknown_id))
-    return ShardInfo(
-        name, len(tokens), len(tokens) - len(ends), len(ends), num_unknown, tokens_bytes, tokens_sha256, ends_bytes, ends_sha256
-    )
+    counts = (len(tokens), len(tokens) - len(ends), len(ends), num_unknown)
+    hashes = (tokens_bytes, tokens_sha256, ends_bytes, ends_sha256)
+    return ShardInfo(name, *counts, *hashes, digests_of_pieces(tokens), digests_of_pieces(ends))
+
+
+class Sliceable(Protocol):
+    """What an array's slices can be taken of, wherever it lies."""
+
+    def __getitem__(self, part: slice, /) -> np.ndarray: ...
+
+    def __len__(self) -> int: ...
 
 
 class TokenSplit:
     """The shards of one split, in the corpus's order."""
 
-    def __init__(self, name: str, directory: Path, shards: list[ShardInfo], token_dtype: np.dtype) -> None:
+    wants_hints = False  # whether `will_need` is of any use
+
+    def __init__(self, name: str, folder: Path, shards: list[ShardInfo], token_dtype: np.dtype) -> None:
         self.name = name
-        self.directory = directory
+        self._folder = folder
         self.shards = shards
         self.token_dtype = token_dtype
         self.num_tokens = sum(shard.num_tokens for shard in shards)
@@ -132,27 +106,34 @@ class TokenSplit:
         self.num_sentences = sum(shard.num_sentences for shard in shards)
         self.num_unknown = sum(shard.num_unknown for shard in shards)
 
-    def tokens(self, index: int) -> np.ndarray:
-        """Ids of shard `index`: uint16 or uint32 (n,), mapped, read-only."""
-        return map_array(self.directory / self.shards[index].tokens_name, self.token_dtype, self.shards[index].num_tokens)
+    def tokens(self, index: int) -> Sliceable:
+        """Ids of shard `index`: uint16 or uint32 (n,), read-only; here mapped, elsewhere whatever gives an array for a slice."""
+        return map_array(self._folder / self.shards[index].tokens_name, self.token_dtype, self.shards[index].num_tokens)
 
     def sentence_ends(self, index: int) -> np.ndarray:
         """Where each sentence of shard `index` ends, exclusive: int64 (num_sentences,), mapped, read-only."""
-        return map_array(self.directory / self.shards[index].ends_name, np.dtype(np.int64), self.shards[index].num_sentences)
+        return map_array(self._folder / self.shards[index].ends_name, np.dtype(np.int64), self.shards[index].num_sentences)
+
+    def will_need(self, index: int, start: int, stop: int) -> None:
+        """A hint: ids start to before stop of shard `index` are read soon. Nothing to do for files of this machine."""
 
     def joined(self) -> tuple[np.ndarray, np.ndarray]:
         """All shards one after another, in memory: (ids, sentence ends int64). For held-out splits."""
-        tokens = [self.tokens(index) for index in range(len(self.shards))]
+        tokens = [self.tokens(index)[:] for index in range(len(self.shards))]
         starts = np.cumsum([0] + [len(part) for part in tokens])
         ends = [self.sentence_ends(index) + starts[index] for index in range(len(self.shards))]
         return np.concatenate(tokens), np.concatenate(ends)
 
 
 class TokenDirectory:
-    """A complete folder of vocabulary and token shards."""
+    """A complete folder of vocabulary and token shards.
 
-    def __init__(self, directory: Path, manifest: dict[str, Any]) -> None:
-        self.directory = directory
+    directory: as its user names it, a path or a URL. folder: where the vocabulary, and here the shards too, lie on this machine.
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], directory: Path | str | None = None) -> None:
+        self.directory = folder if directory is None else directory
+        self.folder = folder
         self.manifest = manifest
 
     @classmethod
@@ -172,7 +153,7 @@ class TokenDirectory:
         """(path, size in bytes, SHA-256) of every shard's files."""
         for name in SPLITS:
             for shard in self.split(name).shards:
-                yield from shard.files(self.directory)
+                yield from shard.files(self.folder)
 
     def _check_files(self) -> None:
         """The vocabulary is the manifest's, and every shard has its size."""
@@ -184,7 +165,7 @@ class TokenDirectory:
                 raise UserError(f"{path}: damaged, {size} bytes expected, found {path.stat().st_size}: run launch/preprocess.py again")
 
     def _check_vocabulary(self) -> None:
-        path, expected = self.directory / VOCABULARY_NAME, self.manifest["vocabulary"]["sha256"]
+        path, expected = self.folder / VOCABULARY_NAME, self.manifest["vocabulary"]["sha256"]
         found = digest_of_file(path) if path.is_file() else "no file"
         if found != expected:
             raise UserError(
@@ -245,18 +226,20 @@ class TokenDirectory:
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """The vocabulary, read when first asked for. Raises UserError where it is not the shards'."""
-        vocabulary = Vocabulary.load(self.directory / VOCABULARY_NAME)
+        vocabulary = Vocabulary.load(self.folder / VOCABULARY_NAME)
         if vocabulary.fingerprint != self.fingerprint:
             raise UserError(
-                f"{self.directory / VOCABULARY_NAME}: its fingerprint {vocabulary.fingerprint[:12]} is not the shards' "
+                f"{self.folder / VOCABULARY_NAME}: its fingerprint {vocabulary.fingerprint[:12]} is not the shards' "
                 f"{self.fingerprint[:12]}: run launch/preprocess.py again"
             )
         return vocabulary
 
     def split(self, name: Split) -> TokenSplit:
         """The shards of `train`, `validation` or `test`."""
-        shards = [ShardInfo(**record) for record in self.manifest["splits"][name]["shards"]]
-        return TokenSplit(name, self.directory, shards, np.dtype(self.manifest["token_dtype"]))
+        return TokenSplit(name, self.folder, self._shards(name), np.dtype(self.manifest["token_dtype"]))
+
+    def _shards(self, name: Split) -> list[ShardInfo]:
+        return [ShardInfo(**record) for record in self.manifest["splits"][name]["shards"]]
 
 
 def make_manifest(

@@ -33,6 +33,11 @@ def cache_folder() -> Path | None:
     return None
 
 
+def this_machine() -> str:
+    """A few letters that tell this machine from others that share its users' homes."""
+    return hashlib.sha256(platform.node().encode(errors="surrogatepass")).hexdigest()[:8]
+
+
 def status_of(path: Path) -> list[int]:
     """What changes when a file does. The time of the inode's change cannot be set back, as the time of writing can."""
     status = path.stat()
@@ -44,9 +49,8 @@ class HashMemory:
 
     def __init__(self) -> None:
         # A home may be shared by machines whose own disks hold other files under the same path.
-        machine = hashlib.sha256(platform.node().encode(errors="surrogatepass")).hexdigest()[:8]
         folder = cache_folder()
-        self.path = folder / f"verified-{machine}.json" if folder is not None else None
+        self.path = folder / f"verified-{this_machine()}.json" if folder is not None else None
         self._known = self._read()
         self._found: dict[str, list[Any]] = {}
 

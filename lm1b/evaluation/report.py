@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from lm1b.data.official import VOCABULARY_SIZE
+from lm1b.data.remote_tokens import open_tokens
 from lm1b.data.shards import TokenDirectory
-from lm1b.errors import UserError
+from lm1b.errors import UserError, describe_os_error
 from lm1b.evaluation.curves import RunRecord, draw_curves
 from lm1b.evaluation.ngram import fit_baselines
 from lm1b.evaluation.published import PUBLISHED
@@ -44,9 +45,10 @@ def find_baselines(run: RunRecord, cache: Path) -> tuple[Baselines, list[str]]:
     if not missing:
         return known, []
     try:
-        tokens = TokenDirectory.open(Path(run.config.tokens.directory))
-    except UserError as error:
-        return known, [f"{run.name}: no baselines, since its token directory cannot be read ({error})"]
+        tokens = open_tokens(run.config.tokens)
+    except (UserError, OSError) as error:
+        problem = describe_os_error(error) if isinstance(error, OSError) else str(error)
+        return known, [f"{run.name}: no baselines, since its token directory cannot be read ({problem})"]
     notes, texts = [], {}
     for key, line in missing.items():
         try:
@@ -75,7 +77,7 @@ def _text_of_line(tokens: TokenDirectory, line: dict[str, Any]) -> ScoredText:
 def _count_baselines(tokens: TokenDirectory, texts: dict[str, ScoredText]) -> Baselines:
     train = tokens.split("train")
     unigram, trigram = fit_baselines(
-        lambda: (train.tokens(i) for i in range(len(train.shards))), train.num_tokens, tokens.vocabulary.size, tokens.vocabulary.end_id
+        lambda: (train.tokens(i)[:] for i in range(len(train.shards))), train.num_tokens, tokens.vocabulary.size, tokens.vocabulary.end_id
     )
     return {
         key: {

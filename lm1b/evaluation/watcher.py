@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from lm1b.config import Config, Split
 from lm1b.data.official import HELD_OUT_COUNTS, VOCABULARY_SIZE
-from lm1b.data.shards import TokenDirectory
+from lm1b.data.remote_tokens import open_tokens
 from lm1b.distributed import Ranks, agree, all_gather_objects, single_process
 from lm1b.errors import UserError
 from lm1b.evaluation.perplexity import KINDS, Weights, evaluate_checkpoint
@@ -57,7 +57,7 @@ class Evaluator:
         self.run_directory = Path(run_directory)
         self.config = config
         self.ranks = ranks or single_process()
-        tokens = TokenDirectory.open(Path(config.tokens.directory))
+        tokens = open_tokens(config.tokens)
         tokens.verify_once()
         self.fingerprint = tokens.fingerprint
         self.end_id = tokens.vocabulary.end_id

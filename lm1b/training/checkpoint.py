@@ -254,10 +254,16 @@ def list_checkpoints(run_directory: Path, *, damaged_too: bool = False) -> list[
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 
+def steps_to_keep(steps: list[int], keep_last: int, keep_every: int | None, best_step: int | None) -> set[int]:
+    """Of steps that rise, those that retention keeps: the newest, the multiples of keep_every, the best."""
+    kept = set(steps[-keep_last:])
+    return kept | {step for step in steps if step == best_step or (keep_every is not None and step % keep_every == 0)}
+
+
 def apply_retention(run_directory: Path, keep_last: int, keep_every: int | None, best_step: int | None) -> None:
-    """Delete what need not be kept: all but the newest, the multiples of keep_every, the best, and what is being read."""
+    """Delete what need not be kept and is not being read; see `steps_to_keep`."""
     checkpoints = list_checkpoints(run_directory)
-    for checkpoint in checkpoints[:-keep_last]:
-        kept = checkpoint.step == best_step or (keep_every is not None and checkpoint.step % keep_every == 0)
-        if not kept and not checkpoint.is_leased():
+    kept = steps_to_keep([checkpoint.step for checkpoint in checkpoints], keep_last, keep_every, best_step)
+    for checkpoint in checkpoints:
+        if checkpoint.step not in kept and not checkpoint.is_leased():
             checkpoint.delete()

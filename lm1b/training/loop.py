@@ -15,6 +15,7 @@ from lm1b.errors import UserError
 from lm1b.launchers import without_place
 from lm1b.peers import naming_the_guilty
 from lm1b.processes import RankProcess
+from lm1b.training.mirror import mirror_logs
 from lm1b.training.process_group import start_ranks, stop_ranks
 from lm1b.training.progress import Interval, describe
 from lm1b.training.run import Run, prepare_process
@@ -48,6 +49,7 @@ def train(config: Config, evaluator: list[str] | None = None) -> None:
         print("lm1b: waiting for the evaluator beside the training", flush=True)
         if watcher.wait() != 0:
             print(f"lm1b: the evaluator ended with status {watcher.returncode}; see {config.run.directory}/evaluator.log", flush=True)
+        mirror_logs(config)
 
 
 def train_on(ranks: Ranks, config: Config, evaluator: list[str] | None = None, launcher: Launcher | None = None) -> Run:
@@ -58,10 +60,13 @@ def train_on(ranks: Ranks, config: Config, evaluator: list[str] | None = None, l
     log = None
     try:
         log = _open_log(run, notes)
+        if log and run.mirror:
+            run.mirror.start(lambda text: log.event(text, run.training_step.step))
         run.watcher = _start_evaluator(evaluator) if evaluator else None
         stop = StopSignal(launcher)
         _take_steps(run, log, stop)
         _save_the_end(run, log)
+        run.finish_mirroring()
         ignore_signals()
         _say_end(run, log, stop)
     except UserError:
@@ -172,7 +177,7 @@ def _say_start(run: Run, log: RunLog, notes: list[str]) -> None:
     )
     if run.changes:
         log.event(f"changed since the checkpoint: {'; '.join(run.changes)}", step.step)
-    for note in filter(None, [*notes, *run.damage, run.saver.why_in_foreground(step.engine.core_size)]):
+    for note in filter(None, [*notes, *run.fetched, *run.damage, run.saver.why_in_foreground(step.engine.core_size)]):
         log.event(note, step.step)
 
 

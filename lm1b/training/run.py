@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lm1b.config import Config, parse_config
 from lm1b.data.batches import Batches
+from lm1b.data.remote_tokens import open_tokens
 from lm1b.data.shards import TokenDirectory
 from lm1b.data.unchanged import check_corpus_unchanged
 from lm1b.distributed import Ranks, agree, local_rank, local_size, share_of_cores
@@ -26,6 +27,7 @@ from lm1b.model.tables import Tables
 from lm1b.training.checkpoint import Checkpoint, apply_retention
 from lm1b.training.deepspeed_settings import check_deepspeed_section
 from lm1b.training.engine import Engine
+from lm1b.training.mirror import Mirror
 from lm1b.training.precision import resolve_precision
 from lm1b.training.recovery import newest_sound_checkpoint
 from lm1b.training.run_log import best_step
@@ -57,6 +59,7 @@ class Run:
         self.config, self.ranks = config, ranks
         self.directory = Path(config.run.directory)
         self._check_lanes()
+        self.mirror: Mirror | None = None  # the first rank's
         self.lock = agree(ranks, lambda: RunLock(self.directory) if ranks.is_first else None)
         try:
             self._build()
@@ -77,9 +80,11 @@ class Run:
         self.total_steps = config.training.total_steps or max(1, math.floor(epochs * self.batches.steps_per_epoch))
         is_sampled = config.softmax.kind == "sampled"
         sampler = agree(ranks, lambda: LogUniformSampler(vocabulary_size, config.softmax.samples, config.run.seed) if is_sampled else None)
+        self.mirror = agree(ranks, lambda: Mirror(config, config.run.mirror) if ranks.is_first and config.run.mirror else None)
+        self.fetched: list[str] = []  # what was done with the mirror
         self.damage: list[str] = []  # what was wrong with checkpoints newer than the one taken
         self.changes: list[str] = []  # what a resumed run does otherwise than before
-        checkpoint = newest_sound_checkpoint(self.directory, ranks, self._accept, self.damage.append)
+        checkpoint = self._newest_checkpoint()
         model = LanguageModel(config.model, config.run.seed)
         agree(ranks, lambda: check_deepspeed_section(config))
         engine = Engine(model, config, self.precision, ranks)
@@ -97,13 +102,22 @@ class Run:
         else:
             self._restore(checkpoint)
 
+    def _newest_checkpoint(self) -> Checkpoint | None:
+        """The newest sound checkpoint of the run directory, into which a newer one of its mirror is copied first; collective."""
+        while True:
+            agree(self.ranks, lambda: self.mirror and self.mirror.fetch_newer(self._accept, self.fetched.append), may_take_long=True)
+            damaged_before = len(self.damage)
+            checkpoint = newest_sound_checkpoint(self.directory, self.ranks, self._accept, self.damage.append)
+            if self.config.run.mirror is None or len(self.damage) == damaged_before:
+                return checkpoint  # else one was set aside, and the mirror may have it as it was
+
     @property
     def has_finished(self) -> bool:
         return self.training_step.step >= self.total_steps
 
     def _open_tokens(self) -> TokenDirectory:
         """The shards, of which each of a host's ranks verifies its share, once a machine, and of the corpus that the config names."""
-        tokens = TokenDirectory.open(Path(self.config.tokens.directory))
+        tokens = open_tokens(self.config.tokens)
         tokens.verify_once(local_rank(), local_size())
         if local_rank() == 0:
             check_corpus_unchanged(self.config, tokens)
@@ -133,6 +147,8 @@ class Run:
         step: TrainingStep | None = getattr(self, "training_step", None)  # none yet where building it has failed
         if step is not None:
             step.close()
+        if self.mirror is not None:
+            self.mirror.close()
         if self.lock is not None:
             self.lock.release()
 
@@ -215,6 +231,13 @@ class Run:
             settings = self.config.checkpoints
             best = best_step(self.directory, self.config) if settings.keep_best else None
             apply_retention(self.directory, settings.keep_last, settings.keep_every, best)
+            if self.mirror:
+                self.mirror.wake()
+
+    def finish_mirroring(self) -> None:
+        """Wait until the mirror has every checkpoint, or is known to fail; collective."""
+        if self.config.run.mirror is not None:
+            agree(self.ranks, lambda: self.mirror and self.mirror.finish(), may_take_long=True)
 
     def facts(self) -> dict[str, Any]:
         """What environment.json and the first line say of this run."""

@@ -1,0 +1,277 @@
+"""Tokens at a URL: the same arrays as on this machine, through a bounded cache, whatever happens to it. A real S3 server on loopback."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+from loopback_store import Fault, Proxy, in_environment, proxy_to, s3_server
+from tiny import environment, tiny_settings, write_corpus
+from training_runs import assert_same_end, job, launch, losses, run_launches
+
+from lm1b.config import TokensConfig, parse_config
+from lm1b.data.batches import Batches
+from lm1b.data.manifest import PIECE_BYTES
+from lm1b.data.piece_cache import PieceCache
+from lm1b.data.preprocess import preprocess
+from lm1b.data.remote_tokens import open_tokens
+from lm1b.data.shards import TokenDirectory
+from lm1b.errors import UserError
+from lm1b.remote import StoreError
+
+URL = "s3://lm1b/tokens"
+CACHE_BYTES = 6 * PIECE_BYTES
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tokens of 20 pieces and more."""
+    folder = tmp_path_factory.mktemp("remote")
+    write_corpus(folder / "corpus", sentences=60_000)
+    preprocess(parse_config(tiny_settings(folder, "none")), progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[int]:
+    with s3_server(folder) as port:
+        yield port
+
+
+@pytest.fixture
+def proxy(server: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """The store, holding the tokens as preprocessing made them."""
+    monkeypatch.setenv("LM1B_STORE_SECONDS", "20")
+    with proxy_to(server) as proxy, in_environment(proxy.environment):
+        files = fresh_s3()
+        if not files.exists("lm1b"):
+            files.mkdir("lm1b")
+        for path in (folder / "tokens").iterdir():
+            if path.is_file() and not path.name.startswith("."):
+                files.put_file(str(path), f"lm1b/tokens/{path.name}")
+        proxy.seen.clear()
+        yield proxy
+        fresh_s3()
+
+
+def fresh_s3() -> Any:
+    """A client of the present endpoint: fsspec keeps those it has made."""
+    fsspec.filesystem("s3").clear_instance_cache()
+    return fsspec.filesystem("s3")
+
+
+def remote(cache: Path, cache_bytes: int = CACHE_BYTES, url: str = URL) -> TokenDirectory:
+    return open_tokens(TokensConfig(directory=url, cache_directory=str(cache), cache_bytes=cache_bytes))
+
+
+def batches(tokens: TokenDirectory, block_tokens: int = 3000) -> Batches:
+    return Batches(tokens.split("train"), end_id=tokens.vocabulary.end_id, lanes=8, steps=10, seed=3, block_tokens=block_tokens)
+
+
+def assert_same_batches(folder: Path, tokens: TokenDirectory, steps: range) -> None:
+    here, there = batches(TokenDirectory.open(folder / "tokens")), batches(tokens)
+    for step in steps:
+        for expected, found in zip(here_at(here, step), here_at(there, step), strict=True):
+            assert np.array_equal(expected, found)
+
+
+def here_at(made: Batches, step: int) -> tuple[np.ndarray, np.ndarray]:
+    batch = made.at(step, 0, 8)
+    return batch.inputs_TB, batch.targets_TB
+
+
+@pytest.mark.parametrize("cache_bytes", [CACHE_BYTES, 64 << 20])
+def test_batches_are_those_of_the_local_folder(folder: Path, proxy: Proxy, tmp_path: Path, cache_bytes: int) -> None:
+    tokens = remote(tmp_path, cache_bytes)
+    per_epoch = batches(tokens).steps_per_epoch
+    assert_same_batches(folder, tokens, range(0, per_epoch + 20, 7))
+    assert PieceCache(tmp_path, cache_bytes).total_bytes() <= cache_bytes
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_whole_splits_are_those_of_the_local_folder(folder: Path, proxy: Proxy, tmp_path: Path, split: Any) -> None:
+    for expected, found in zip(
+        TokenDirectory.open(folder / "tokens").split(split).joined(), remote(tmp_path).split(split).joined(), strict=True
+    ):
+        assert np.array_equal(expected, found)
+
+
+def test_every_slice_is_that_of_the_local_folder(folder: Path, proxy: Proxy, tmp_path: Path) -> None:
+    here, there = (tokens.split("train").tokens(0) for tokens in (TokenDirectory.open(folder / "tokens"), remote(tmp_path, 1 << 30)))
+    generator = np.random.default_rng(1)
+    at_edges = [(piece * PIECE_BYTES - 128) // 2 + d for piece in (1, 2) for d in (-1, 0, 1)]
+    places = [*generator.integers(0, len(here) + 50, 60).tolist(), *at_edges, 0, len(here)]
+    for start in places:
+        for count in (0, 1, 30, 40_000, len(here)):
+            assert np.array_equal(here[start : start + count], there[start : start + count]), (start, count)
+
+
+def test_the_cache_stays_within_its_bound_under_several_readers(folder: Path, proxy: Proxy, tmp_path: Path) -> None:
+    largest, stop, cache = [0], threading.Event(), PieceCache(tmp_path, CACHE_BYTES)
+
+    def watch() -> None:
+        while not stop.is_set():
+            largest[0] = max(largest[0], cache.total_bytes())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    readers = [threading.Thread(target=lambda: [remote(tmp_path).split("train").joined()]) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+    stop.set()
+    watcher.join()
+    assert 0 < largest[0] <= CACHE_BYTES
+
+
+def test_what_is_in_the_cache_is_not_fetched_again(folder: Path, proxy: Proxy, tmp_path: Path) -> None:
+    remote(tmp_path, 1 << 30).split("train").joined()
+    first = sum(".npy" in request for request in proxy.seen)
+    assert first == len(list(tmp_path.glob("pieces/*/*")))
+    remote(tmp_path, 1 << 30).split("train").joined()
+    assert sum(".npy" in request for request in proxy.seen) == first
+
+
+def test_two_readers_at_once_fetch_each_piece_once(folder: Path, proxy: Proxy, tmp_path: Path) -> None:
+    readers = [threading.Thread(target=lambda: remote(tmp_path, 1 << 30).split("train").joined()) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+    requests = [request for request in proxy.seen if ".npy" in request]
+    assert len(requests) == len(set(requests)) == len(list(tmp_path.glob("pieces/*/*")))
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
+def test_a_damaged_piece_in_the_cache_is_fetched_anew(folder: Path, proxy: Proxy, tmp_path: Path, damage: str) -> None:
+    expected = remote(tmp_path, 1 << 30).split("train").joined()[0]
+    proxy.seen.clear()
+    pieces = list(tmp_path.glob("pieces/*/*"))
+    for path in pieces:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 4
+        path.write_bytes({"flip": data, "cut": data[:-9], "empty": b""}[damage])
+    assert np.array_equal(remote(tmp_path, 1 << 30).split("train").joined()[0], expected)
+    assert sum(".npy" in request for request in proxy.seen) == len(pieces)
+    proxy.seen.clear()
+    remote(tmp_path, 1 << 30).split("train").joined()
+    assert sum(".npy" in request for request in proxy.seen) == 0
+
+
+def test_a_killed_reader_leaves_a_cache_that_works(folder: Path, proxy: Proxy, tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.path.insert(0, 'tests'); from test_remote_tokens import remote; from pathlib import Path\n"
+        f"while True: remote(Path({str(tmp_path)!r})).split('train').joined(); print('once', flush=True)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment(), stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "once\n"
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    (tmp_path / "pieces" / "00").mkdir(exist_ok=True)
+    (tmp_path / "pieces" / "00" / f"{'0' * 64}.{process.pid}.partial").write_bytes(b"x" * PIECE_BYTES)
+    tokens = remote(tmp_path)
+    assert not list(tmp_path.glob("pieces/*/*.partial"))
+    assert_same_batches(folder, tokens, range(0, 500, 11))
+    assert PieceCache(tmp_path, CACHE_BYTES).total_bytes() <= CACHE_BYTES
+
+
+def test_a_lower_limit_is_kept_from_the_start(folder: Path, proxy: Proxy, tmp_path: Path) -> None:
+    remote(tmp_path, 1 << 30).split("train").joined()
+    assert PieceCache(tmp_path, 1 << 30).total_bytes() > CACHE_BYTES
+    assert PieceCache(tmp_path, CACHE_BYTES).total_bytes() <= CACHE_BYTES
+
+
+@pytest.mark.parametrize("name", ["train-00001.tokens.npy", "validation-00001.ends.npy", "vocabulary.txt", "manifest.json"])
+def test_a_flipped_byte_in_the_store_is_named(folder: Path, proxy: Proxy, tmp_path: Path, name: str) -> None:
+    def read_all() -> None:
+        tokens = remote(tmp_path)
+        for split in ("train", "validation"):
+            tokens.split(split).joined()
+
+    files = fresh_s3()
+    data = bytearray(files.cat_file(f"lm1b/tokens/{name}"))
+    data[len(data) // 2] ^= 1
+    files.pipe_file(f"lm1b/tokens/{name}", bytes(data))
+    with pytest.raises((StoreError, UserError)) as error:
+        read_all()
+    text = str(error.value)
+    assert f"{URL}/{name}" in text
+    assert "damaged" in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("kind", ["503", "cut", "truncate", "flip"])
+def test_passing_faults_are_not_noticed(folder: Path, proxy: Proxy, tmp_path: Path, kind: Any) -> None:
+    proxy.faults += [Fault(r"\.npy", kind, times=2)]
+    assert_same_batches(folder, remote(tmp_path), range(0, 300, 7))
+
+
+def test_slow_pieces_are_fetched_ahead(folder: Path, proxy: Proxy, tmp_path: Path) -> None:
+    """A step that needs nothing new is not held up by what the later ones need."""
+    made = batches(remote(tmp_path, 1 << 30))
+    made.at(0, 0, 8)
+    proxy.faults.append(Fault("GET", "delay", seconds=0.05))
+    before = len(proxy.seen)
+    for step in range(1, 600):
+        made.at(step, 0, 8)
+    assert len(proxy.seen) > before
+
+
+def test_where_there_are_no_tokens_or_older_ones(folder: Path, proxy: Proxy, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"s3://lm1b/nothing: no manifest\.json, so no prepared tokens there"):
+        remote(tmp_path, url="s3://lm1b/nothing")
+    with pytest.raises(StoreError, match="check the bucket"):
+        remote(tmp_path, url="s3://no-such-bucket/tokens")
+
+
+def test_preprocessing_to_a_url_is_refused(folder: Path) -> None:
+    config = parse_config(tiny_settings(folder, "none", tokens={"directory": URL}))
+    with pytest.raises(UserError, match=r"tokens\.directory=s3://lm1b/tokens: preprocessing writes to a folder of this machine"):
+        preprocess(config)
+
+
+def test_a_file_url_is_read_alike(folder: Path, tmp_path: Path) -> None:
+    assert_same_batches(folder, remote(tmp_path, url=f"file://{folder}/tokens"), range(0, 100, 9))
+
+
+def test_two_ranks_train_from_a_cache_smaller_than_the_corpus(folder: Path, proxy: Proxy, tmp_path: Path) -> None:
+    length: Any = {"training": {"total_steps": 60, "gap_every": None}, "batches": {"block_tokens": 3000}, "checkpoints": {"every": 60}}
+    there = {"directory": URL, "cache_directory": str(tmp_path / "cache"), "cache_bytes": 3 * PIECE_BYTES}
+    jobs = [job(folder, "here", **length), job(folder, "there", tokens=there, **length)]
+    proxy.faults += [Fault(r"\.npy", "503", times=3), Fault(r"\.npy", "flip", times=2)]
+    seen = run_launches(folder, "both", [launch(2, jobs)])
+    assert [report["error"] for rank in seen[0] for report in rank] == [None] * 4
+    assert losses(folder, "here") == losses(folder, "there")
+    assert len(losses(folder, "there")) == 60
+    assert_same_end(folder, "here", "there", 0)
+    assert PieceCache(tmp_path / "cache", 1 << 30).total_bytes() <= 3 * PIECE_BYTES
+    assert sum("train" in request and "tokens.npy" in request for request in proxy.seen) > 10
+
+
+def test_a_store_that_stays_away_ends_the_training_in_one_line(
+    folder: Path, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LM1B_STORE_SECONDS", "2")
+    proxy.faults.append(Fault(r"train.*tokens\.npy", "503"))
+    there = {"directory": URL, "cache_directory": str(tmp_path / "cache")}
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(tiny_settings(tmp_path, "run", tokens=there, corpus={"path": str(folder / "corpus")})))
+    done = subprocess.run(
+        [sys.executable, "launch/train.py", "--config", str(config)], env=environment(), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "lm1b: error:" in line]
+    assert f"{URL}/train" in line
+    assert "times in" in line
+    assert "Traceback" not in done.stderr
