@@ -18,11 +18,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from cluster_hosts.cluster import REPOSITORY, Cluster
+from cluster_hosts.formula import expected_sent_bytes
 from cluster_hosts.traffic import StepMeter
 
 from lm1b.data.news_sample import fetch_wheel, wheel_path
+from lm1b.data.shards import TokenDirectory
 from lm1b.errors import UserError, run_command
+from lm1b.files import read_json
+from lm1b.training.run_log import read_run_config
 
 CONFIG = REPOSITORY / "configs" / "irnn_news.json"
 WARM_UP_STEPS = 20  # not counted
@@ -59,8 +64,16 @@ def main() -> None:
         if meter.result is None:
             raise UserError(f"{folder / 'run'}: the training ended before its traffic was measured")
         print("\nTraffic of a step, by the counters of the hosts' own interfaces:")
-        print("\n".join(meter.result.rows([host.name for host in cluster.hosts])))
+        expected = _expected_bytes(folder / "run")
+        print("\n".join(meter.result.rows([host.name for host in cluster.hosts], [expected] * len(cluster.hosts))))
     print(f"all of it in {time.monotonic() - started_at:.0f} s")
+
+
+def _expected_bytes(run: Path) -> float:
+    """What a host should send in a step of the run, by the scaling model."""
+    config, facts = read_run_config(run), read_json(run / "environment.json")
+    counts_V = np.sort(TokenDirectory.open(Path(config.tokens.directory)).vocabulary.counts_V.astype(np.float64))[::-1]
+    return expected_sent_bytes(config, facts["precision"], counts_V, facts["core_parameters"], facts["ranks"])
 
 
 def _run(cluster: Cluster, *command: str) -> None:

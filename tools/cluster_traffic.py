@@ -26,9 +26,8 @@ from typing import Any
 
 from benchmarks.shapes import REPOSITORY, shape_config
 from cluster_hosts.cluster import Cluster
-from scaling.layouts import collectives
-from scaling.measured import Measured
-from scaling.rows import Words, read_counts
+from cluster_hosts.formula import expected_sent_bytes
+from scaling.rows import read_counts
 
 from lm1b.errors import UserError, run_command
 from lm1b.files import write_json
@@ -76,24 +75,11 @@ class Bench:
         return reports
 
     def expected_bytes(self, report: dict[str, Any], vocabulary: int) -> float:
-        """What a rank should send in a step, by the scaling model."""
-        given, case = self.arguments, report["cases"][0]
+        """What a rank should send in a step; see `expected_sent_bytes`."""
+        given = self.arguments
         config = shape_config(given.shape, given.precision, [f"batches.lanes={given.lanes}"])
-        entry = Measured(
-            precision=given.precision,
-            vocabulary=vocabulary,
-            ranks=report["ranks"],
-            lanes=given.lanes,
-            steps=config.batches.steps,
-            samples=config.softmax.samples,
-            embedding=case["embedding"],
-            output_width=case["output_width"],
-            core_parameters=case["core_parameters"],
-            step_seconds=1.0,
-        )
-        words = Words(read_counts(given.counts, vocabulary), config.softmax.samples)
-        rows = words.touched(given.lanes * config.batches.steps // report["ranks"], report["ranks"])
-        return sum(each.sent_bytes(report["ranks"]) for each in collectives("sharded", entry, rows, report["ranks"]))
+        counts_V = read_counts(given.counts, vocabulary)
+        return expected_sent_bytes(config, given.precision, counts_V, report["cases"][0]["core_parameters"], report["ranks"])
 
 
 def measure_bytes(bench: Bench) -> list[dict[str, Any]]:

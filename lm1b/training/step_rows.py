@@ -105,9 +105,9 @@ class RowPipeline:
         self._gradient_format = config.communication.row_gradients
         self._background = Background(ranks, is_on=config.communication.overlap)
         self._ahead: tuple[int, Future[StepRows]] | None = None
-        # Of each row here, whether the present step touches it.
         # The output rows' part in what is sent: none with the full softmax, as if there were no other ranks.
         self._output_ranks = ranks if sampler else single_process(ranks.device)
+        # Of each row here, whether the present step touches it.
         self._touched = [torch.zeros(len(table.rows), dtype=torch.bool, device=ranks.device) for table in (tables.input, tables.output)]
 
     def take(self, step: int, *, is_last: bool) -> StepRows:
