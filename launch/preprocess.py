@@ -45,8 +45,10 @@ def run(config: Config) -> TokenDirectory | None:
     if here().size == 1:
         return preprocess(config)
     from lm1b.training.process_group import plain_ranks  # loads torch, which a process on its own does without
+    from lm1b.training.same_everywhere import check_program
 
     with plain_ranks() as ranks:
+        check_program(ranks, config)
         tokens = preprocess(config, ranks=ranks)
         return tokens if ranks.is_first else None
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from lm1b.distributed import Ranks, single_process
-from lm1b.model.row_exchange import GradientExchange, RowGradient, RowRequest, request_rows
+from lm1b.model.row_exchange import GradientExchange, RowGradient, RowRequest, bring_rows, request_rows
 from lm1b.model.row_formats import Plain, RowFormat
-from lm1b.model.tables import VocabularyTable, fetch_rows
+from lm1b.model.tables import VocabularyTable, begin_rows
 
 ALONE = single_process()
 
@@ -20,7 +20,10 @@ def asked(ids_U: Tensor, ranks: Ranks = ALONE, num_shared: int = 0) -> RowReques
 
 
 def fetched(table: VocabularyTable, request: RowRequest, dtype: torch.dtype = torch.float32) -> Tensor:
-    return fetch_rows([(table, request, dtype)], table.ranks)[0]
+    brought = begin_rows([(table, request, dtype)])
+    if table.ranks.size > 1:
+        bring_rows(brought, [request.route], table.ranks)
+    return brought[0].rows_UD
 
 
 def apply(table: VocabularyTable, request: RowRequest, gradient_UD: Tensor, form: RowFormat | None = None, **settings: Any) -> None:

@@ -115,3 +115,14 @@ def test_int8_is_right_on_average_and_keyed_by_row() -> None:
     other = StochasticInt8(derive_key(3, "row gradient", 8))
     assert not torch.equal(found, other.read(packed(other, row, ids, 0), 0, 4000))
     assert torch.equal(found[5:9], form.read(packed(form, row[5:9], ids[5:9], 0), 0, 4))
+
+
+# What is left of a step ------------------------------------------------------------------------------------------
+
+
+def test_rows_of_a_step_are_freed_when_it_is_over(trained: list[Any]) -> None:
+    """A hook on a leaf that holds the leaf would keep every step's rows and gradients for ever."""
+    for launched in trained:
+        for seen in launched:
+            for one in seen:
+                assert 0 < one["rows_alive"] <= 2  # the present step's and the one's before

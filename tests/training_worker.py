@@ -25,6 +25,7 @@ import signal
 import sys
 import time
 import warnings
+import weakref
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ from lm1b.training import loop
 from lm1b.training.engine import Engine
 from lm1b.training.process_group import start_ranks, stop_ranks
 from lm1b.training.step import StepResult, TrainingStep
-from lm1b.training.step_rows import RowPipeline
+from lm1b.training.step_rows import RowPipeline, StepRows
 
 TIME_LIMIT_SECONDS = 200.0
 
@@ -131,6 +132,20 @@ class Watch:
         return patches
 
     def train(self) -> dict[str, Any]:
+        taken: list[weakref.ref[StepRows]] = []
+        take = self.take
+
+        def counting(pipeline: RowPipeline, *arguments: Any, **keywords: Any) -> StepRows:
+            rows = take(pipeline, *arguments, **keywords)
+            taken.append(weakref.ref(rows))
+            self.seen["rows_alive"] = sum(reference() is not None for reference in taken)
+            return rows
+
+        with mock.patch.object(RowPipeline, "take", counting):
+            return self._train()
+
+    def _train(self) -> dict[str, Any]:
+        self.take = RowPipeline.take  # the one that counts
         patches = self.patches() if self.job.get("poison") or self.job.get("loss_scale") else []
         for patch in patches:
             patch.start()

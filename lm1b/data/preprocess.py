@@ -79,7 +79,7 @@ def preprocess(config: Config, *, progress: bool = True, ranks: Ranks | None = N
     made_from = crew.together(lambda: _made_from(config, corpus))
     crew.assert_same(made_from, OTHER_TEXT)
     if all(crew.each(lambda: is_complete(directory, made_from) and not (directory / UNFINISHED_NAME).exists())):
-        return TokenDirectory.open(directory)  # also where the folder may only be read
+        return _opened(directory, crew)  # also where the folder may only be read
     with ExitStack() as held:
         crew.first(lambda: _take(directory, held))
         crew.assert_shared(directory)

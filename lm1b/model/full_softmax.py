@@ -76,6 +76,9 @@ def full_softmax_part(hidden_NP: Tensor, rows_LP: Tensor, bias_L: Tensor, places
     among these rows, -1 where it is not among them (on rank r of R: `places_of_targets`).
     """
     num_positions = len(hidden_NP)
+    if not len(rows_LP):  # fewer words than ranks
+        nothing = torch.full((num_positions,), -torch.inf, device=hidden_NP.device)
+        return FullSoftmax(nothing, torch.zeros_like(nothing, dtype=torch.float64), nothing.clone())
     here = places_N >= 0
     places = places_N.clamp(min=0)
     target_rows = rows_LP.index_select(0, places).to(hidden_NP.dtype).to(torch.float32)

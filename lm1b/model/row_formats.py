@@ -84,7 +84,7 @@ class StochasticInt8:
         scales, codes = self._parts(packed)
         scale_n = rows_nD.abs().amax(1) / _LARGEST_CODE
         columns_D = torch.arange(rows_nD.shape[1], device=rows_nD.device, dtype=torch.float64) * _GOLDEN_RATIO
-        chance_nD = (uniform(self.key, ids_n).unsqueeze(1) + columns_D).frac_().float()
+        chance_nD = (uniform(self.key, ids_n).unsqueeze(1) + columns_D).frac_().float().clamp_(max=1 - 2**-24)  # below 1 as float32 too
         # A row of zeros has scale 0 and gets codes 0.
         values = (rows_nD / scale_n.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(1)).add_(chance_nD).floor_()
         scales[start : start + len(rows_nD)] = scale_n

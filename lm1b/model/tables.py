@@ -3,7 +3,7 @@
 Row r lives on rank r % N, at place r // N there, in float32 beside its accumulator. A training step:
 
 1. `distinct_inputs` and `distinct_outputs` find the ids that this rank needs, and `request_rows` tells the owners.
-2. `fetch_rows` brings them, sent in the compute precision, as one float32 tensor rows_UD a table.
+2. `begin_rows` makes room for them, one float32 tensor rows_UD a table, and `bring_rows` brings them, sent in the compute precision.
 3. Autograd leaves the gradient of those rows in rows_UD.grad, summed over micro-batches.
 4. A `GradientExchange` sends it back; `table.update` adds one Adagrad step to just these rows and accumulators, a cache's worth
    at a time.
@@ -23,7 +23,7 @@ from torch import Tensor
 from lm1b.config import Config
 from lm1b.distributed import Ranks
 from lm1b.model.huge_pages import lasting_zeros
-from lm1b.model.row_exchange import Bringing, GradientExchange, RowRequest, block_rows, bring_rows, take_rows
+from lm1b.model.row_exchange import Bringing, GradientExchange, RowRequest, block_rows, take_rows
 from lm1b.model.sampler import Samples
 from lm1b.randomness import derive_key, uniform
 
@@ -145,14 +145,6 @@ def distinct_outputs(samples: Samples, targets_N: Tensor, ranks: Ranks) -> tuple
     others, places_of_others = torch.unique(target_keys_N[~is_sampled], return_inverse=True)
     places[~is_sampled] = places_of_others + num_samples
     return _ids(torch.cat([keys_S, others]), ranks), places
-
-
-def fetch_rows(wanted: Sequence[tuple[VocabularyTable, RowRequest, torch.dtype]], ranks: Ranks) -> list[Tensor]:
-    """The requested rows of each table, rows_UD float32, rounded to its dtype whether they travel or not. A collective."""
-    brought = begin_rows(wanted)
-    if ranks.size > 1:
-        bring_rows(brought, [request.route for _, request, _ in wanted], ranks)
-    return [each.rows_UD for each in brought]
 
 
 def begin_rows(wanted: Sequence[tuple[VocabularyTable, RowRequest, torch.dtype]]) -> list[Bringing]:

@@ -20,13 +20,16 @@ T = TypeVar("T")
 
 
 class Background:
-    """`submit` gives a job to the thread; where is_on is False or there is one rank, it is done at once by the caller itself.
+    """`submit` gives a job to the thread; where is_on is False, on one rank and on a GPU it is done at once by the caller itself.
 
     group: for the jobs' collectives; None is the default one. Every rank makes one at the same time, and submits the same jobs.
+    After a job that has failed no other is begun: each raises the same error, whichever of them is asked for first.
     """
 
     def __init__(self, ranks: Ranks, *, is_on: bool) -> None:
-        self.is_on = is_on and ranks.size > 1
+        # NCCL wants its collectives in one order over all process groups and threads.
+        self.is_on = is_on and ranks.size > 1 and ranks.device.type == "cpu"
+        self._problem: BaseException | None = None
         self.group: dist.ProcessGroup | None = None
         self._pool: ThreadPoolExecutor | None = None
         if self.is_on:
@@ -37,12 +40,21 @@ class Background:
             at_the_end(self.close)
 
     def submit(self, job: Callable[[], T]) -> Future[T]:
-        """Do it after the jobs before it; result() waits, and raises what the job has raised."""
+        """Do it after the jobs before it; result() waits, and raises what the job has raised. By the caller itself it raises here."""
         if self._pool is not None:
-            return self._pool.submit(job)
+            return self._pool.submit(self._unless_failed, job)
         done: Future[T] = Future()
         done.set_result(job())
         return done
+
+    def _unless_failed(self, job: Callable[[], T]) -> T:
+        if self._problem is not None:
+            raise self._problem
+        try:
+            return job()
+        except BaseException as error:
+            self._problem = error
+            raise
 
     def close(self) -> None:
         """Wait for the last job and end thread and group. Every rank calls it; again does nothing."""

@@ -24,7 +24,12 @@ SEEN_SECONDS = 10.0  # a file system that hosts share may show what another host
 NAMED = 4  # places, files or settings that a message names
 INSTALL = "install the same on every host: pip install -c constraints.txt -e ."
 # May be another on each host: places of files, whose contents are compared instead, and shares of the host's cores.
-LOCAL_SETTINGS = {"corpus": ("path",), "tokens": ("directory", "processes"), "run": ("directory",), "training": ("threads",)}
+LOCAL_SETTINGS = {
+    "corpus": ("path",),
+    "tokens": ("directory", "processes", "cache_directory", "cache_bytes"),
+    "run": ("directory",),
+    "training": ("threads",),
+}
 
 
 def check_program(ranks: Ranks, config: Config) -> list[str]:

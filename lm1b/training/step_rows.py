@@ -12,7 +12,8 @@ With the full softmax (no sampler) only input rows travel: every step takes this
 lies, and applies their gradients to it, without sending any.
 
 So every row is as new as without overlap, the numbers are the same bit for bit, and the same rows travel; only the marks of
-point 1 are more, a byte a row. `communication.overlap=false` does all of it in order, in the step's own thread.
+point 1 are more, a byte a row. `communication.overlap=false` does all of it in order, in the step's own thread; so does a GPU,
+where NCCL wants one order over all process groups.
 
 T steps, B lanes of this rank, U distinct rows, D and P widths.
 """
@@ -20,6 +21,7 @@ T steps, B lanes of this rank, U distinct rows, D and P widths.
 from __future__ import annotations
 
 import functools
+import weakref
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -224,11 +226,15 @@ class RowPipeline:
     def _send_when_ready(self, rows: StepRows, name: str, indices: list[int]) -> None:
         """Have the gradients of some of the tables sent as soon as the last micro-batch's backward has left them."""
         missing = len(indices) * self._micro_batches
+        # A hook that holds its own leaf is never freed, not even by the garbage collector.
+        held = weakref.ref(rows)
 
         def one_more(_: Tensor) -> None:
             nonlocal missing
             missing -= 1
             if not missing:
+                rows = held()
+                assert rows is not None, "the step holds its rows until they are updated"
                 self._send(rows, name, indices)
 
         for index in indices:

@@ -2,7 +2,8 @@
 
 rows: until the step has its rows. core gradient: DeepSpeed's reduction at the end of backward (ZeRO stage 3 gathers weights
 before, which is not counted). status: the small all-reduce after it. row gradients: until those of all ranks are here. What is
-exchanged in the step's own thread is counted with the work that goes with it. On a GPU host time says nothing of this: zeros.
+exchanged in the step's own thread is counted with the work that goes with it, and so is this rank's own work that the thread beside the
+steps has not done in time. On a GPU host time says nothing of this: zeros.
 """
 
 from __future__ import annotations
