@@ -243,7 +243,9 @@ def cluster(folder: Path) -> Iterator[Cluster]:
 
 
 @pytest.mark.skipif(what_is_missing() is not None, reason=str(what_is_missing()))
-@pytest.mark.parametrize("line", [line for line in README_COMMANDS if "--hostfile" in line])
+@pytest.mark.parametrize(
+    "line", [line for line in README_COMMANDS if "--hostfile" in line and "--no_ssh" not in line and "--launcher" not in line], ids=str
+)  # others: test_launching.py
 def test_a_command_of_the_readme_for_a_cluster(
     folder: Path, trained: subprocess.CompletedProcess[str], cluster: Cluster, line: str
 ) -> None:
