@@ -23,6 +23,7 @@ Overlap (the default, lm1b/training/step_rows.py): ids, marks, the rows that no 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -121,7 +122,7 @@ def collectives(layout: Layout, entry: Measured, rows: TouchedRows, ranks: int, 
     return [*asked, _exchange("early rows", row_bytes, early), _exchange("late rows", row_bytes, late), *gradients, *core]
 
 
-def _exchange(what: str, sizes: list[float], rows: list[tuple[float, float]]) -> Collective:
+def _exchange(what: str, sizes: Sequence[float], rows: Sequence[tuple[float, float]]) -> Collective:
     """One all-to-all of the rows of some tables. sizes: bytes of a row of each; rows: how many, and the busiest owner's share."""
     of_each = [size * count for size, (count, _) in zip(sizes, rows, strict=True)]
     busiest = sum(part * share for part, (_, share) in zip(of_each, rows, strict=True)) / sum(of_each) if any(of_each) else 1.0
