@@ -97,6 +97,7 @@ def measure_training(arguments: argparse.Namespace, say: Callable[[str], None]) 
             if case.saves:
                 say("checkpoint")
                 figures["checkpoint"] = groups[1].ask("checkpoint", folder=arguments.folder and str(arguments.folder))[0]
+                figures["checkpoint"].pop("rank")
         if 1 in groups:
             groups[1].close()
         if is_against_plain:

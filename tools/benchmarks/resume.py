@@ -76,7 +76,7 @@ def _run(
             if not first and metrics and metrics.exists() and _has(metrics, step):
                 first = time.perf_counter() - started_at
                 if ends_there:
-                    _kill(process)
+                    kill_family(process)
                     return first, first
             time.sleep(0.05)
         whole = time.perf_counter() - started_at
@@ -86,7 +86,7 @@ def _run(
     return first or whole, whole
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
+def kill_family(process: subprocess.Popen[bytes]) -> None:
     """The launcher and everything that it has started."""
     family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
     for member in family:
