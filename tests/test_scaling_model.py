@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scaling.collectives import Collective, Network
-from scaling.layouts import LAYOUTS, Layout, Machine, Prediction, collectives, predict
+from scaling.layouts import BEHIND_THE_STEP, LAYOUTS, Layout, Machine, Prediction, collectives, predict
 from scaling.loopback import measure_loopback
 from scaling.measured import Measured, choose, read_measured
 from scaling.rows import Words, read_counts
@@ -68,15 +68,24 @@ def test_expected_rows_are_the_mean_of_drawn_ones(ranks: int) -> None:
         others = [np.setdiff1d(part, sampled) for part in targets]
         everywhere = np.concatenate(targets)
         asked = np.bincount(np.concatenate([sampled, others[0]]) % ranks, minlength=ranks)
+        before = np.concatenate([generator.choice(5000, tokens, p=probability_V) for _ in range(ranks)])
+        before_outputs = np.concatenate([sampler.draw(1000 + step, "cpu").ids_S.numpy(), before])
+        late = np.intersect1d(targets[0], before), np.intersect1d(np.concatenate([sampled, others[0]]), before_outputs)
+        asked_late = [np.bincount(ids % ranks, minlength=ranks)[0] for ids in late]
         drawn.append(
-            [len(np.unique(targets[0])), len(others[0]), len(np.unique(everywhere)), len(np.setdiff1d(everywhere, sampled)), asked[0]]
+            [
+                *(len(np.unique(targets[0])), len(others[0]), len(np.unique(everywhere)), len(np.setdiff1d(everywhere, sampled))),
+                *(len(late[0]), len(late[1]), asked[0], *asked_late),
+            ]
         )
-    inputs, others, all_inputs, all_others, asked_of_first = np.mean(drawn, axis=0)
+    inputs, others, all_inputs, all_others, late_inputs, late_outputs, asked_of_first, *late_of_first = np.mean(drawn, axis=0)
     rows = words.touched(tokens, ranks)
-    expected = [rows.inputs, rows.others, rows.all_inputs, rows.all_others]
-    assert expected == pytest.approx([inputs, others, all_inputs, all_others], rel=0.015)
+    expected = [rows.inputs, rows.others, rows.all_inputs, rows.all_others, rows.late_inputs, rows.late_outputs]
+    assert expected == pytest.approx([inputs, others, all_inputs, all_others, late_inputs, late_outputs], rel=0.015)
     # Id 0 and its kind belong to the first rank, which is asked for most.
     assert rows.busiest_output * rows.outputs / ranks == pytest.approx(asked_of_first, rel=0.01)
+    late = [rows.busiest_late_input * rows.late_inputs / ranks, rows.busiest_late_output * rows.late_outputs / ranks]
+    assert late == pytest.approx(late_of_first, rel=0.02)
 
 
 def test_expected_samples_add_up_and_are_as_frequent_as_drawn_ones() -> None:
@@ -95,12 +104,15 @@ def test_every_word_is_touched_by_many_tokens_and_all_are_samples_under_a_full_s
 # Bytes ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("precision", "cell"), [("fp32", "lstm"), ("bf16", "irnn")])
-def test_bytes_of_a_step_are_those_that_two_real_ranks_send(tmp_path: Path, precision: str, cell: str) -> None:
-    model = {"cell": cell, "embedding": 12, "hidden": 24, "projection": 16}
-    config = write_settings(
-        tmp_path, "run", model=model, training={"precision": precision, "threads": 1}, batches={"lanes": 16, "steps": 10}
-    )
+@pytest.mark.parametrize(("precision", "cell", "overlap"), [("fp32", "lstm", True), ("bf16", "irnn", True), ("fp32", "lstm", False)])
+def test_bytes_of_a_step_are_those_that_two_real_ranks_send(tmp_path: Path, precision: str, cell: str, overlap: bool) -> None:
+    settings: dict[str, dict[str, Any]] = {
+        "model": {"cell": cell, "embedding": 12, "hidden": 24, "projection": 16},
+        "training": {"precision": precision, "threads": 1},
+        "batches": {"lanes": 16, "steps": 10},
+        "communication": {"overlap": overlap},
+    }
+    config = write_settings(tmp_path, "run", **settings)
     run_ranks([str(Path(__file__).with_name("scaling_worker.py")), str(config), "40"], 2)
     reports = [json.loads(Path(f"{config}.{rank}").read_text()) for rank in range(2)]
     sent = {kind: (reports[0][kind] + reports[1][kind]) / 2 for kind in ("all_to_all", "all_gather", "all_reduce")}
@@ -114,7 +126,7 @@ def test_bytes_of_a_step_are_those_that_two_real_ranks_send(tmp_path: Path, prec
         steps=10,
     )
     expected = dict.fromkeys(sent, 0.0)
-    for each in collectives("sharded", alone, zipf(VOCABULARY, 60).touched(80, 2), 2):
+    for each in collectives("sharded", alone, zipf(VOCABULARY, 60).touched(80, 2), 2, overlap):
         expected[each.kind] += each.sent_bytes(2)
     assert expected["all_to_all"] == pytest.approx(sent["all_to_all"], rel=0.02)
     # DeepSpeed may pad the core by a few elements, and an IRNN has fewer parameters to tell the status of than an LSTM.
@@ -139,7 +151,7 @@ def test_our_row_traffic_grows_as_the_share_of_other_ranks(ranks: int) -> None:
     def rows_sent(count: int) -> float:
         touched = zipf(20_000, 500).touched(320, count)
         found = collectives("sharded", entry(), touched, count)
-        return sum(each.sent_bytes(count) for each in found if "row" in each.what or "bias" in each.what or each.what == "ids")
+        return sum(each.sent_bytes(count) for each in found if "row" in each.what or each.what == "ids")
 
     assert rows_sent(ranks) == pytest.approx(rows_sent(2) * 2 * (ranks - 1) / ranks)
 
@@ -203,6 +215,57 @@ def test_ranks_of_a_host_share_its_wire() -> None:
     assert four.communication_seconds == pytest.approx(4 * one.communication_seconds)
 
 
+# Overlap --------------------------------------------------------------------------------------------------------
+
+
+def in_order(ranks: int, network: Network = NETWORK, machine: Machine | None = None, layout: Layout = "sharded") -> Prediction:
+    alone = entry()
+    words = zipf(alone.vocabulary, alone.samples)
+    return predict(layout, alone, words, ranks, alone.lanes, network, machine or Machine(), overlap=False)
+
+
+def seconds_of(overlap: bool, names: tuple[str, ...], ranks: int, network: Network) -> float:
+    found = collectives("sharded", entry(), zipf(20_000, 500).touched(320, ranks), ranks, overlap)
+    return sum(each.seconds(ranks, network) for each in found if each.what in names)
+
+
+def test_only_late_rows_and_the_core_are_waited_for_where_the_step_is_long_enough() -> None:
+    exposed = seconds_of(True, ("late rows", "status", "norm", "core gradient", "core weights"), 8, NETWORK)
+    ahead = foretell("sharded", 8)
+    assert ahead.communication_seconds == pytest.approx(exposed)
+    assert ahead.hidden_seconds == pytest.approx(seconds_of(True, BEHIND_THE_STEP, 8, NETWORK))
+    everything = seconds_of(False, ("counts", "ids", "rows", "row gradients", "status", "core gradient", "core weights"), 8, NETWORK)
+    assert (in_order(8).communication_seconds, in_order(8).hidden_seconds) == (pytest.approx(everything), 0.0)
+    assert ahead.words_per_second > in_order(8).words_per_second
+
+
+def test_what_takes_longer_than_the_step_computes_is_waited_for() -> None:
+    slow = Network("slow", 0.0, 1e4)
+    ahead = foretell("sharded", 8, slow)
+    behind = seconds_of(True, BEHIND_THE_STEP, 8, slow)
+    computing = ahead.step_seconds - ahead.communication_seconds
+    assert behind > 2 * computing
+    assert ahead.hidden_seconds == pytest.approx(computing)
+    exposed = seconds_of(True, ("late rows", "status", "core gradient", "core weights"), 8, slow)
+    assert ahead.communication_seconds == pytest.approx(exposed + behind - computing)
+
+
+def test_overlap_changes_bytes_by_the_marks_alone() -> None:
+    touched = zipf(20_000, 500).touched(320, 8)
+    marks = (touched.inputs + touched.outputs) * 7 / 8
+    assert foretell("sharded", 8).sent_bytes - in_order(8).sent_bytes == pytest.approx(marks)
+
+
+def test_nothing_hides_on_loopback_while_all_cores_compute() -> None:
+    assert foretell("sharded", 2, machine=Machine(2, cores=2, is_loopback=True)).hidden_seconds == 0
+    assert foretell("sharded", 2, machine=Machine(2, cores=4, is_loopback=True)).hidden_seconds > 0
+
+
+@pytest.mark.parametrize("layout", ["sparse", "dense"])
+def test_the_other_layouts_overlap_nothing(layout: Layout) -> None:
+    assert foretell(layout, 8) == in_order(8, layout=layout)
+
+
 def test_a_second_measurement_tells_what_does_not_follow_the_lanes() -> None:
     """0.3 s of the step are fixed and 0.35 s follow the lanes, beside 0.15 s in other parts."""
     parts = {name: PARTS[name] for name in ("sampler", "row fetch", "core update", "table update")}
@@ -262,6 +325,10 @@ def test_the_command_predicts_checks_and_draws(tmp_path: Path) -> None:
     assert checked["error_percent"] == pytest.approx(100 * (checked["predicted_words_per_second"] / (320 / 0.7) - 1))
     assert f"{checked['error_percent']:+.1f} %" in done.stdout
     assert picture.read_bytes().startswith(b"\x89PNG")
+    subprocess.run([*command, "--no-overlap"], env=environment(), cwd=REPOSITORY, check=True, capture_output=True, timeout=120)
+    (others,) = json.loads(written.read_text())["predictions"].values()
+    ahead, ordered = ([each for each in of if each["layout"] == "sharded" and each["ranks"] == 8] for of in (predictions, others))
+    assert ahead[0]["hidden_seconds"] > ordered[0]["hidden_seconds"] == 0
 
 
 def test_a_check_without_a_network_of_this_machine_is_refused(tmp_path: Path) -> None:

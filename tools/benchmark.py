@@ -3,8 +3,10 @@
     python tools/benchmark.py --json out.json --counts training_word_counts.npy --against plain --against hf-wordlevel
 
 1. Training steps of every shape, in bf16 and fp32, by warm processes that take turns (one rank on one thread, two ranks on a thread
-   each, one rank on two threads): words/s, share of the matrix products' own rate (measured between the steps), parts of a step.
-2. Exact evaluation over the whole vocabulary; preprocessing by phase; start and resumption with tables of the real size.
+   each, one rank on two threads): words/s, share of the matrix products' own rate (measured between the steps), parts of a step, what
+   happens behind it, CPU time by thread; one checkpoint saved and read back, beside the disk's own rate.
+2. What the logs cost a step; exact evaluation over the whole vocabulary; preprocessing by phase; start and resumption with tables of
+   the real size.
 
 Medians of interleaved repeats, and CPU time wherever a share is meant: machines are shared. Tokens are drawn from the unigram counts, so
 that rows, samples and traffic are those of real text. `--counts` is a .npy file of training counts; without it a Zipf curve stands in.
@@ -17,7 +19,7 @@ import contextlib
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +27,7 @@ from typing import Any
 
 from benchmark_preprocess import measure_preprocessing
 from benchmarks.evaluation import measure_evaluation
+from benchmarks.log_cost import measure_logging
 from benchmarks.machine import describe_machine
 from benchmarks.resume import measure_resume
 from benchmarks.shapes import BENCHMARK_WORDS, DEEPSPEED, NEWS_WORDS, SHAPES, shape_config, write_corpus
@@ -38,7 +41,7 @@ from lm1b.files import write_json
 from lm1b.training.run import prepare_process
 from lm1b.training.run_log import git_revision
 
-PARTS = ("training", "evaluation", "preprocessing", "resume")
+PARTS = ("training", "logging", "evaluation", "preprocessing", "resume")
 MADE_UP_MEGABYTES, REPEATS_OF_PREPROCESSING = 40, 2
 # (ranks, threads of each): one core, and the two ways to use two.
 ONE_CORE, TWO_RANKS, TWO_THREADS = (1, 1), (2, 1), (1, 2)
@@ -46,82 +49,85 @@ ONE_CORE, TWO_RANKS, TWO_THREADS = (1, 1), (2, 1), (1, 2)
 
 @dataclass(frozen=True)
 class Case:
-    """A training step to measure, in some ways."""
+    """A training step to measure, in some ways. saves: whether its checkpoint is measured too, of one rank."""
 
     shape: str
     precision: str = "bf16"
     vocabulary: int = BENCHMARK_WORDS
     ways: tuple[tuple[int, int], ...] = (ONE_CORE, TWO_RANKS)
     settings: tuple[str, ...] = ()
+    saves: bool = False
 
 
 CASES = [
     *(Case(shape, precision) for shape in ("irnn_512", "irnn_1024_512", "lstm_512", "lstm_2048_512") for precision in ("bf16", "fp32")),
     # What of a step does not follow its lanes: tools/scaling_model.py needs it.
     Case("lstm_512", ways=(ONE_CORE,), settings=("batches.lanes=64",)),
-    Case("lstm_512", vocabulary=NEWS_WORDS),
-    # The last of its processes: DeepSpeed's engines stay in memory.
-    Case("biglstm_slice", vocabulary=NEWS_WORDS, ways=(ONE_CORE,)),
-    Case("irnn_1024_512", ways=(TWO_THREADS,)),
     Case("lstm_512", ways=(TWO_THREADS,)),
     Case("lstm_512", "fp32", ways=(TWO_THREADS,)),
+    Case("irnn_1024_512", ways=(TWO_THREADS,)),
+    Case("lstm_512", vocabulary=NEWS_WORDS, saves=True),
+    # The last of its processes: DeepSpeed's engines stay in memory.
+    Case("biglstm_slice", vocabulary=NEWS_WORDS, ways=(ONE_CORE,)),
 ]
 
 
-@contextlib.contextmanager
-def training_workers(ways: list[tuple[int, int]], counts: str | None) -> Iterator[dict[tuple[int, int], Workers]]:
-    """Warm processes, one group a way."""
+def training_workers(ranks: int, counts: str | None) -> Workers:
+    """A warm process for each rank, with any number of threads."""
     script = str(Path(__file__).parent / "benchmarks" / "training.py")
-    options = ["--counts", counts] if counts else []
+    launcher = [sys.executable, script] if ranks == 1 else [DEEPSPEED, "--num_gpus", str(ranks), script]
+    return Workers([*launcher, *(["--counts", counts] if counts else [])], ranks, 1)
+
+
+def measure_training(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+    """Every case, its ways by turns; one process takes the turns of one rank on one thread and on two. Then the plain version.
+
+    The plain version and two ranks have memory enough only once the single rank's process has ended.
+    """
+    cases = [case for case in CASES if case.shape in arguments.shapes]
+    is_against_plain = "plain" in arguments.against
+    sizes = sorted({ranks for case in cases for ranks, _ in case.ways} | ({2} if is_against_plain else set()))
+    figures: dict[str, Any] = {"training": [], "checkpoint": None}
     with contextlib.ExitStack() as stack:
-        workers = {}
-        for ranks, threads in ways:
-            launcher = [sys.executable, script] if ranks == 1 else [DEEPSPEED, "--num_gpus", str(ranks), script]
-            workers[ranks, threads] = stack.enter_context(Workers([*launcher, *options], ranks, threads))
-        yield workers
+        groups = {ranks: stack.enter_context(training_workers(ranks, arguments.counts)) for ranks in sizes}
+        for case in cases:
+            vocabulary = min(case.vocabulary, arguments.vocabulary)
+            say(f"training: {case.shape} {case.precision}, {vocabulary:,} words {' '.join(case.settings)}")
+            figures["training"] += _measure_case(case, groups, arguments, vocabulary)
+            if case.saves:
+                say("checkpoint")
+                figures["checkpoint"] = groups[1].ask("checkpoint", folder=arguments.folder and str(arguments.folder))[0]
+                figures["checkpoint"].pop("rank")
+        if 1 in groups:
+            groups[1].close()
+        if is_against_plain:
+            say("training: lstm_512 against plain PyTorch")
+            figures["against_plain"] = measure_plain(arguments, groups[2])
+    return figures
 
 
-def measure_training(arguments: argparse.Namespace, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Every case; one core and two ranks by turns. The tables fit into memory twice, so two threads come afterwards."""
-    results = []
-    for together in ([ONE_CORE, TWO_RANKS], [TWO_THREADS]):
-        cases = [case for case in CASES if case.shape in arguments.shapes and set(case.ways) <= set(together)]
-        if not cases:
-            continue
-        with training_workers(together, arguments.counts) as workers:
-            for case in cases:
-                vocabulary = min(case.vocabulary, arguments.vocabulary)
-                say(f"training: {case.shape} {case.precision}, {vocabulary:,} words {' '.join(case.settings)}")
-                results += _measure_case(case, {way: workers[way] for way in case.ways}, arguments.repeats, vocabulary, arguments.set)
-    return results
-
-
-def _measure_case(
-    case: Case, workers: dict[tuple[int, int], Workers], repeats: int, vocabulary: int, more: list[str]
-) -> list[dict[str, Any]]:
-    for (_, threads), group in workers.items():
-        settings = [*case.settings, *more, f"training.threads={threads}"]
-        group.ask("build", shape=case.shape, precision=case.precision, vocabulary=vocabulary, overrides=settings)
-    for _ in range(repeats):
-        for group in workers.values():
+def _measure_case(case: Case, groups: dict[int, Workers], arguments: argparse.Namespace, vocabulary: int) -> list[dict[str, Any]]:
+    chosen = [groups[ranks] for ranks, _ in case.ways]
+    for group, (_, threads) in zip(chosen, case.ways, strict=True):
+        settings = [*case.settings, *arguments.set, f"training.threads={threads}"]
+        group.tell("build", shape=case.shape, precision=case.precision, vocabulary=vocabulary, overrides=settings)
+    for group in chosen:  # all build and warm up at the same time, and take turns from here
+        group.answers()
+    for _ in range(arguments.repeats):
+        for group in chosen:
             group.ask("steps", count=1)
-    results = []
-    for group in workers.values():
-        first = group.ask("result", profiled_steps=2)[0]
-        first.pop("rank")
-        results.append({"shape": case.shape, **first})
-    return results
+    results = [group.ask("result", profiled_steps=2)[0] for group in chosen]
+    return [{"shape": case.shape, **{key: value for key, value in found.items() if key != "rank"}} for found in results]
 
 
-def measure_plain(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
-    """LSTM-512 as a user of PyTorch would write it, beside ours, by turns, each with both cores."""
-    say("training: lstm_512 against plain PyTorch")
+def measure_plain(arguments: argparse.Namespace, ours: Workers) -> dict[str, Any]:
+    """LSTM-512 as a user of PyTorch would write it, beside our two ranks, by turns, each with both cores."""
     options = ["--counts", arguments.counts] if arguments.counts else []
     script = str(Path(__file__).parent / "benchmarks" / "plain.py")
-    with training_workers([TWO_RANKS], arguments.counts) as workers, Workers([sys.executable, script, *options], 1, 2) as plain:
-        ours = workers[TWO_RANKS]
+    with Workers([sys.executable, script, *options], 1, 2) as plain:
+        ours.tell("build", shape="lstm_512", precision="bf16", vocabulary=arguments.vocabulary, overrides=["training.threads=1"])
         plain.ask("build", shape="lstm_512", vocabulary=arguments.vocabulary)
-        ours.ask("build", shape="lstm_512", precision="bf16", vocabulary=arguments.vocabulary, overrides=["training.threads=1"])
+        ours.answers()
         for _ in range(arguments.repeats):
             plain.ask("steps", count=1)
             ours.ask("steps", count=1)
@@ -162,9 +168,10 @@ def run_benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
         "machine": describe_machine(),
     }
     if "training" in arguments.only:
-        figures["training"] = measure_training(arguments, say)
-        if "plain" in arguments.against:
-            figures["against_plain"] = measure_plain(arguments, say)
+        figures |= measure_training(arguments, say)
+    if "logging" in arguments.only:
+        say("logs")
+        figures["logging"] = measure_logging()
     if "evaluation" in arguments.only:
         say("exact evaluation")
         figures["evaluation"] = measure_evaluation(arguments.vocabulary, 512, 3)

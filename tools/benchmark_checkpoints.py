@@ -19,23 +19,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
+from benchmarks.checkpoints import barrier, begin, checkpoint_bytes, read_back, save, seconds_of
 from benchmarks.shapes import word_counts
 from benchmarks.training import build_step
 
 from lm1b.config import Config, load_config
-from lm1b.distributed import Ranks
 from lm1b.errors import run_command
+from lm1b.training.checkpoint import Checkpoint
 from lm1b.training.precision import resolve_precision
 from lm1b.training.process_group import start_ranks, stop_ranks
 from lm1b.training.saving import CheckpointSaver
 from lm1b.training.step import TrainingStep
-
-
-def barrier(ranks: Ranks) -> None:
-    """Wait until every rank is here."""
-    if ranks.size > 1:
-        dist.barrier()
 
 
 def stretch_seconds(step: TrainingStep, num_steps: int, saver: CheckpointSaver | None) -> float:
@@ -54,11 +48,6 @@ def stretch_seconds(step: TrainingStep, num_steps: int, saver: CheckpointSaver |
     return time.perf_counter() - started_at
 
 
-def begin(step: TrainingStep, saver: CheckpointSaver) -> None:
-    """Begin a checkpoint as a run does."""
-    saver.begin({"step": step.step, "config": {}}, step.engine.core_state(), dict(step.carry), step.tables.all())
-
-
 def measure(config: Config, vocabulary: int, every: int, rounds: int, folder: Path) -> dict[str, Any]:
     """The figures, in seconds and bytes; every rank has its own view of them."""
     ranks = start_ranks()
@@ -75,24 +64,12 @@ def measure(config: Config, vocabulary: int, every: int, rounds: int, folder: Pa
         in_the_way.append(time.perf_counter() - started_at)
         saver.finish()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    barrier(ranks)
-    started_at = time.perf_counter()
-    begin(step, saver)
-    checkpoint = saver.finish()
-    assert checkpoint is not None
-    barrier(ranks)
-    alone = time.perf_counter() - started_at
-    started_at = time.perf_counter()
-    checkpoint.verify(ranks.rank, ranks.size)
-    barrier(ranks)
-    verified = time.perf_counter() - started_at
-    started_at = time.perf_counter()
-    for table in step.tables.all():
-        checkpoint.read_table(table.name, ranks.rank, ranks.size, "rows", table.rows)
-        checkpoint.read_table(table.name, ranks.rank, ranks.size, "accumulators", table.accumulators)
-    barrier(ranks)
-    read = time.perf_counter() - started_at
-    num_bytes = sum(entry["bytes"] for entry in checkpoint.manifest().values())
+    found: list[Checkpoint] = []
+    alone = seconds_of(lambda: found.append(save(step, saver)), ranks)
+    checkpoint = found[0]
+    verified = seconds_of(lambda: checkpoint.verify(ranks.rank, ranks.size), ranks)
+    read = seconds_of(lambda: read_back(step, checkpoint), ranks)
+    num_bytes = checkpoint_bytes(checkpoint)
     figures = {
         "ranks": ranks.size,
         "precision": precision,

@@ -47,6 +47,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--algorithms", choices=("gloo", "best"), default="gloo", help="of the collectives; best: the cheaper, as MPI chooses"
     )
+    parser.add_argument("--no-overlap", action="store_true", help="as with communication.overlap=false: no rows travel behind the steps")
     parser.add_argument("--ranks-per-host", type=int, default=1, help="they share its network, and its cores where --cores is given")
     parser.add_argument("--cores", type=int, help="of a host (default: enough for its ranks; with --check: of this machine)")
     parser.add_argument("--check", action="store_true", help="predict the measured runs of several ranks on this machine")
@@ -84,7 +85,15 @@ def scaling(arguments: argparse.Namespace, entry: Measured, words: Words, networ
     return {
         describe(network): [
             predict(
-                layout, entry, words, ranks, lanes if arguments.scaling == "weak" else lanes / ranks, network, machine, arguments.algorithms
+                layout,
+                entry,
+                words,
+                ranks,
+                lanes if arguments.scaling == "weak" else lanes / ranks,
+                network,
+                machine,
+                arguments.algorithms,
+                not arguments.no_overlap,
             )
             for ranks in ranks_of(arguments, lanes)
             for layout in LAYOUTS
@@ -110,7 +119,9 @@ def check(arguments: argparse.Namespace, measured: list[Measured], network: Netw
         if key not in known_words:
             known_words[key] = Words(read_counts(arguments.counts, run.vocabulary), run.samples)
         machine = Machine(run.ranks, cores, is_loopback=True)
-        expected = predict("sharded", entry, known_words[key], run.ranks, run.lanes / run.ranks, network, machine)
+        expected = predict(
+            "sharded", entry, known_words[key], run.ranks, run.lanes / run.ranks, network, machine, overlap=not arguments.no_overlap
+        )
         memory = run.peak_memory_mb * 2**20 if run.peak_memory_mb and entry.peak_memory_mb else None
         checked.append(
             {

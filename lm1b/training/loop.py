@@ -81,7 +81,7 @@ def _take_steps(run: Run, log: RunLog | None, stop: StopSignal) -> None:
     """Step after step until the end of the training, or until some rank is asked to stop."""
     config, step = run.config, run.training_step
     interval, stopped = Interval(), False
-    with _progress_bar(run) as bar:
+    with progress_bar(run) as bar:
         while not run.has_finished and not stopped:
             gap_every = config.training.gap_every
             check_gap = gap_every is not None and (step.step + 1) % gap_every == 0
@@ -104,7 +104,8 @@ def _take_steps(run: Run, log: RunLog | None, stop: StopSignal) -> None:
                 interval.leave_out_saving()
 
 
-def _progress_bar(run: Run) -> tqdm:
+def progress_bar(run: Run) -> tqdm:
+    """Shown by the first rank, drawn at most once a second."""
     return tqdm(
         total=run.total_steps,
         initial=run.training_step.step,

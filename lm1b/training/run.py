@@ -23,7 +23,7 @@ from lm1b.errors import UserError
 from lm1b.memory import keep_freed_memory
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.sampler import LogUniformSampler
-from lm1b.model.tables import Tables
+from lm1b.model.tables import Tables, VocabularyTable
 from lm1b.training.checkpoint import Checkpoint, apply_retention
 from lm1b.training.deepspeed_settings import check_deepspeed_section
 from lm1b.training.engine import Engine
@@ -177,7 +177,7 @@ class Run:
         ema = (checkpoint.core("ema") or weights) if self.config.training.ema_decay is not None else None
         optimizer = {key: checkpoint.core(f"optimizer/{key}") or {} for key in checkpoint.optimizer_keys()}
         step.engine.restore(weights, ema, optimizer, state["updates"])
-        agree(ranks, lambda: self._read_tables(checkpoint), may_take_long=True)
+        agree(ranks, lambda: read_tables(checkpoint, ranks, step.tables.all()), may_take_long=True)
         lanes = slice(step.first_lane, step.first_lane + step.lanes_here)
         step.carry = {name: tensor[lanes].to(ranks.device, step.engine.dtype, copy=True) for name, tensor in checkpoint.carry().items()}
         step.step, step.updates = state["step"], state["updates"]
@@ -186,16 +186,6 @@ class Run:
         for name, before, after in (("ranks", state["ranks"], ranks.size), ("computing precision", state["precision"], self.precision)):
             if before != after:
                 self.changes.append(f"{name} {before} -> {after}")
-
-    def _read_tables(self, checkpoint: Checkpoint) -> None:
-        """This rank's rows, straight into their place, as many matrices at a time as there are threads."""
-        rank, size, reading = self.ranks.rank, self.ranks.size, []
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            for table in self.training_step.tables.all():
-                for key, matrix in (("rows", table.rows), ("accumulators", table.accumulators)):
-                    reading.append(pool.submit(checkpoint.read_table, table.name, rank, size, key, matrix))
-            for done in reading:
-                done.result()
 
     def begin_saving(self) -> None:
         """Start writing a checkpoint; collective. See `CheckpointSaver.begin`; `poll_saving` must follow once a step."""
@@ -257,6 +247,17 @@ def prepare_process(config: Config, ranks: Ranks) -> None:
     # Numbers below 1e-38 slow a CPU down many times and mean nothing here.
     torch.set_flush_denormal(True)
     keep_freed_memory()
+
+
+def read_tables(checkpoint: Checkpoint, ranks: Ranks, tables: list[VocabularyTable]) -> None:
+    """This rank's rows, straight into their place, as many matrices at a time as there are threads."""
+    reading = []
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for table in tables:
+            for key, matrix in (("rows", table.rows), ("accumulators", table.accumulators)):
+                reading.append(pool.submit(checkpoint.read_table, table.name, ranks.rank, ranks.size, key, matrix))
+        for done in reading:
+            done.result()
 
 
 def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:

@@ -115,7 +115,8 @@ class RowPipeline:
     def take(self, step: int, *, is_last: bool) -> StepRows:
         """The rows of a step, as leaves. Unless it is the last, those of the next one are then begun."""
         ahead, self._ahead = self._ahead, None
-        rows = ahead[1].result() if ahead else None
+        with part("communication"):  # and whatever else the thread has still to do
+            rows = ahead[1].result() if ahead else None
         if rows is None or rows.step != step:  # the first step, or the step was set anew
             rows = self._background.submit(lambda: self._prepare(step, None)).result()
         elif rows.late:

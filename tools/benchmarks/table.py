@@ -16,6 +16,10 @@ def as_text(figures: dict[str, Any]) -> str:
     ]
     if "training" in figures:
         lines += _training(figures["training"])
+    if figures.get("checkpoint"):
+        lines.append(_checkpoint(figures["checkpoint"]))
+    if "logging" in figures:
+        lines.append(_logging(figures["logging"]))
     if "against_plain" in figures:
         peer = figures["against_plain"]
         lines.append(
@@ -40,6 +44,29 @@ def as_text(figures: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _checkpoint(found: dict[str, Any]) -> str:
+    rates = found["mb_per_second"]
+    return (
+        f"checkpoint of LSTM-512, {found['vocabulary']:,} words, one rank, {found['checkpoint_mb']:,} MB: saved at {rates['save']:,} MB/s "
+        f"(a plain file, flushed: {rates['plain_write']:,}), verified at {rates['verify']:,}, read back at {rates['read']:,} "
+        f"(a plain file, from the page cache: {rates['plain_read']:,})"
+    )
+
+
+def _logging(found: dict[str, Any]) -> str:
+    parts = ", ".join(f"{name} {seconds * 1e6:.0f}" for name, seconds in found["seconds_a_step"].items())
+    return (
+        f"logs, a line every {found['log_every']} steps: {found['seconds_a_step_together'] * 1e6:.0f} µs a step ({parts}) "
+        f"and {found['cpu_seconds_a_step_of_the_writer_thread'] * 1e6:.0f} µs of TensorBoard's thread beside it"
+    )
+
+
+def _threads(found: dict[str, float]) -> str:
+    """CPU milliseconds a step of the main thread and of the two busiest others; what is under a millisecond is left out."""
+    others = [f"{name} {seconds * 1e3:.0f}" for name, seconds in found.items() if name != "main" and seconds >= 1e-3]
+    return " + ".join([f"{found['main'] * 1e3:.0f}", *others[:2]])
+
+
 def _preprocessing(found: dict[str, Any]) -> list[str]:
     rates = ", ".join(f"{name} {rate}" for name, rate in found["phases"]["mb_per_cpu_second"].items())
     lines = [f"preprocessing {found['phases']['text_mb']} MB of text, MB a second of one core's time: {rates}"]
@@ -58,7 +85,7 @@ def _preprocessing(found: dict[str, Any]) -> list[str]:
 
 def _training(results: list[dict[str, Any]]) -> list[str]:
     names = "shape, lanes", "vocabulary", "precision", "ranks x threads", "words/s", "of the products' rate", "outside products"
-    columns = [*names, "tables", "waiting, sending", "MB a rank"]
+    columns = [*names, "tables", "waiting, sending", "behind the step, ms", "CPU by thread, ms", "MB a rank"]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for found in results:
         parts, whole = found["parts_seconds"], sum(found["parts_seconds"].values())
@@ -73,6 +100,8 @@ def _training(results: list[dict[str, Any]]) -> list[str]:
             f"{found['share_outside_products']:.0%}",
             f"{rows:.0%}",
             f"{parts.get('communication', 0.0) / whole:.0%}",
+            f"{found['busy_seconds_behind_the_step'] * 1e3:.0f}",
+            _threads(found["thread_cpu_seconds"]),
             f"{found['peak_memory_mb']:,}",
         ]
         lines.append(f"| {' | '.join(cells)} |")

@@ -6,44 +6,33 @@ Started by tools/benchmark.py, as one process or through the `deepspeed` launche
 from __future__ import annotations
 
 import argparse
-import collections
 import resource
 import statistics
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.checkpoints import measure_checkpoint
 from benchmarks.machine import Ceiling
+from benchmarks.profiled import profile_steps
 from benchmarks.shapes import UnigramBatches, flops_per_word, shape_config, word_counts
+from benchmarks.thread_time import ThreadTime
 from benchmarks.turns import serve
 from lm1b.config import Config
 from lm1b.distributed import Ranks
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.sampler import LogUniformSampler
 from lm1b.model.tables import Tables
-from lm1b.profiling import PREFIX
 from lm1b.training.engine import DTYPES, Engine
 from lm1b.training.process_group import start_ranks, stop_ranks
 from lm1b.training.run import prepare_process
 from lm1b.training.step import TrainingStep
 
 WARM_STEPS = 3
-# Events of the trace that are a part by themselves, wherever they happen.
-EVENTS = {
-    "_LSTM": "recurrent",
-    "_RNN": "recurrent",
-    "aten::mkldnn_rnn_layer": "recurrent",
-    "aten::lstm": "recurrent",
-    "_LSTMBackward": "recurrent",
-    "_RNNBackward": "recurrent",
-    "MkldnnRnnLayerBackward0": "recurrent",
-    "_SampledSoftmax": "softmax",
-    "_SampledSoftmaxBackward": "softmax",
-}
-PRODUCTS = ("aten::mm", "aten::addmm", "mkldnn::_linear_pointwise")
 
 
 def build_step(config: Config, counts_V: np.ndarray, ranks: Ranks, precision: str, tables: Tables | None = None) -> TrainingStep:
@@ -71,36 +60,6 @@ def filled_tables(config: Config, vocabulary: int, width: int, ranks: Ranks) -> 
     return tables
 
 
-def parts_of(events: Any, num_steps: int, is_alone: bool) -> tuple[dict[str, float], float, int]:
-    """Seconds of each part in a step, seconds in products and recurrent layers, and the number of operators in a step."""
-    parts: dict[str, float] = collections.defaultdict(float)
-    products = 0.0
-    num_operators = 0
-    for event in events:
-        name = _part(event)
-        seconds = event.self_cpu_time_total / 1e6 / num_steps
-        # With others about, what a part spends in no operator of its own is waiting for DeepSpeed's collectives.
-        if not is_alone and event.name in (PREFIX + "backward", PREFIX + "core update"):
-            name = "communication"
-        parts[name] += seconds
-        if name == "recurrent" or event.name in PRODUCTS:
-            products += seconds
-        num_operators += event.name.startswith(("aten::", "mkldnn::"))
-    return {name: round(seconds, 5) for name, seconds in sorted(parts.items())}, products, num_operators // num_steps
-
-
-def _part(event: Any) -> str:
-    while event is not None:
-        if event.name.startswith(PREFIX):
-            return event.name.removeprefix(PREFIX)
-        if event.name in EVENTS:
-            return EVENTS[event.name]
-        if event.name.startswith("c10d::"):
-            return "communication"
-        event = event.cpu_parent
-    return "other"
-
-
 class Training:
     """The worker's state: one step at a time, tables kept for the next of equal widths."""
 
@@ -125,7 +84,7 @@ class Training:
         self.step = build_step(config, counts_V, self.ranks, precision, self._tables[1])
         positions = config.batches.lanes * config.batches.steps // self.ranks.size
         self.ceiling = Ceiling(DTYPES[precision], positions, config.softmax.samples, width)
-        self.wall, self.cpu, self.faults = [], [], []
+        self.wall, self.cpu, self.faults, self.threads = [], [], [], ThreadTime()
         return {}
 
     def steps(self, count: int) -> dict[str, Any]:
@@ -134,10 +93,12 @@ class Training:
         for _ in range(count):
             self.ceiling.measure()
             faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            self.threads.start()
             wall, cpu = time.perf_counter(), time.process_time()
             self.step.run()
             self.wall.append(time.perf_counter() - wall)
             self.cpu.append(time.process_time() - cpu)
+            self.threads.stop()
             self.faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults)
         return {}
 
@@ -145,10 +106,7 @@ class Training:
         """What the steps so far were, and the parts of a few more."""
         step, config = self.step, self.config
         assert step is not None
-        with profile(activities=[ProfilerActivity.CPU]) as profiler:
-            for _ in range(profiled_steps):
-                step.run()
-        parts, products, num_operators = parts_of(profiler.events(), profiled_steps, self.ranks.size == 1)
+        parts = profile_steps(step.run, profiled_steps, self.ranks.size == 1)
         words = config.batches.lanes * config.batches.steps
         wall, cpu = statistics.median(self.wall), statistics.median(self.cpu)
         flops = flops_per_word(config) * words / self.ranks.size
@@ -170,13 +128,22 @@ class Training:
             "cpu_seconds": round(cpu, 4),
             "ceiling_gflops": self.ceiling.as_json(),
             "share_of_ceiling": round(flops / cpu / self.ceiling.flops_per_second(), 3),
-            "share_outside_products": round(1.0 - products / sum(parts.values()), 3),
-            "parts_seconds": parts,
-            "operators_a_step": num_operators,
+            "share_outside_products": round(1.0 - parts.products / sum(parts.seconds.values()), 3),
+            "parts_seconds": parts.seconds,
+            "behind_the_step_seconds": parts.behind,
+            "busy_seconds_behind_the_step": round(parts.busy_behind, 5),
+            "thread_cpu_seconds": self.threads.mean(len(self.wall)),
+            "operators_a_step": parts.num_operators,
             "page_faults_a_step": statistics.median(self.faults),
             "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
             "table_mb": round(sum(2 * table.rows.numel() * 4 for table in step.tables.all()) / 2**20),
         }
+
+    def checkpoint(self, folder: str | None) -> dict[str, Any]:
+        """Save the step's tables and core, and read them back. folder: where there is room; None: the temporary folder."""
+        assert self.step is not None
+        with tempfile.TemporaryDirectory(prefix="lm1b-checkpoint-", dir=folder) as place:
+            return measure_checkpoint(self.step, Path(place))
 
 
 def main() -> None:
@@ -187,7 +154,8 @@ def main() -> None:
     arguments = parser.parse_args()
     ranks = start_ranks()
     worker = Training(ranks, arguments.counts)
-    serve(arguments.socket, ranks.rank, {"build": worker.build, "steps": worker.steps, "result": worker.result})
+    actions = {"build": worker.build, "steps": worker.steps, "result": worker.result, "checkpoint": worker.checkpoint}
+    serve(arguments.socket, ranks.rank, actions)
     del worker
     stop_ranks()
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 from lm1b.errors import UserError
 
@@ -27,44 +27,58 @@ class Workers:
     """Some processes that were started together; `ask` has them all do the same."""
 
     def __init__(self, command: Sequence[str], count: int, threads: int) -> None:
-        """command: gets `--socket PATH` appended. count: how many processes will connect. threads: of each."""
+        """Start them; they are waited for by the first answer. count: how many will connect. threads: of each.
+
+        command: gets `--socket PATH` appended.
+        """
         self._folder = tempfile.TemporaryDirectory(prefix="lm1b-turns-")
         path = str(Path(self._folder.name) / "socket")
         self._log = open(Path(self._folder.name) / "log", "w+b")  # noqa: SIM115
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(path)
-        listener.listen(count)
-        listener.settimeout(1.0)
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(path)
+        self._listener.listen(count)
+        self._listener.settimeout(1.0)
         found = os.environ.get("PYTHONPATH")
         paths = [str(Path(__file__).parent.parent), *([found] if found else [])]  # workers import this package too
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(paths)}
         self._process = subprocess.Popen(
             [*command, "--socket", path], stdout=self._log, stderr=self._log, env=environment, process_group=0, stdin=subprocess.DEVNULL
         )
-        self._files = []
-        try:
-            for _ in range(count):
-                connection = self._accept(listener)
-                connection.settimeout(ANSWER_SECONDS)
-                self._files.append(connection.makefile("rw"))
-        finally:
-            listener.close()
+        self._count, self._deadline = count, time.monotonic() + START_SECONDS
+        self._files: list[IO[str]] = []
 
-    def _accept(self, listener: socket.socket) -> socket.socket:
-        deadline = time.monotonic() + START_SECONDS
+    def _connect(self) -> None:
+        while len(self._files) < self._count:
+            connection = self._accept()
+            connection.settimeout(ANSWER_SECONDS)
+            self._files.append(connection.makefile("rw"))
+
+    def _accept(self) -> socket.socket:
         while True:
             try:
-                return listener.accept()[0]
+                return self._listener.accept()[0]
             except TimeoutError:
-                if self._process.poll() is not None or time.monotonic() > deadline:
+                if self._process.poll() is not None or time.monotonic() > self._deadline:
                     raise self._failure() from None
 
     def ask(self, what: str, **arguments: Any) -> list[dict[str, Any]]:
         """Every process does it at the same time. -> their answers, by rank."""
+        self.tell(what, **arguments)
+        return self.answers()
+
+    def tell(self, what: str, **arguments: Any) -> None:
+        """As `ask`, but they are not waited for: `answers` must follow."""
+        self._connect()
         try:
             for file in self._files:
                 file.write(json.dumps({"what": what, **arguments}) + "\n")
                 file.flush()
+        except OSError:
+            raise self._failure() from None
+
+    def answers(self) -> list[dict[str, Any]]:
+        """To what they were told last, by rank."""
+        try:
             answers = [json.loads(file.readline()) for file in self._files]
         except (OSError, ValueError):
             raise self._failure() from None
@@ -78,7 +92,8 @@ class Workers:
         return UserError(f"a benchmark's process has ended (status {status}): " + (lines[-1] if lines else "it said nothing"))
 
     def close(self) -> None:
-        """End the processes."""
+        """End the processes; again does nothing."""
+        self._listener.close()
         for file in self._files:
             file.close()
         try:

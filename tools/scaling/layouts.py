@@ -11,12 +11,19 @@ Core: DeepSpeed stage 1, which at N > 1 all-reduces the gradient and gathers the
     a real step), and cuts weights in float32, Adagrad's state and the moving average by N. One small all-reduce of status.
 
 Time follows the code's passes over rows. Alone, a fetch reads rows and rounds them (2 passes over each), an update takes 6
-    (read, add and write the accumulator; the same of the row). Of several ranks see `_passes`. Ranks compute in step and overlap
-    nothing with communication (overlap_comm is off), and their cores do not slow each other down, except by being too few.
+    (read, add and write the accumulator; the same of the row). Of several ranks see `_passes`. Ranks compute in step, and their cores
+    do not slow each other down, except by being too few.
+
+Overlap (the default, lm1b/training/step_rows.py): ids, marks, the rows that no rank touches in the step before, and row gradients
+    travel while the step computes; they count only as far as they take longer than that. Exposed stay the rows that are late, and the
+    core's collectives (overlap_comm is off). In order, with no overlap, all of it is exposed and there are no marks. That the row
+    thread takes some of the step's processor time is not modelled, except on loopback: where sending is the cores' own work and all
+    cores compute, nothing hides. The other two layouts overlap nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,6 +43,9 @@ FETCH_PASSES, UPDATE_PASSES = 2, 6
 # four parts of waiting.
 STATUS_VALUES = 14
 
+# With overlap these travel while the step computes.
+BEHIND_THE_STEP = ("counts", "ids", "marks", "early rows", "row gradients")
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -53,10 +63,17 @@ class Machine:
         """A host's wire is shared by its ranks (all traffic counts as leaving the host); loopback is as slow as its cores."""
         return network.shared_by(self.slowdown(ranks, threads) if self.is_loopback else min(ranks, self.ranks_per_host))
 
+    def can_hide(self, ranks: int, threads: int) -> bool:
+        """Whether anything can be sent while the ranks compute."""
+        return not self.is_loopback or self.cores is None or min(ranks, self.ranks_per_host) * threads < self.cores
+
 
 @dataclass(frozen=True)
 class Prediction:
-    """One layout at N ranks. Bytes are of one rank and one step, mean over ranks; memory is of one rank."""
+    """One layout at N ranks. Bytes are of one rank and one step, mean over ranks; memory is of one rank.
+
+    communication_seconds: what of it the step waits for; hidden_seconds: the rest, behind the step's computing.
+    """
 
     layout: Layout
     ranks: int
@@ -64,14 +81,14 @@ class Prediction:
     words_per_second: float
     step_seconds: float
     communication_seconds: float
+    hidden_seconds: float
     sent_bytes: float
     memory_bytes: float
 
 
-def collectives(layout: Layout, entry: Measured, rows: TouchedRows, ranks: int) -> list[Collective]:
-    """All collectives of one step, in order. ranks > 1 (alone nothing is sent)."""
+def collectives(layout: Layout, entry: Measured, rows: TouchedRows, ranks: int, overlap: bool = True) -> list[Collective]:
+    """All collectives of one step, in order. ranks > 1 (alone nothing is sent). overlap: of the sharded layout only."""
     there, back = COMPUTE_BYTES[entry.precision], GRADIENT_BYTES[entry.precision]
-    widths = ((rows.inputs, entry.embedding, rows.busiest_input), (rows.outputs, entry.output_width, rows.busiest_output))
     core = [
         Collective("status", "all_reduce", 8 * (3 + ranks * STATUS_VALUES)),
         Collective("core gradient", "all_reduce", there * entry.core_parameters),
@@ -80,24 +97,36 @@ def collectives(layout: Layout, entry: Measured, rows: TouchedRows, ranks: int) 
     if entry.precision != "bf16":  # DeepSpeed's other optimizer, for the gradient's norm
         core.insert(1, Collective("norm", "all_reduce", FLOAT_BYTES))
     if layout == "dense":
-        tables = [Collective("table gradient", "all_reduce", back * entry.vocabulary * width) for _, width, _ in widths]
+        tables = [
+            Collective("table gradient", "all_reduce", back * entry.vocabulary * width) for width in (entry.embedding, entry.output_width)
+        ]
         return [*core, *tables, Collective("bias gradient", "all_reduce", FLOAT_BYTES * entry.vocabulary)]
     if layout == "sparse":
         gathered = [(COUNT_BYTES, 1.0), (ID_BYTES["sparse"], rows.inputs), (back * entry.embedding, rows.inputs)]
         gathered += [(COUNT_BYTES, 1.0), (ID_BYTES["sparse"], rows.outputs), (back * entry.output_width + FLOAT_BYTES, rows.outputs)]
         return [*core, *(Collective("row gradients", "all_gather", size * count * ranks) for size, count in gathered)]
+    # The bias goes the output rows' way, in float32.
+    row_bytes = [there * entry.embedding, there * entry.output_width + FLOAT_BYTES]
+    gradient_bytes = [back * entry.embedding, back * entry.output_width + FLOAT_BYTES]
     asked = [
-        Collective("counts", "all_to_all", len(widths) * COUNT_BYTES * ranks),
+        Collective("counts", "all_to_all", 2 * COUNT_BYTES * ranks),
         Collective("ids", "all_to_all", ID_BYTES["sharded"] * (rows.inputs + rows.others), rows.busiest_input),
-        Collective("marks", "all_to_all", rows.inputs + rows.outputs, rows.busiest_input),
     ]
-    moved = [
-        Collective(what, "all_to_all", size * count * width, busiest)
-        for what, size in (("rows", there), ("row gradients", back))
-        for count, width, busiest in widths
-    ]
-    bias = [Collective(what, "all_to_all", FLOAT_BYTES * rows.outputs, rows.busiest_output) for what in ("bias", "bias gradient")]
-    return [*asked, *moved, *bias, *core]
+    wanted = [(rows.inputs, rows.busiest_input), (rows.outputs, rows.busiest_output)]
+    if not overlap:
+        return [*asked, _exchange("rows", row_bytes, wanted), _exchange("row gradients", gradient_bytes, wanted), *core]
+    late = [(rows.late_inputs, rows.busiest_late_input), (rows.late_outputs, rows.busiest_late_output)]
+    early = [(count - late_count, busiest) for (count, busiest), (late_count, _) in zip(wanted, late, strict=True)]
+    asked.append(Collective("marks", "all_to_all", rows.inputs + rows.outputs, rows.busiest_input))
+    gradients = [_exchange("row gradients", [size], [each]) for size, each in zip(gradient_bytes, wanted, strict=True)]
+    return [*asked, _exchange("early rows", row_bytes, early), _exchange("late rows", row_bytes, late), *gradients, *core]
+
+
+def _exchange(what: str, sizes: Sequence[float], rows: Sequence[tuple[float, float]]) -> Collective:
+    """One all-to-all of the rows of some tables. sizes: bytes of a row of each; rows: how many, and the busiest owner's share."""
+    of_each = [size * count for size, (count, _) in zip(sizes, rows, strict=True)]
+    busiest = sum(part * share for part, (_, share) in zip(of_each, rows, strict=True)) / sum(of_each) if any(of_each) else 1.0
+    return Collective(what, "all_to_all", sum(of_each), busiest)
 
 
 def _passes(layout: Layout, entry: Measured, rows: TouchedRows, ranks: int) -> tuple[float, float]:
@@ -159,13 +188,18 @@ def predict(
     network: Network,
     machine: Machine,
     algorithms: Literal["gloo", "best"] = "gloo",
+    overlap: bool = True,
 ) -> Prediction:
-    """entry: a measurement of one rank, from which all compute times are taken."""
+    """entry: a measurement of one rank, from which all compute times are taken. overlap: as `communication.overlap` of a run."""
     rows = words.touched(round(lanes_per_rank * entry.steps), ranks)
-    sends = collectives(layout, entry, rows, ranks) if ranks > 1 else []
+    sends = collectives(layout, entry, rows, ranks, overlap) if ranks > 1 else []
     link = machine.network_of_a_rank(network, ranks, entry.threads)
     compute = _compute_seconds(layout, entry, words, rows, ranks, lanes_per_rank) * machine.slowdown(ranks, entry.threads)
-    communication = sum(each.seconds(ranks, link, algorithms) for each in sends)
+    of_each = [(each.what, each.seconds(ranks, link, algorithms)) for each in sends]
+    behind = sum(seconds for what, seconds in of_each if what in BEHIND_THE_STEP)
+    hides = overlap and layout == "sharded" and machine.can_hide(ranks, entry.threads)
+    hidden = min(behind, compute) if hides else 0.0
+    communication = sum(seconds for _, seconds in of_each) - hidden
     seconds = compute + communication
     return Prediction(
         layout,
@@ -174,6 +208,7 @@ def predict(
         ranks * lanes_per_rank * entry.steps / seconds,
         seconds,
         communication,
+        hidden,
         sum(each.sent_bytes(ranks) for each in sends),
         base_bytes(entry, words) + _held_bytes(layout, entry, rows, ranks),
     )

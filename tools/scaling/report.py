@@ -46,7 +46,7 @@ def as_text(predictions: Predictions) -> str:
             "ranks",
             *(f"words/s {layout}" for layout in LAYOUTS),
             "ours: a rank against one alone",
-            "ours: communication",
+            "ours: waiting for communication",
         ]
         rows, found = [head], _by_ranks(of_network)
         alone = found[min(found)]["sharded"]

@@ -25,6 +25,8 @@ class TouchedRows:
     inputs: input rows it asks for. samples: output rows that all ranks ask for. others: targets that are not among the samples.
     all_inputs, all_others: the same of all ranks' tokens together. busiest_input, busiest_output: how many times the mean of the
     requested rows the owner that is asked for most has, since row r belongs to rank r mod N and frequent words come first.
+    late_inputs, late_outputs: those of inputs and outputs that some rank has touched in the step before too, so that they cannot be
+    fetched ahead (lm1b/training/step_rows.py); busiest_late_*: as above, of them.
     """
 
     inputs: float
@@ -34,6 +36,10 @@ class TouchedRows:
     all_others: float
     busiest_input: float
     busiest_output: float
+    late_inputs: float
+    late_outputs: float
+    busiest_late_input: float
+    busiest_late_output: float
 
     @property
     def outputs(self) -> float:
@@ -61,6 +67,9 @@ class Words:
     def _touched(self, tokens: int, ranks: int) -> TouchedRows:
         inputs_V, others_V = self._present(tokens), self._present(tokens) * (1 - self.sampled_V)
         everywhere_V = self._present(tokens * ranks)
+        # Samples and tokens of two steps are drawn apart from each other: a row is late by the product of the two probabilities.
+        late_inputs_V = inputs_V * everywhere_V
+        late_outputs_V = (self.sampled_V + others_V) * (self.sampled_V + everywhere_V * (1 - self.sampled_V))
         return TouchedRows(
             float(inputs_V.sum()),
             float(self.num_samples),
@@ -69,6 +78,10 @@ class Words:
             float((everywhere_V * (1 - self.sampled_V)).sum()),
             _busiest(inputs_V, ranks),
             _busiest(self.sampled_V + others_V, ranks),
+            float(late_inputs_V.sum()),
+            float(late_outputs_V.sum()),
+            _busiest(late_inputs_V, ranks),
+            _busiest(late_outputs_V, ranks),
         )
 
     def _present(self, tokens: int) -> np.ndarray:
