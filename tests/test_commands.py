@@ -5,54 +5,29 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import re
-import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster_hosts.cluster import Cluster
-from cluster_hosts.needs import what_is_missing
-from tiny import REPOSITORY, environment, free_port, tiny_settings, write_corpus, write_settings
+from command_runs import fill, launch, preprocess_and_train, run
+from tiny import REPOSITORY, environment, tiny_settings, write_settings
 
 from lm1b.files import read_json, read_json_lines
 from lm1b.training.checkpoint import list_checkpoints
 
-DEEPSPEED = str(Path(sys.executable).with_name("deepspeed"))
-
-
-def run(arguments: list[str], timeout: float = 240, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end; stdout and stderr apart."""
-    return subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=timeout, cwd=cwd, stdin=subprocess.DEVNULL)
-
-
-def launch(config: Path, *more: str, ranks: int = 2) -> list[str]:
-    """The launcher's command line, on a port of its own."""
-    return [DEEPSPEED, "--num_gpus", str(ranks), "--master_port", str(free_port()), "launch/train.py", "--config", str(config), *more]
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the tiny corpus, not yet preprocessed, and a config that trains with the evaluator beside it."""
-    folder = tmp_path_factory.mktemp("commands")
-    write_corpus(folder / "corpus")
-    write_settings(folder, "run", training={"evaluate_alongside": True, "total_steps": 60}, evaluation={"lanes": 4})
-    return folder
+    return fill(tmp_path_factory.mktemp("commands"))
 
 
 @pytest.fixture(scope="module")
 def trained(folder: Path) -> subprocess.CompletedProcess[str]:
-    """Preprocessed and trained by two ranks of the real launcher."""
-    done = run([sys.executable, "launch/preprocess.py", "--config", str(folder / "run.json")])
-    assert done.returncode == 0, done.stderr
-    done = run(launch(folder / "run.json"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done
+    return preprocess_and_train(folder)
 
 
 def test_train_writes_the_runs_whole_story(folder: Path, trained: subprocess.CompletedProcess[str]) -> None:
@@ -221,71 +196,3 @@ def test_shipped_small_configs_train(folder: Path, trained: subprocess.Completed
         file.write_text(json.dumps(settings))
         done = run([sys.executable, "launch/train.py", "--config", str(file)])
         assert done.returncode == 0, done.stderr
-
-
-def commands_of_the_readme() -> list[str]:
-    """Every line of the README's shell blocks, without comments."""
-    text = (REPOSITORY / "README.md").read_text()
-    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
-    return [line.split("#")[0].strip() for block in blocks for line in block.splitlines() if line.split("#")[0].strip()]
-
-
-README_COMMANDS = [
-    line for line in commands_of_the_readme() if line.startswith(("python ", "deepspeed ")) and "s3://" not in line
-]  # test_remote_commands.py
-
-
-@pytest.fixture(scope="module")
-def cluster(folder: Path) -> Iterator[Cluster]:
-    """Two hosts that share the tiny run's folder."""
-    with Cluster(hosts=2, workplace=folder) as cluster:
-        yield cluster
-
-
-@pytest.mark.skipif(what_is_missing() is not None, reason=str(what_is_missing()))
-@pytest.mark.parametrize(
-    "line", [line for line in README_COMMANDS if "--hostfile" in line and "--no_ssh" not in line and "--launcher" not in line], ids=str
-)  # others: test_launching.py
-def test_a_command_of_the_readme_for_a_cluster(
-    folder: Path, trained: subprocess.CompletedProcess[str], cluster: Cluster, line: str
-) -> None:
-    """Run on the first of two hosts, launched over ssh, as it stands there with the tiny run's paths put in."""
-    line = re.sub(r"configs/\w+\.json", str(folder / "run.json"), line).replace("--hostfile hostfile", f"--hostfile {cluster.hostfile}")
-    done = cluster.run(shlex.split(re.sub(r"\bruns/\w+", str(folder / "run"), line)), 240, REPOSITORY)
-    assert done.returncode == 0, done.stdout
-
-
-@pytest.mark.parametrize("line", [line for line in README_COMMANDS if "--hostfile" not in line], ids=str)
-def test_a_command_of_the_readme(folder: Path, trained: subprocess.CompletedProcess[str], line: str) -> None:
-    """Run as it stands there, with the tiny run's paths put in."""
-    if "tools/cluster" in line and (missing := what_is_missing()):
-        pytest.skip(missing)
-    line = line.replace("tools/cluster.py", f"tools/cluster.py --shared {folder}")
-    line = line.replace("tools/cluster_faults.py --hosts 3", "tools/cluster_faults.py --hosts 2 --only killed --on 2 --time-limit 5")
-    sentences = str(folder / "corpus" / "heldout-monolingual.tokenized.shuffled" / "news.en.heldout-00001-of-00002")
-    line = line.replace("--kills 40", "--kills 1 --phases preprocessing --only kills")
-    if "tools/benchmark.py" in line:
-        small = ["softmax.samples=60", "batches.lanes=4", "model.hidden=32", "model.embedding=32"]
-        line += " --repeats 1 --shapes lstm_512 --vocabulary 2000 --only training logging evaluation " + " ".join(
-            f"--set {part}" for part in small
-        )
-    else:
-        line = re.sub(r"configs/\w+\.json", str(folder / "run.json"), line)
-    line = re.sub(r"\b(out\.json|scaling\.png)", lambda found: str(folder / found[0]), line)
-    line = re.sub(r"\bruns/\w+", str(folder / "run"), line).replace("my_sentences.txt", sentences)
-    line = line.replace("-- deepspeed ", f"-- {shlex.quote(DEEPSPEED)} --master_port {free_port()} ")
-    program, *rest = shlex.split(line)
-    arguments = [sys.executable, *rest] if program == "python" else [DEEPSPEED, "--master_port", str(free_port()), *rest]
-    done = run(arguments)
-    assert done.returncode == 0, done.stdout + done.stderr
-    ours = [warning for warning in done.stderr.splitlines() if "Warning:" in warning and "/lm1b/" in warning]
-    assert not ours
-
-
-def test_the_readmes_make_targets_exist() -> None:
-    makefile = (REPOSITORY / "Makefile").read_text()
-    targets = {target for line in commands_of_the_readme() for target in re.findall(r"\bmake ([\w-]+)", line)}
-    assert {"train", "test"} <= targets
-    for target in targets:
-        assert f"\n{target}:" in makefile, target
-    assert any("launch/preprocess.py" in line for line in README_COMMANDS)

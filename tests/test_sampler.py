@@ -100,6 +100,6 @@ def test_all_ids_are_taken_where_samples_are_the_vocabulary() -> None:
 
 def test_too_many_samples_name_the_full_softmax() -> None:
     for num_samples in (51, 99, 101):
-        with pytest.raises(UserError, match="softmax.kind=full"):
+        with pytest.raises(UserError, match=r"softmax\.kind=full"):
             LogUniformSampler(100, num_samples, seed=1)
     LogUniformSampler(100, 50, seed=1)

@@ -1,0 +1,37 @@
+"""What tests of commands share: a folder with the tiny corpus, and the README's first two commands run on it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tiny import REPOSITORY, environment, free_port, write_corpus, write_settings
+
+DEEPSPEED = str(Path(sys.executable).with_name("deepspeed"))
+
+
+def run(arguments: list[str], timeout: float = 240, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; stdout and stderr apart."""
+    return subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=timeout, cwd=cwd, stdin=subprocess.DEVNULL)
+
+
+def launch(config: Path, *more: str, ranks: int = 2) -> list[str]:
+    """The launcher's command line, on a port of its own."""
+    return [DEEPSPEED, "--num_gpus", str(ranks), "--master_port", str(free_port()), "launch/train.py", "--config", str(config), *more]
+
+
+def fill(folder: Path) -> Path:
+    """Put the tiny corpus there, not yet preprocessed, and a config `run.json` that trains with the evaluator beside it."""
+    write_corpus(folder / "corpus")
+    write_settings(folder, "run", training={"evaluate_alongside": True, "total_steps": 60}, evaluation={"lanes": 4})
+    return folder
+
+
+def preprocess_and_train(folder: Path) -> subprocess.CompletedProcess[str]:
+    """By two ranks of the real launcher."""
+    done = run([sys.executable, "launch/preprocess.py", "--config", str(folder / "run.json")])
+    assert done.returncode == 0, done.stderr
+    done = run(launch(folder / "run.json"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
