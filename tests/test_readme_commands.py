@@ -64,11 +64,16 @@ def test_a_command_of_the_readme(folder: Path, trained: subprocess.CompletedProc
     if "tools/cluster" in line and (missing := what_is_missing()):
         pytest.skip(missing)
     line = line.replace("tools/cluster.py", f"tools/cluster.py --shared {folder}")
+    small = ["softmax.samples=60", "model.hidden=32", "model.embedding=32"]
+    if "tools/cluster_traffic.py" in line:
+        line += f" --shared {folder} --only bytes --hosts 2 --vocabularies 2000 --lanes 4 --turns 1 --steps 2 --set " + " --set ".join(
+            small
+        )
     line = line.replace("tools/cluster_faults.py --hosts 3", "tools/cluster_faults.py --hosts 2 --only killed --on 2 --time-limit 5")
     sentences = str(folder / "corpus" / "heldout-monolingual.tokenized.shuffled" / "news.en.heldout-00001-of-00002")
     line = line.replace("--kills 40", "--kills 1 --phases preprocessing --only kills")
     if "tools/benchmark.py" in line:
-        small = ["softmax.samples=60", "batches.lanes=4", "model.hidden=32", "model.embedding=32"]
+        small.append("batches.lanes=4")
         line += " --repeats 1 --shapes lstm_512 --vocabulary 2000 --only training logging evaluation " + " ".join(
             f"--set {part}" for part in small
         )

@@ -49,8 +49,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8, help="a turn")
     parser.add_argument("--shared", type=Path, default=Path.cwd(), help="a folder below which the hosts share one")
+    parser.add_argument("--only", choices=["bytes", "overlap"], help="point 1 or point 2")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="override the shape's config")
     parser.add_argument("--json", type=Path, help="write all figures there")
     return parser.parse_args()
+
+
+def _settings(arguments: argparse.Namespace) -> list[str]:
+    return [f"batches.lanes={arguments.lanes}", *arguments.set]
 
 
 class Bench:
@@ -64,7 +70,7 @@ class Bench:
         given, out = self.arguments, Path(tempfile.mkdtemp(dir=self.workplace))
         command = [str(WORKER), "--out", str(out), "--shape", given.shape, "--precision", given.precision]
         command += ["--vocabulary", str(vocabulary), "--cases", json.dumps(cases), "--turns", str(given.turns), "--steps", str(given.steps)]
-        command += ["--set", f"batches.lanes={given.lanes}", "--set", "training.threads=1"]
+        command += [word for setting in [*_settings(given), "training.threads=1"] for word in ("--set", setting)]
         if given.counts:
             command += ["--counts", str(shutil.copy(given.counts, self.workplace / "counts.npy"))]
         with Cluster(hosts, workplace=self.workplace, rate=rate, variables={"OMP_NUM_THREADS": "1"}) as cluster:
@@ -77,7 +83,7 @@ class Bench:
     def expected_bytes(self, report: dict[str, Any], vocabulary: int) -> float:
         """What a rank should send in a step; see `expected_sent_bytes`."""
         given = self.arguments
-        config = shape_config(given.shape, given.precision, [f"batches.lanes={given.lanes}"])
+        config = shape_config(given.shape, given.precision, _settings(given))
         counts_V = read_counts(given.counts, vocabulary)
         return expected_sent_bytes(config, given.precision, counts_V, report["cases"][0]["core_parameters"], report["ranks"])
 
@@ -133,8 +139,10 @@ def main() -> None:
     arguments = parse_arguments()
     with tempfile.TemporaryDirectory(prefix="lm1b-traffic-", dir=arguments.shared) as folder:
         bench = Bench(arguments, Path(folder))
-        found = {"shape": arguments.shape, "precision": arguments.precision, "lanes": arguments.lanes}
-        found |= {"bytes": measure_bytes(bench), "overlap": measure_overlap(bench)}
+        found: dict[str, Any] = {"shape": arguments.shape, "precision": arguments.precision, "lanes": arguments.lanes}
+        for name, measure in (("bytes", measure_bytes), ("overlap", measure_overlap)):
+            if arguments.only in (None, name):
+                found[name] = measure(bench)
     if arguments.json:
         write_json(arguments.json, found)
 
