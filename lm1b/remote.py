@@ -1,8 +1,9 @@
 """A folder at a URL (`s3://bucket/folder`, `gs://`, `hf://`, `file://`), through fsspec: reads, writes and deletes that are tried again.
 
-A store that is slow or answers with errors is asked again with growing pauses, for at most `patience_seconds()` in all; what does not
-help by waiting (no such bucket, access refused, a package that is not installed) is said at once. Either way it ends in a `StoreError`:
-one line that names the URL, what failed, how often it was tried, and what to do.
+A store that is slow or answers with errors is asked again with growing pauses, for at most `patience_seconds()` in all and the last
+request's few seconds; what does not help by waiting (no such bucket, access refused, a package that is not installed)
+is said at once. Either way it ends in a `StoreError`: one line that names the URL, what failed, how often it was tried, and what to do.
+What this machine's own disk refuses is an OSError as it came.
 
 >>> store = Store("s3://bucket/tokens")
 >>> store.read("manifest.json")
@@ -10,10 +11,14 @@ one line that names the URL, what failed, how often it was tried, and what to do
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import os
-from collections.abc import Callable
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,18 +26,20 @@ import tenacity
 from tenacity.stop import stop_base
 
 from lm1b.errors import UserError
-from lm1b.files import digest_of_file
+from lm1b.files import LARGEST_JSON_BYTES, NO_SPACE, digest_of_file
 
 T = TypeVar("T")
-PATIENCE_VARIABLE, DEFAULT_PATIENCE = "LM1B_STORE_SECONDS", "40"  # less than the 60 s that ranks wait for one another
+PATIENCE_VARIABLE, DEFAULT_PATIENCE = "LM1B_STORE_SECONDS", "25"  # less than the 60 s that ranks wait for one another
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0
-ANSWER_SECONDS = 15.0  # for one request, and more for large bodies:
+ANSWER_SECONDS = 15.0  # for one request, less toward the end of patience but never less than this, and more for large bodies:
+LEAST_ANSWER_SECONDS = 5.0
 LEAST_BYTES_PER_SECOND = 1e6
 CHECKSUM_TRIES = 3  # a body that is wrong in the same way each time is wrong in the store
 
-_HELPLESS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ImportError)
+_HELPLESS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ImportError, TypeError, AttributeError)
 _HELPLESS_NAMES = ("NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "NoRegionError", "ProfileNotFound")
 _INVALID = (errno.EINVAL, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOSYS, errno.ENAMETOOLONG)
+_CREDENTIALS = re.compile(r"(?<=://)([^/]*@|[^/@:]+:(?!\d+/)[^@]*@)|\?.*")  # the second: secret keys may hold a slash, ports none
 _PASSING_NAMES = ("IncompleteBody", "BadDigest", "RequestTimeout")  # S3 answers these to a body that was cut on its way
 
 
@@ -68,9 +75,33 @@ def patience_seconds() -> float:
     return seconds
 
 
+class _OfThisMachine(Exception):
+    """Around an error of this machine's disk, on its way past the store's errors."""
+
+    def __init__(self, error: OSError):
+        super().__init__(str(error))
+        self.error = error
+
+
+@contextlib.contextmanager
+def _naming_this_machine(path: Path, *, is_written: bool) -> Iterator[None]:
+    """Around copying a file to or from the store: an error about `path` here is no store's. is_written: nor is a full disk."""
+    try:
+        yield
+    except OSError as error:
+        is_full = is_written and error.errno in NO_SPACE
+        if is_full:
+            error.filename, error.filename2 = str(path), None
+        if is_full or (error.errno is not None and error.filename2 is None and str(error.filename) == str(path)):
+            raise _OfThisMachine(error) from None
+        raise
+
+
 def _may_pass(error: BaseException) -> bool:
     """Whether an error may go away by itself."""
     if not isinstance(error, Exception) or isinstance(error, StoreError) or type(error).__name__ in _HELPLESS_NAMES:
+        return False
+    if isinstance(error, _OfThisMachine):
         return False
     if isinstance(error, OSError) and error.errno in _INVALID:
         return any(name in str(error) or name in repr(error.__cause__) for name in _PASSING_NAMES)
@@ -102,19 +133,26 @@ class _EndOfPatience(stop_base):
         if outcome is not None and isinstance(outcome.exception(), WrongBytes):
             self._times_wrong += 1
             return self._times_wrong >= CHECKSUM_TRIES
-        return (retry_state.seconds_since_start or 0.0) >= self._seconds
+        return (retry_state.seconds_since_start or 0.0) + retry_state.upcoming_sleep >= self._seconds
 
 
 class Store:
     """A folder in a store; names are relative to it. Every method may be called by several threads.
 
-    Raises StoreError where the store cannot be used, UserError where the URL's kind is not known or its package is missing.
+    Raises StoreError where the store cannot be used, UserError where the URL's kind is not known, its package is missing, or the URL
+    holds credentials: it goes into logs and messages.
     """
 
     def __init__(self, url: str):
         self.url = url.rstrip("/")
+        if _CREDENTIALS.search(url):
+            raise UserError(
+                f"{_CREDENTIALS.sub('', url)}: given with a user, a key or a query, which would be in every log; give the URL without, "
+                "and credentials as the store's own variables and files, such as AWS_ACCESS_KEY_ID"
+            )
         self._files, self._root = _open(self.url)
         self._patience = patience_seconds()
+        self._asking = threading.local()  # `until`: when patience ends for what this thread does
 
     def place(self, name: str) -> str:
         """The URL of a file in the folder."""
@@ -127,8 +165,11 @@ class Store:
         retrying = tenacity.Retrying(
             stop=_EndOfPatience(self._patience), wait=pauses, retry=tenacity.retry_if_exception(_may_pass), reraise=True
         )
+        self._asking.until = time.monotonic() + self._patience
         try:
             return retrying(attempt)
+        except _OfThisMachine as error:
+            raise error.error from None
         except Exception as error:
             if isinstance(error, StoreError | UserError):
                 raise
@@ -147,31 +188,56 @@ class Store:
             return getattr(self._files, method)(*arguments, **keywords)
         from fsspec.asyn import sync
 
-        limit = ANSWER_SECONDS + num_bytes / LEAST_BYTES_PER_SECOND
+        left = max(LEAST_ANSWER_SECONDS, self._asking.until - time.monotonic())
+        limit = min(ANSWER_SECONDS, left) + num_bytes / LEAST_BYTES_PER_SECOND
         return sync(self._files.loop, getattr(self._files, f"_{method}"), *arguments, timeout=limit, **keywords)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
 
-    def read(self, name: str, start: int | None = None, stop: int | None = None, check: Callable[[bytes], object] | None = None) -> bytes:
-        """A file's bytes, or those from start to before stop. check: raises WrongBytes for what must be asked for anew."""
+    def _whole(self, name: str, largest_bytes: int | None) -> bytes:
+        """A whole file in one attempt. Its size is asked first: a large one may take longer, and one too large is not read at all."""
+        self._files.invalidate_cache()
+        num_bytes = int(self._ask("info", self._path(name))["size"] or 0)
+        if largest_bytes is not None and num_bytes > largest_bytes:
+            raise StoreError(self.place(name), f"{num_bytes} bytes, no such file of ours has more than {largest_bytes >> 20} MiB")
+        data = self._ask("cat_file", self._path(name), start=0, end=num_bytes, num_bytes=num_bytes) if num_bytes else b""
+        if len(data) != num_bytes:
+            raise WrongBytes(f"{num_bytes} bytes expected, found {len(data)}")
+        return data
+
+    def read(
+        self,
+        name: str,
+        start: int | None = None,
+        stop: int | None = None,
+        check: Callable[[bytes], object] | None = None,
+        largest_bytes: int | None = LARGEST_JSON_BYTES,
+    ) -> bytes:
+        """A file's bytes, or those from start to before stop. check: raises WrongBytes for what must be asked for anew.
+
+        largest_bytes: of a whole file; a larger one is a StoreError. None: whatever there is.
+        """
 
         def attempt() -> bytes:
-            data = self._ask("cat_file", self._path(name), start=start, end=stop, num_bytes=(stop or 0) - (start or 0))
-            if start is not None and stop is not None and len(data) != stop - start:
-                raise WrongBytes(f"{stop - start} bytes expected, found {len(data)}")
+            if start is None or stop is None:
+                data = self._whole(name, largest_bytes)
+            else:
+                data = self._ask("cat_file", self._path(name), start=start, end=stop, num_bytes=stop - start)
+                if len(data) != stop - start:
+                    raise WrongBytes(f"{stop - start} bytes expected, found {len(data)}")
             if check is not None:
                 check(data)
             return data
 
         return self.retry(name, "read", attempt)
 
-    def read_if_there(self, name: str) -> bytes | None:
-        """A file's bytes, None where the store has no such file. Raises StoreError where it has no such bucket."""
+    def read_if_there(self, name: str, largest_bytes: int | None = LARGEST_JSON_BYTES) -> bytes | None:
+        """A whole file's bytes, None where the store has no such file. Raises StoreError where it has no such bucket."""
 
         def attempt() -> bytes | None:
             try:
-                return self._ask("cat_file", self._path(name))
+                return self._whole(name, largest_bytes)
             except FileNotFoundError as error:
                 if "NoSuchBucket" in repr(error.__cause__):
                     raise
@@ -183,8 +249,9 @@ class Store:
         """Copy a file of that size and SHA-256 to this machine. Raises DamagedInStore where it is another each time."""
 
         def attempt() -> None:
-            self._ask("get_file", self._path(name), str(path), num_bytes=num_bytes)
-            found = digest_of_file(path) if path.stat().st_size == num_bytes else f"{path.stat().st_size} bytes instead of {num_bytes}"
+            with _naming_this_machine(path, is_written=True):
+                self._ask("get_file", self._path(name), str(path), num_bytes=num_bytes)
+                found = digest_of_file(path) if path.stat().st_size == num_bytes else f"{path.stat().st_size} bytes instead of {num_bytes}"
             if found != sha256:
                 raise WrongBytes(f"SHA-256 expected {sha256}, found {found}")
 
@@ -192,7 +259,12 @@ class Store:
 
     def put(self, path: Path, name: str) -> None:
         """Copy a file of this machine to the store, over what is there."""
-        self.retry(name, "written", lambda: self._ask("put_file", str(path), self._path(name), num_bytes=path.stat().st_size))
+
+        def attempt() -> None:
+            with _naming_this_machine(path, is_written=False):
+                self._ask("put_file", str(path), self._path(name), num_bytes=path.stat().st_size)
+
+        self.retry(name, "written", attempt)
 
     def write(self, name: str, data: bytes) -> None:
         """Make a file of these bytes, over what is there."""

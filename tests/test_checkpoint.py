@@ -276,3 +276,14 @@ def _with_replaced(checkpoint: Checkpoint, name: str, data: bytes, action: Any) 
     finally:
         file.unlink()
         file.write_bytes(before)
+
+
+@pytest.mark.parametrize(
+    "entry", [{"bytes": "5"}, {"bytes": -1}, {"bytes": True}, {"bytes": 1.0}, {"sha256": "0" * 63 + "g"}, {"sha256": 1}]
+)
+def test_a_manifest_of_other_types_is_damaged(checkpoint: Checkpoint, entry: dict[str, Any]) -> None:
+    manifest = read_sealed_json(checkpoint.path / "manifest.json")
+    manifest["files"]["core.safetensors"] |= entry
+    write_sealed_json(checkpoint.path / "manifest.json", manifest)
+    with pytest.raises(DamagedCheckpoint, match="names no files"):
+        checkpoint.manifest()

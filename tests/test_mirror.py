@@ -214,6 +214,15 @@ def test_steps_do_not_wait_for_a_slow_store(first: Stage) -> None:
     assert said[-1]["text"].startswith("finished at step 40")
 
 
+def test_the_other_ranks_wait_for_the_last_lines_of_the_logs(tiny_folder: Path, proxy: Proxy) -> None:
+    """A second more for each than ranks wait for one that hangs."""
+    proxy.faults.append(Fault("PUT /runs/last/events", "delay", seconds=6))
+    with in_environment({"LM1B_TIMEOUT_SECONDS": "5"}):
+        seen = train(tiny_folder, "mirror_last", [(2, [one(tiny_folder, "m_last", "last", 10)])])
+    assert seen["m_last 10"]["error"] is None
+    assert s3().cat_file("runs/last/events.jsonl") == (tiny_folder / "m_last" / "events.jsonl").read_bytes()
+
+
 def test_a_store_that_is_not_there_at_the_start_is_one_line(tiny_folder: Path, proxy: Proxy) -> None:
     """A fresh host would begin anew where its mirror cannot be asked."""
     config = write_settings(tiny_folder, "m_none")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import time
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ from loopback_store import Fault, Proxy, in_environment, proxy_to, s3_environmen
 from tiny import free_port
 
 from lm1b.errors import UserError, describe_os_error
-from lm1b.remote import Store, StoreError, WrongBytes, is_url
+from lm1b.files import LARGEST_JSON_BYTES
+from lm1b.remote import LEAST_ANSWER_SECONDS, Store, StoreError, WrongBytes, is_url
 
 DATA = bytes(range(256)) * 300
 
@@ -165,3 +167,79 @@ def test_a_folder_of_this_machine_by_url(tmp_path: Path) -> None:
     store.delete("a/b")
     with pytest.raises(StoreError, match="not there"):
         store.read("a/b")
+
+
+def test_a_store_that_never_answers_is_given_up_when_patience_ends(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LM1B_STORE_SECONDS", "2")
+    proxy.faults.append(Fault("GET /bucket/folder/file", "delay", seconds=14))
+    started_at = time.monotonic()
+    with pytest.raises(StoreError, match="no answer in time"):
+        Store("s3://bucket/folder").read("file", 0, 5)
+    assert time.monotonic() - started_at < 2 + LEAST_ANSWER_SECONDS + 2
+
+
+def test_a_full_disk_here_is_not_the_stores_fault(proxy: Proxy) -> None:
+    with pytest.raises(OSError, match="No space left") as error:
+        Store("s3://bucket/folder").get("file", Path("/dev/full"), len(DATA), hashlib.sha256(DATA).hexdigest())
+    assert (error.value.errno, error.value.filename) == (errno.ENOSPC, "/dev/full")
+    assert len(proxy.seen) == 1
+
+
+def test_a_place_here_that_is_missing_is_not_the_stores_fault(proxy: Proxy, tmp_path: Path) -> None:
+    here = tmp_path / "nothing" / "file"
+    for copy in (lambda store: store.get("file", here, 1, ""), lambda store: store.put(here, "new")):
+        with pytest.raises(FileNotFoundError) as error:
+            copy(Store("s3://bucket/folder"))
+        assert str(error.value.filename) == str(here)
+    with pytest.raises(StoreError, match="could not be read: not there"):
+        Store("s3://bucket/folder").get("nothing", tmp_path / "file", 1, "")
+
+
+def test_a_programs_mistake_is_not_tried_again(tmp_path: Path) -> None:
+    tries: list[int] = []
+
+    def attempt() -> None:
+        tries.append(1)
+        raise TypeError("unexpected keyword argument")
+
+    with pytest.raises(StoreError, match="unexpected keyword"):
+        Store(f"file://{tmp_path}").retry("x", "read", attempt)
+    assert len(tries) == 1
+
+
+def test_a_json_file_that_is_far_too_large_is_not_read(tmp_path: Path) -> None:
+    with open(tmp_path / "manifest.json", "wb") as file:
+        file.truncate(LARGEST_JSON_BYTES + 1)
+    store = Store(f"file://{tmp_path}")
+    for read in (store.read, store.read_if_there):
+        with pytest.raises(StoreError, match="no such file of ours has more than 32 MiB"):
+            read("manifest.json")
+    assert store.read_if_there("manifest.json", None) == bytes(LARGEST_JSON_BYTES + 1)
+
+
+def test_a_whole_file_that_is_cut_short_each_time_is_found_out(proxy: Proxy) -> None:
+    proxy.faults.append(Fault("GET /bucket/folder/file", "truncate"))
+    with pytest.raises(StoreError, match=f"{len(DATA)} bytes expected, found"):
+        Store("s3://bucket/folder").read("file")
+
+
+@pytest.mark.parametrize(
+    ("url", "named"),
+    [
+        ("s3://KEY:SECRET@bucket/folder", "s3://bucket/folder: "),
+        ("s3://KEY:SEC/RET@bucket/folder", "s3://bucket/folder: "),
+        ("s3://SECRET@bucket", "s3://bucket: "),
+        ("https://host:8080/folder?X-Amz-Signature=SECRET", "https://host:8080/folder: "),
+    ],
+)
+def test_credentials_in_a_url_are_refused_and_not_repeated(url: str, named: str) -> None:
+    with pytest.raises(UserError) as error:
+        Store(url)
+    assert str(error.value).startswith(named)
+    assert not [word for word in ("SEC", "RET", "KEY") if word in str(error.value).replace("AWS_ACCESS_KEY_ID", "")]
+
+
+def test_an_at_sign_in_a_path_is_no_credential(tmp_path: Path) -> None:
+    (tmp_path / "a@b").write_bytes(b"c")
+    assert Store(f"file://{tmp_path}").read("a@b") == b"c"
+    assert Store(f"file://{tmp_path}/x@y").list() == {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import signal
 import subprocess
@@ -14,19 +16,23 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
+import torch
 from loopback_store import Fault, Proxy, in_environment, proxy_to, s3_server
 from tiny import environment, tiny_settings, write_corpus
 from training_runs import assert_same_end, job, launch, losses, run_launches
 
 from lm1b.config import TokensConfig, parse_config
 from lm1b.data.batches import Batches
-from lm1b.data.manifest import PIECE_BYTES
-from lm1b.data.piece_cache import PieceCache
+from lm1b.data.manifest import PIECE_BYTES, read_manifest
+from lm1b.data.piece_cache import LOCKS, PieceCache
 from lm1b.data.preprocess import preprocess
-from lm1b.data.remote_tokens import open_tokens
+from lm1b.data.remote_tokens import NEEDED_SECONDS, open_tokens
 from lm1b.data.shards import TokenDirectory
+from lm1b.distributed import Ranks
 from lm1b.errors import UserError
+from lm1b.files import read_json, write_sealed_json
 from lm1b.remote import StoreError
+from lm1b.training.run import _check_patience
 
 URL = "s3://lm1b/tokens"
 CACHE_BYTES = 6 * PIECE_BYTES
@@ -190,6 +196,51 @@ def test_a_lower_limit_is_kept_from_the_start(folder: Path, proxy: Proxy, tmp_pa
     remote(tmp_path, 1 << 30).split("train").joined()
     assert PieceCache(tmp_path, 1 << 30).total_bytes() > CACHE_BYTES
     assert PieceCache(tmp_path, CACHE_BYTES).total_bytes() <= CACHE_BYTES
+
+
+def test_what_else_lies_in_the_cache_does_no_harm(folder: Path, proxy: Proxy, tmp_path: Path) -> None:
+    remote(tmp_path)
+    (tmp_path / "pieces" / ".DS_Store").write_bytes(b"x")
+    (tmp_path / "pieces" / "00" / "folder").mkdir(parents=True)
+    assert_same_batches(folder, remote(tmp_path), range(0, 100, 11))
+    assert PieceCache(tmp_path, CACHE_BYTES).total_bytes() <= CACHE_BYTES
+
+
+def test_a_needed_piece_does_not_wait_for_one_that_cannot_be_fetched(folder: Path, proxy: Proxy, tmp_path: Path) -> None:
+    """A prefetch of another piece holds the same lock for as long as it asks a store that does not answer."""
+    tokens = remote(tmp_path)
+    found: list[np.ndarray] = []
+    with contextlib.ExitStack() as locks:
+        for number in range(LOCKS):
+            file = locks.enter_context(open(tmp_path / "locks" / f"{number:02d}.lock", "ab"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        reader = threading.Thread(target=lambda: found.append(tokens.split("train").tokens(0)[:100]), daemon=True)
+        reader.start()
+        reader.join(NEEDED_SECONDS + 10)
+        assert found, "still waiting"
+    assert np.array_equal(found[0], TokenDirectory.open(folder / "tokens").split("train").tokens(0)[:100])
+
+
+def test_a_manifest_cannot_name_a_piece_over_and_over(folder: Path, tmp_path: Path) -> None:
+    manifest = read_json(folder / "tokens" / "manifest.json")
+    shard, num_pieces = manifest["splits"]["train"]["shards"][0], 20_000
+    shard["ends_bytes"], shard["ends_pieces"] = num_pieces * PIECE_BYTES, ["0" * 64] * num_pieces
+    path = tmp_path / "manifest.json"
+    write_sealed_json(path, {name: value for name, value in manifest.items() if name != "seal"})
+    with pytest.raises(UserError, match="ends_bytes"):
+        read_manifest(path)
+
+
+def test_more_patience_than_the_other_ranks_have_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = (parse_config(tiny_settings(folder, "none", tokens={"directory": place})) for place in (str(folder / "tokens"), URL))
+    alone, two = (Ranks(0, size, torch.device("cpu")) for size in (1, 2))
+    monkeypatch.delenv("LM1B_STORE_SECONDS", raising=False)
+    _check_patience(there, two)
+    monkeypatch.setenv("LM1B_STORE_SECONDS", "50")
+    _check_patience(there, alone)
+    _check_patience(here, two)
+    with pytest.raises(UserError, match="LM1B_STORE_SECONDS=50 and 10 s must be less than LM1B_TIMEOUT_SECONDS=60"):
+        _check_patience(there, two)
 
 
 @pytest.mark.parametrize("name", ["train-00001.tokens.npy", "validation-00001.ends.npy", "vocabulary.txt", "manifest.json"])

@@ -19,7 +19,12 @@ VERSION = 3  # 2: sealed; 3: a SHA-256 of every piece of a shard's files, so tha
 MANIFEST_NAME = "manifest.json"
 PIECE_BYTES = 64 << 10  # what has a checksum of its own; part of the format. A block of 65,536 tokens is 2 to 4 pieces
 
+# Of a shard: one is made of at most 64 MB of text, which is 64 M ids of 4 bytes or empty sentences of 8. A manifest whose shards name
+# the same few pieces over and over would otherwise have a reader join them into any number of bytes.
+LARGEST_FILE_BYTES = 1 << 30
+
 _Count = Annotated[int, Field(ge=0, lt=1 << 48)]
+_FileBytes = Annotated[int, Field(ge=0, le=LARGEST_FILE_BYTES)]
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
@@ -40,9 +45,9 @@ class _Shard(_Record):
     num_words: _Count
     num_sentences: _Count
     num_unknown: _Count
-    tokens_bytes: _Count
+    tokens_bytes: _FileBytes
     tokens_sha256: _Sha256
-    ends_bytes: _Count
+    ends_bytes: _FileBytes
     ends_sha256: _Sha256
     tokens_pieces: list[_Sha256]
     ends_pieces: list[_Sha256]

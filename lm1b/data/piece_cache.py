@@ -14,12 +14,14 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from lm1b.files import atomic_file
 
 LOCKS = 64
+POLL_SECONDS = 0.005
 KEPT_SHARE = 0.9  # of the limit, after making room: counting all files is not for every piece
 PARTIAL = ".partial"
 
@@ -50,7 +52,7 @@ class PieceCache:
             data = path.read_bytes()
         except FileNotFoundError:
             return None
-        with contextlib.suppress(FileNotFoundError):  # another process may just have let go of it
+        with contextlib.suppress(OSError):  # another process may just have let go of it, or made it with a user's rights that are not ours
             os.utime(path)  # which pieces were read last: not every file system notes it
         if hashlib.sha256(data).hexdigest() == sha256:
             return data
@@ -75,19 +77,27 @@ class PieceCache:
             return sum(status.st_size for status in self._files().values())
 
     @contextlib.contextmanager
-    def lock(self, key: str) -> Iterator[None]:
-        """Hold what belongs to `key`, against every other process and thread, so that only one of them fetches it."""
+    def lock(self, key: str, patience_seconds: float | None = None) -> Iterator[None]:
+        """Hold what belongs to `key`, against every other process and thread, so that only one of them fetches it.
+
+        patience_seconds: then go on without, and fetch it twice. None: wait.
+        """
         number = int(hashlib.sha256(key.encode()).hexdigest(), 16) % LOCKS
         with open(self._locks / f"{number:02d}.lock", "ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            if patience_seconds is None:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            else:
+                _try_lock(file.fileno(), patience_seconds)
             yield
 
     def _files(self) -> dict[Path, os.stat_result]:
         found = {}
         for folder in self._pieces.iterdir():
-            for entry in os.scandir(folder):
-                with contextlib.suppress(FileNotFoundError):
-                    found[Path(entry.path)] = entry.stat()
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # what else lies there is none of ours
+                for entry in os.scandir(folder):
+                    with contextlib.suppress(FileNotFoundError):
+                        if entry.is_file():
+                            found[Path(entry.path)] = entry.stat()
         return found
 
     def _make_room(self, wanted_bytes: int) -> int:
@@ -115,6 +125,15 @@ class PieceCache:
             yield total
             if total.bytes != before:
                 total.write()
+
+
+def _try_lock(descriptor: int, patience_seconds: float) -> None:
+    """Take the lock, or go on without it."""
+    give_up_at = time.monotonic() + patience_seconds
+    while time.monotonic() < give_up_at:
+        with contextlib.suppress(BlockingIOError):
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(POLL_SECONDS)
 
 
 class _Total:

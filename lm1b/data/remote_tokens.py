@@ -23,7 +23,7 @@ import numpy as np
 
 from lm1b.config import Split, TokensConfig
 from lm1b.data.arrays import npy_header
-from lm1b.data.manifest import MANIFEST_NAME, PIECE_BYTES, read_manifest
+from lm1b.data.manifest import LARGEST_FILE_BYTES, MANIFEST_NAME, PIECE_BYTES, read_manifest
 from lm1b.data.piece_cache import PieceCache
 from lm1b.data.shards import SPLITS, VOCABULARY_NAME, ShardInfo, TokenDirectory, TokenSplit
 from lm1b.data.verified import cache_folder, this_machine
@@ -32,6 +32,7 @@ from lm1b.files import atomic_file, digest_of_file
 from lm1b.remote import Store, WrongBytes, is_url
 
 FETCHING_THREADS = 8
+NEEDED_SECONDS = 2.0  # that a needed piece waits for another's fetching, which may be a prefetch that the store does not answer
 MEMORY_PIECES = 1024  # 64 MiB: the pieces that a rank's lanes are in
 SHARDS_AHEAD = 8  # of sentence ends, which are read shard after shard at the start
 
@@ -128,10 +129,13 @@ class _RemoteFile:
         for index in range(first, last + 1):
             self._source.fetcher.want(self, index)
 
-    def fetch(self, index: int) -> bytes:
-        """A piece from the cache, or from the store into the cache. Raises StoreError, OSError where the cache cannot be written to."""
+    def fetch(self, index: int, patience_seconds: float | None = None) -> bytes:
+        """A piece from the cache, or from the store into the cache. Raises StoreError, OSError where the cache cannot be written to.
+
+        patience_seconds: how long one who fetches the same, or another of the many pieces that share its lock, is waited for.
+        """
         cache, sha256 = self._source.cache, self._pieces[index]
-        with cache.lock(sha256):
+        with cache.lock(sha256, patience_seconds):
             data = cache.read(sha256)
             if data is None:
                 start, stop = index * PIECE_BYTES, min((index + 1) * PIECE_BYTES, self._num_bytes)
@@ -144,7 +148,7 @@ class _RemoteFile:
         sha256 = self._pieces[index]
         data = self._source.remembered(sha256)
         if data is None:
-            data = self._source.cache.read(sha256) or self.fetch(index)
+            data = self._source.cache.read(sha256) or self.fetch(index, NEEDED_SECONDS)
             self._source.remember(sha256, data)
         return data
 
@@ -264,7 +268,7 @@ class RemoteTokens(TokenDirectory):
         expected, path = self.manifest["vocabulary"]["sha256"], self.folder / VOCABULARY_NAME
         with self._source.cache.lock(expected):
             if not path.is_file() or digest_of_file(path) != expected:
-                data = self._source.store.read(VOCABULARY_NAME, check=_checked(expected))
+                data = self._source.store.read(VOCABULARY_NAME, check=_checked(expected), largest_bytes=LARGEST_FILE_BYTES)
                 with atomic_file(path, outlives_power=False) as file:
                     file.write(data)
 

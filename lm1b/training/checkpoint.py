@@ -37,6 +37,7 @@ from lm1b.training.tensor_file import MatrixInFile
 FORMAT_VERSION = 2
 COPY_BYTES = 8 << 20  # of a table in memory twice while it is cut for another number of ranks
 _FOLDER = re.compile(r"step_(\d+)")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class DamagedCheckpoint(UserError):
@@ -237,7 +238,12 @@ def _is_state(state: Any) -> bool:
 
 
 def _is_file_list(files: Any) -> bool:
-    return isinstance(files, dict) and all(isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys() for entry in files.values())
+    """Whether a JSON value is file name -> bytes and SHA-256."""
+    if not isinstance(files, dict) or not all(isinstance(entry, dict) for entry in files.values()):
+        return False
+    sizes, digests = ([entry.get(key) for entry in files.values()] for key in ("bytes", "sha256"))
+    are_sizes = all(type(size) is int and size >= 0 for size in sizes)
+    return are_sizes and all(isinstance(digest, str) and _SHA256.fullmatch(digest) for digest in digests)
 
 
 def _names(file: Any) -> list[str]:

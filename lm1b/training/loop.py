@@ -72,7 +72,10 @@ def train_on(ranks: Ranks, config: Config, evaluator: list[str] | None = None, l
     except UserError:
         _close(run, log)  # an end in order too: its user is told of it
         raise
-    _close(run, log)
+    if log:
+        log.close()
+    run.close_mirror()  # the other ranks wait for it here, as long as it takes
+    run.close()
     agree(ranks, lambda: log.check() if log else None)
     return run
 

@@ -8,7 +8,8 @@
    a checkpoint in the mirror is complete if and only if its manifest is there, wherever the copying was cut off.
 3. What retention lets go of here is let go of there, manifest first.
 4. A store that fails is told in the run's log, once a failure, and tried again with the next checkpoint. It never ends a training.
-5. At the start `fetch_newer` looks for a checkpoint newer than those of the run directory, copies it here, and the usual resume takes it.
+5. At the start `fetch_newer` looks whether the newest checkpoint there is of this experiment, else the run is refused. Where it is newer
+   than those of the run directory it is copied here, the logs first, and the usual resume takes it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import Any, TypeVar
 
 from lm1b.config import Config
 from lm1b.errors import UserError, describe_os_error
-from lm1b.files import atomic_file, flush_folder, megabytes, needing_space, seal
+from lm1b.files import LARGEST_JSON_BYTES, atomic_file, flush_folder, megabytes, needing_space, seal
 from lm1b.remote import DamagedInStore, Store, StoreError, WrongBytes
 from lm1b.training.checkpoint import Checkpoint, DamagedCheckpoint, checkpoint_folder, list_checkpoints, steps_to_keep
 from lm1b.training.run_log import best_step
@@ -69,48 +70,73 @@ class Mirror:
     def fetch_newer(self, accept: Callable[[dict[str, Any]], object], say: Callable[[str], object]) -> int | None:
         """Copy the newest checkpoint here that is newer than those that are -> its step, None where there is none.
 
-        accept: is given its state before anything large is copied, and raises UserError where this run cannot go on from it.
+        accept: is given the newest one's state, whether or not it is newer, before anything large is copied or anything there is
+        written; raises UserError where this run cannot go on from it.
         One that is damaged there is named by `say`, loses its manifest, and the one before it is taken.
-        Raises UserError where it is another experiment's or does not fit on the disk, StoreError where the store fails.
+        Raises UserError where it is another experiment's, does not fit on the disk, or all are damaged and none is here, StoreError
+        where the store fails.
         """
         here = max((checkpoint.step for checkpoint in list_checkpoints(self._directory, damaged_too=True)), default=-1)
-        for step in reversed([step for step in self.steps() if step > here]):
+        for step in reversed(self.steps()):
             try:
+                if step <= here:
+                    with tempfile.TemporaryDirectory() as folder:
+                        self._open(step, Path(folder), accept)
+                    return None
                 num_bytes = self._fetch(step, accept)
             except DamagedCheckpoint as error:
-                data = self._store.read(f"{_place(step)}/{MANIFEST}")
-                self._store.write(f"{_place(step)}/{DAMAGED}", data)
-                self._store.delete(f"{_place(step)}/{MANIFEST}")
+                data = self._store.read_if_there(f"{_place(step)}/{MANIFEST}")
+                if data is not None:
+                    self._store.write(f"{_place(step)}/{DAMAGED}", data)
+                    self._store.delete(f"{_place(step)}/{MANIFEST}")
                 say(f"{error}; set aside in the mirror as {DAMAGED}")
                 continue
-            self._fetch_logs()
             say(f"fetched the checkpoint of step {step} ({megabytes(num_bytes)}) from {self.url}")
             return step
+        if here < 0:
+            self._refuse_to_start_anew()
         return None
 
+    def _refuse_to_start_anew(self) -> None:
+        """Raise UserError where all that was there is damaged: a start from the beginning would write over the logs."""
+        damaged = [checkpoint_folder(Path(), step).name for step in self._folders() if DAMAGED in self._store.list(_place(step))]
+        if damaged:
+            raise UserError(
+                f"{self.url}: every checkpoint there is damaged ({', '.join(damaged)}); put a sound copy there to go on, or remove these "
+                "folders or choose another run.mirror to start from the beginning"
+            )
+
+    def _open(self, step: int, folder: Path, accept: Callable[[dict[str, Any]], object]) -> dict[str, dict[str, Any]]:
+        """Copy one checkpoint's manifest and state, both verified and the state accepted -> its files: bytes and SHA-256 by name."""
+        copy = Checkpoint(step, folder)
+        (folder / MANIFEST).write_bytes(self._get(step, lambda place: self._store.read(place, check=_check_seal), MANIFEST))
+        files = self._naming(step, folder, copy.manifest)
+        if not all(_NAME.fullmatch(name) for name in files):
+            raise DamagedCheckpoint(f"{self._store.place(_place(step))}/{MANIFEST}: names files that are no checkpoint's")
+        entry = files.get("state.json")
+        if entry is not None and entry["bytes"] <= LARGEST_JSON_BYTES:
+            self._get(step, lambda place: self._store.get(place, folder / "state.json", entry["bytes"], entry["sha256"]), "state.json")
+        self._accept(self._naming(step, folder, copy.state), accept)
+        return files
+
     def _fetch(self, step: int, accept: Callable[[dict[str, Any]], object]) -> int:
-        """Copy one checkpoint here, verified -> its bytes. Raises DamagedCheckpoint where it is not as it was written."""
+        """Copy one checkpoint here, verified, and the logs before it -> its bytes. Raises DamagedCheckpoint where it is not as written."""
         final = checkpoint_folder(self._directory, step)
         final.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f"{final.name}.", suffix=".partial", dir=final.parent))
         try:
-            copy = Checkpoint(step, folder)
-            (folder / MANIFEST).write_bytes(self._get(step, lambda place: self._store.read(place, check=_check_seal), MANIFEST))
-            files = self._naming(step, folder, copy.manifest)
-            if not all(_NAME.fullmatch(name) for name in files):
-                raise DamagedCheckpoint(f"{self._store.place(_place(step))}/{MANIFEST}: names files that are no checkpoint's")
+            files = self._open(step, folder, accept)
             num_bytes = sum(entry["bytes"] for entry in files.values())
             with needing_space(folder, num_bytes):
-                for name in sorted(files, key=lambda name: (name != "state.json", name)):
+                for name in sorted(files.keys() - {"state.json"}):
                     entry = files[name]
                     self._get(step, lambda place: self._store.get(place, folder / name, entry["bytes"], entry["sha256"]), name)  # noqa: B023
-                    if name == "state.json":
-                        self._accept(self._naming(step, folder, copy.state), accept)
             for path in folder.iterdir():
                 with open(path, "rb") as file:
                     os.fsync(file.fileno())
             flush_folder(folder)
             os.chmod(folder, 0o755)
+            self._fetch_logs()  # before: where the checkpoint is here, nobody looks for them again
             os.replace(folder, final)
             flush_folder(final.parent)
             return num_bytes
@@ -145,7 +171,7 @@ class Mirror:
     def _fetch_logs(self) -> None:
         """The logs of the run, as far as they are longer than those that are here."""
         for name in LOGS:
-            path, data = self._directory / name, self._store.read_if_there(name)
+            path, data = self._directory / name, self._store.read_if_there(name, None)
             if data is not None and (not path.exists() or path.stat().st_size < len(data)):
                 with atomic_file(path) as file:
                     file.write(data)
@@ -206,9 +232,9 @@ class Mirror:
                     files = checkpoint.manifest()
                     for name in sorted(files):
                         self._store.put(checkpoint.path / name, f"{folder}/{name}")
-            except UserError:
+            except (UserError, FileNotFoundError) as error:
                 if checkpoint.path.exists():
-                    raise
+                    raise error if isinstance(error, UserError) else UserError(describe_os_error(error)) from None
                 return  # retention was faster
             found = self._store.list(folder)
             for name, entry in files.items():
@@ -231,11 +257,12 @@ class Mirror:
             self._copied.pop(step, None)
 
     def _bring_logs(self) -> None:
+        """Those that have changed; the JSON lines only grow while a training holds them."""
         for name in LOGS:
             path = self._directory / name
             with contextlib.suppress(FileNotFoundError):
                 status = path.stat()
-                mark = (status.st_size, status.st_mtime_ns)
+                mark = (status.st_size, 0 if name.endswith(".jsonl") else status.st_mtime_ns)
                 if self._logged.get(name) != mark:
                     self._store.write(name, path.read_bytes())
                     self._logged[name] = mark
@@ -259,7 +286,13 @@ class Mirror:
         return False
 
     def close(self) -> None:
-        """The last lines of the logs, unless the store fails or a copy takes long that nobody waits for; the thread ends."""
+        """The last lines of the logs, unless the store fails or a copy takes long that nobody waits for; the thread ends.
+
+        Nothing where copying was not begun (a run that was refused has no claim on what is there) or has ended.
+        """
+        if self._thread is None:
+            return
+        self._thread = None
         self._stopping.set()
         self._wanted.set()
         if self._busy.acquire(timeout=CLOSE_SECONDS):

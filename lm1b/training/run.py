@@ -24,11 +24,14 @@ from lm1b.memory import keep_freed_memory
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.sampler import LogUniformSampler
 from lm1b.model.tables import Tables, VocabularyTable
+from lm1b.peers import ANSWER_SECONDS
+from lm1b.remote import PATIENCE_VARIABLE, is_url, patience_seconds
 from lm1b.training.checkpoint import Checkpoint, apply_retention
 from lm1b.training.deepspeed_settings import check_deepspeed_section
 from lm1b.training.engine import Engine
 from lm1b.training.mirror import Mirror
 from lm1b.training.precision import resolve_precision
+from lm1b.training.process_group import TIME_LIMIT_VARIABLE, time_limit
 from lm1b.training.recovery import newest_sound_checkpoint
 from lm1b.training.run_log import best_step
 from lm1b.training.run_state import RunLock
@@ -36,6 +39,7 @@ from lm1b.training.same_everywhere import check_run_folder, check_tokens
 from lm1b.training.saving import CheckpointSaver
 from lm1b.training.step import TrainingStep
 
+FETCHES = 2  # from the mirror at the start: what is damaged here again right after it was fetched is the disk's fault
 FIXED_SECTIONS = ("model", "batches", "softmax", "tables", "optimizer")  # what a checkpoint cannot go on with when it changes
 
 
@@ -70,12 +74,13 @@ class Run:
     def _build(self) -> None:
         """Everything but the lock, which is let go of where this fails."""
         config, ranks = self.config, self.ranks
+        agree(ranks, lambda: _check_patience(config, ranks))
         check_run_folder(ranks, self.directory)
         self.tokens = agree(ranks, self._open_tokens, may_take_long=True)
         check_tokens(ranks, self.tokens)
         self.precision = agree(ranks, lambda: resolve_precision(config.training.precision, config.model.cell, ranks.device))
         vocabulary_size = agree(ranks, lambda: self.tokens.vocabulary.size)
-        self.batches = agree(ranks, self._make_batches)
+        self.batches = agree(ranks, self._make_batches, may_take_long=True)  # reads where every sentence ends, perhaps over the net
         epochs = config.training.epochs or 0.0
         self.total_steps = config.training.total_steps or max(1, math.floor(epochs * self.batches.steps_per_epoch))
         is_sampled = config.softmax.kind == "sampled"
@@ -104,12 +109,17 @@ class Run:
 
     def _newest_checkpoint(self) -> Checkpoint | None:
         """The newest sound checkpoint of the run directory, into which a newer one of its mirror is copied first; collective."""
-        while True:
+        if self.config.run.mirror is None:
+            return newest_sound_checkpoint(self.directory, self.ranks, self._accept, self.damage.append)
+        checkpoint = None
+        for _ in range(FETCHES):
             agree(self.ranks, lambda: self.mirror and self.mirror.fetch_newer(self._accept, self.fetched.append), may_take_long=True)
+            check_run_folder(self.ranks, self.directory)  # waits until every host sees what was fetched
             damaged_before = len(self.damage)
             checkpoint = newest_sound_checkpoint(self.directory, self.ranks, self._accept, self.damage.append)
-            if self.config.run.mirror is None or len(self.damage) == damaged_before:
-                return checkpoint  # else one was set aside, and the mirror may have it as it was
+            if len(self.damage) == damaged_before:
+                break  # else one was set aside, and the mirror may have it as it was
+        return checkpoint
 
     @property
     def has_finished(self) -> bool:
@@ -229,6 +239,11 @@ class Run:
         if self.config.run.mirror is not None:
             agree(self.ranks, lambda: self.mirror and self.mirror.finish(), may_take_long=True)
 
+    def close_mirror(self) -> None:
+        """Bring the last lines of the logs there and end its copying; collective."""
+        if self.config.run.mirror is not None:
+            agree(self.ranks, lambda: self.mirror and self.mirror.close(), may_take_long=True)
+
     def facts(self) -> dict[str, Any]:
         """What environment.json and the first line say of this run."""
         return {
@@ -258,6 +273,18 @@ def read_tables(checkpoint: Checkpoint, ranks: Ranks, tables: list[VocabularyTab
                 reading.append(pool.submit(checkpoint.read_table, table.name, ranks.rank, ranks.size, key, matrix))
         for done in reading:
             done.result()
+
+
+def _check_patience(config: Config, ranks: Ranks) -> None:
+    """Raise UserError where the other ranks would give this one up before it has given the store up, and nobody would say why."""
+    if ranks.size == 1 or not is_url(config.tokens.directory):
+        return
+    patience, limit = patience_seconds(), time_limit().total_seconds()
+    if patience + ANSWER_SECONDS >= limit:
+        raise UserError(
+            f"{PATIENCE_VARIABLE}={patience:g} and {ANSWER_SECONDS:g} s must be less than {TIME_LIMIT_VARIABLE}={limit:g}, after which "
+            "ranks give up one that waits for the store; lower the one or raise the other"
+        )
 
 
 def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
