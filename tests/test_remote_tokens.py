@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from loopback_store import Fault, Proxy, in_environment, proxy_to, s3_server
-from tiny import environment, tiny_settings, write_corpus
+from tiny import environment, run_ranks, tiny_settings, write_corpus
 from training_runs import assert_same_end, job, launch, losses, run_launches
 
 from lm1b.config import TokensConfig, parse_config
@@ -36,6 +36,23 @@ from lm1b.training.run import _check_patience
 
 URL = "s3://lm1b/tokens"
 CACHE_BYTES = 6 * PIECE_BYTES
+SLOW_ENDS = """
+import json, sys, time
+from lm1b.config import parse_config
+from lm1b.training.process_group import start_ranks, stop_ranks
+from lm1b.training.run import Run
+
+class SlowRun(Run):
+    def _make_batches(self):
+        time.sleep(8 * self.ranks.rank)
+        return super()._make_batches()
+
+run = SlowRun(parse_config(json.load(open(sys.argv[1]))), start_ranks())
+run.close()
+del run
+print("built")
+stop_ranks()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -308,6 +325,13 @@ def test_two_ranks_train_from_a_cache_smaller_than_the_corpus(folder: Path, prox
     assert_same_end(folder, "here", "there", 0)
     assert PieceCache(tmp_path / "cache", 1 << 30).total_bytes() <= 3 * PIECE_BYTES
     assert sum("train" in request and "tokens.npy" in request for request in proxy.seen) > 10
+
+
+def test_a_rank_that_reads_the_sentence_ends_slowly_is_waited_for(folder: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(tiny_settings(folder, "slow_ends")))
+    with in_environment({"LM1B_TIMEOUT_SECONDS": "5"}):
+        assert run_ranks(["-c", SLOW_ENDS, str(config)], 2).count("built") == 2
 
 
 def test_a_store_that_stays_away_ends_the_training_in_one_line(
