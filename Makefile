@@ -39,6 +39,9 @@ train: install
 test: install
 	$(BIN)/python -m pytest -n 3 --dist loadfile
 
+test-all: install
+	$(BIN)/python -m pytest -n 3 --dist loadfile -m "long or not long"
+
 cluster-demo: install
 	$(BIN)/python tools/cluster_demo.py --hosts 2 --rate 1gbit
 

@@ -89,6 +89,8 @@ def test_a_refused_port_and_no_pdsh(server: SshServer, hostfile: Path, tmp_path:
 def test_a_host_with_other_code_and_another_torch(hostfile: Path, tmp_path: Path) -> None:
     shutil.copytree(REPOSITORY / "lm1b", tmp_path / "other" / "lm1b", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "other" / "lm1b" / "more.py").touch()
+    if REPOSITORY in Path(sys.prefix).parents:  # a virtual environment within the repository
+        (tmp_path / "other" / Path(sys.prefix).relative_to(REPOSITORY)).symlink_to(sys.prefix)
     (tmp_path / "other" / "torch-2.10.0.dist-info").mkdir()
     (tmp_path / "other" / "torch-2.10.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.10.0\n")
     with ssh_server(tmp_path / "ssh", elsewhere=(REPOSITORY, tmp_path / "other")) as server:

@@ -163,6 +163,7 @@ def wait_for(condition: Callable[[], object], seconds: float, said: Callable[[],
 
 
 @needs_slurm
+@pytest.mark.long
 def test_a_batch_job_goes_back_into_the_queue_before_its_time_limit_until_it_has_finished(
     folder: Path, slurm: dict[str, str], tmp_path: Path
 ) -> None:
@@ -183,7 +184,7 @@ def test_a_batch_job_goes_back_into_the_queue_before_its_time_limit_until_it_has
 
     try:
         wait_for(lambda: newest_step(directory) > 0, 120, said)
-        wait_for(lambda: run_state(directory) == "stopped", 60, said)
+        wait_for(lambda: run_state(directory) == "stopped", 150, said)  # SLURM looks at its limits once a minute
         first = newest_step(directory)
         assert any("stopped on request (SIGTERM)" in text for text in events(folder, "batch"))
         wait_for(lambda: "Restarts=1" in ask("scontrol", "show", "job", job), 60, said)

@@ -58,7 +58,15 @@ def test_a_command_of_the_readme_for_a_cluster(
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("line", [line for line in README_COMMANDS if "--hostfile" not in line], ids=str)
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param(line, marks=pytest.mark.long if "cluster_faults" in line else ())
+        for line in README_COMMANDS
+        if "--hostfile" not in line
+    ],
+    ids=str,
+)
 def test_a_command_of_the_readme(folder: Path, trained: subprocess.CompletedProcess[str], line: str) -> None:
     """Run as it stands there, with the tiny run's paths put in."""
     if "tools/cluster" in line and (missing := what_is_missing()):

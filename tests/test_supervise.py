@@ -46,6 +46,7 @@ def command(config: Path) -> list[str]:
     return [DEEPSPEED, "--num_gpus", "2", "--master_port", str(free_port()), "launch/train.py", "--config", str(config)]
 
 
+@pytest.mark.long
 def test_a_run_whose_ranks_are_killed_finishes_by_itself(supervise: Supervise, tiny_folder: Path, tmp_path: Path) -> None:
     directory = tmp_path / "killed"
     training = {"total_steps": 400, "gap_every": None}
