@@ -32,7 +32,7 @@ from lm1b.distributed import Ranks
 from lm1b.errors import UserError
 from lm1b.files import read_json, write_sealed_json
 from lm1b.remote import StoreError
-from lm1b.training.run import _check_patience
+from lm1b.training.same_everywhere import check_patience
 
 URL = "s3://lm1b/tokens"
 CACHE_BYTES = 6 * PIECE_BYTES
@@ -252,12 +252,12 @@ def test_more_patience_than_the_other_ranks_have_is_refused(folder: Path, monkey
     here, there = (parse_config(tiny_settings(folder, "none", tokens={"directory": place})) for place in (str(folder / "tokens"), URL))
     alone, two = (Ranks(0, size, torch.device("cpu")) for size in (1, 2))
     monkeypatch.delenv("LM1B_STORE_SECONDS", raising=False)
-    _check_patience(there, two)
+    check_patience(there, two)
     monkeypatch.setenv("LM1B_STORE_SECONDS", "50")
-    _check_patience(there, alone)
-    _check_patience(here, two)
+    check_patience(there, alone)
+    check_patience(here, two)
     with pytest.raises(UserError, match="LM1B_STORE_SECONDS=50 and 10 s must be less than LM1B_TIMEOUT_SECONDS=60"):
-        _check_patience(there, two)
+        check_patience(there, two)
 
 
 @pytest.mark.parametrize("name", ["train-00001.tokens.npy", "validation-00001.ends.npy", "vocabulary.txt", "manifest.json"])

@@ -24,18 +24,15 @@ from lm1b.memory import keep_freed_memory
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.sampler import LogUniformSampler
 from lm1b.model.tables import Tables, VocabularyTable
-from lm1b.peers import ANSWER_SECONDS
-from lm1b.remote import PATIENCE_VARIABLE, is_url, patience_seconds
 from lm1b.training.checkpoint import Checkpoint, apply_retention
 from lm1b.training.deepspeed_settings import check_deepspeed_section
 from lm1b.training.engine import Engine
 from lm1b.training.mirror import Mirror
 from lm1b.training.precision import resolve_precision
-from lm1b.training.process_group import TIME_LIMIT_VARIABLE, time_limit
 from lm1b.training.recovery import newest_sound_checkpoint
 from lm1b.training.run_log import best_step
 from lm1b.training.run_state import RunLock
-from lm1b.training.same_everywhere import check_run_folder, check_tokens
+from lm1b.training.same_everywhere import check_patience, check_run_folder, check_tokens
 from lm1b.training.saving import CheckpointSaver
 from lm1b.training.step import TrainingStep
 
@@ -74,7 +71,7 @@ class Run:
     def _build(self) -> None:
         """Everything but the lock, which is let go of where this fails."""
         config, ranks = self.config, self.ranks
-        agree(ranks, lambda: _check_patience(config, ranks))
+        agree(ranks, lambda: check_patience(config, ranks))
         check_run_folder(ranks, self.directory)
         self.tokens = agree(ranks, self._open_tokens, may_take_long=True)
         check_tokens(ranks, self.tokens)
@@ -273,18 +270,6 @@ def read_tables(checkpoint: Checkpoint, ranks: Ranks, tables: list[VocabularyTab
                 reading.append(pool.submit(checkpoint.read_table, table.name, ranks.rank, ranks.size, key, matrix))
         for done in reading:
             done.result()
-
-
-def _check_patience(config: Config, ranks: Ranks) -> None:
-    """Raise UserError where the other ranks would give this one up before it has given the store up, and nobody would say why."""
-    if ranks.size == 1 or not is_url(config.tokens.directory):
-        return
-    patience, limit = patience_seconds(), time_limit().total_seconds()
-    if patience + ANSWER_SECONDS >= limit:
-        raise UserError(
-            f"{PATIENCE_VARIABLE}={patience:g} and {ANSWER_SECONDS:g} s must be less than {TIME_LIMIT_VARIABLE}={limit:g}, after which "
-            "ranks give up one that waits for the store; lower the one or raise the other"
-        )
 
 
 def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:

@@ -16,8 +16,11 @@ from lm1b.data.shards import TokenDirectory
 from lm1b.distributed import Ranks, agree, all_gather_objects
 from lm1b.errors import UserError
 from lm1b.host_facts import package_folder, program_facts, source_digests
+from lm1b.peers import ANSWER_SECONDS
 from lm1b.processes import host_name
+from lm1b.remote import PATIENCE_VARIABLE, is_url, patience_seconds
 from lm1b.training.checkpoint import list_checkpoints
+from lm1b.training.process_group import TIME_LIMIT_VARIABLE, time_limit
 from lm1b.training.run_state import LOCK
 
 SEEN_SECONDS = 10.0  # a file system that hosts share may show what another host has just written a little later
@@ -78,6 +81,18 @@ def check_run_folder(ranks: Ranks, directory: Path) -> None:
         return
     view = _gather({"host": host_name(), **_view(directory)} if ranks.is_first else {}, ranks)[0]
     agree(ranks, lambda: _wait_for_view(directory, view))
+
+
+def check_patience(config: Config, ranks: Ranks) -> None:
+    """Raise UserError where the other ranks would give this one up before it has given the store up, and nobody would say why."""
+    if ranks.size == 1 or not is_url(config.tokens.directory):
+        return
+    patience, limit = patience_seconds(), time_limit().total_seconds()
+    if patience + ANSWER_SECONDS >= limit:
+        raise UserError(
+            f"{PATIENCE_VARIABLE}={patience:g} and {ANSWER_SECONDS:g} s must be less than {TIME_LIMIT_VARIABLE}={limit:g}, after which "
+            "ranks give up one that waits for the store; lower the one or raise the other"
+        )
 
 
 def _view(directory: Path) -> dict[str, Any]:
