@@ -7,32 +7,16 @@
 
 from __future__ import annotations
 
-import difflib
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from lm1b.errors import UserError
-from lm1b.files import read_json
-
-LARGEST_CONFIG_BYTES = 1 << 20
+from lm1b.strict_config import FilePath, NonNegativeFloat, Positive, PositiveFloat, Probability, Section, load, override, parse
 
 Cell = Literal["irnn", "np_rnn", "relu_rnn", "tanh_rnn", "lstm"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Split = Literal["train", "validation", "test"]
-Positive = Annotated[int, Field(gt=0)]
-Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
-PositiveFloat = Annotated[float, Field(gt=0.0)]
-FilePath = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]  # no file's name holds a NUL
-NonNegativeFloat = Annotated[float, Field(ge=0.0)]
-
-
-class Section(BaseModel):
-    """A part of the config: unknown keys and loose types are errors, and nothing changes after load."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class RunConfig(Section):
@@ -107,23 +91,16 @@ class BatchesConfig(Section):
     )
 
 
-class ModelConfig(Section):
-    """Shape and initial weights of the recurrent language model."""
+class CellConfig(Section):
+    """Recurrent layers of one kind of cell, and their initial weights."""
 
     cell: Cell = Field(
         description="irnn: ReLU from the identity (Le 2015). np_rnn: ReLU from a normalised positive-definite matrix (Talathi 2015)."
     )
     layers: Positive = Field(default=1, description="Recurrent layers.")
-    embedding: Positive = Field(default=512, description="Width of the input rows (D).")
     hidden: Positive = Field(description="Units of a recurrent layer (H).")
     recurrent_projection: Positive | None = Field(
         default=None, description="lstm only: width of the state that a projection feeds back (LSTMP, Sak 2014); null: none."
-    )
-    projection: Positive | None = Field(
-        default=None, description="Width of the linear projection before the softmax (P); null: none, the last layer's output is used."
-    )
-    dropout: Probability = Field(
-        default=0.0, description="Probability of dropping an activation at the input of every layer and of the softmax."
     )
     identity_scale: PositiveFloat = Field(
         default=1.0, description="irnn: the recurrent weight starts at this times the identity (Le 2015: 1; 0.01 for short memory)."
@@ -135,12 +112,32 @@ class ModelConfig(Section):
         "(Talathi 2015). `glorot`: uniform with Glorot's limit.",
     )
     input_weight_std: PositiveFloat = Field(default=0.001, description="Standard deviation of normal input weights (Le 2015: 0.001).")
+    recurrent_weight_std: PositiveFloat | None = Field(
+        default=None, description="relu_rnn, tanh_rnn, lstm: standard deviation of normal recurrent weights; null: 1/sqrt(H)."
+    )
+
+    @model_validator(mode="after")
+    def _check_projection(self) -> CellConfig:
+        if self.recurrent_projection is not None and self.cell != "lstm":
+            raise ValueError(f"recurrent_projection needs cell=lstm, found {self.cell}")
+        if self.recurrent_projection is not None and self.recurrent_projection >= self.hidden:
+            raise ValueError(f"recurrent_projection (={self.recurrent_projection}) must be smaller than hidden (={self.hidden})")
+        return self
+
+
+class ModelConfig(CellConfig):
+    """The recurrent language model: rows of the input table, recurrent layers, and a projection before the softmax."""
+
+    embedding: Positive = Field(default=512, description="Width of the input rows (D).")
+    projection: Positive | None = Field(
+        default=None, description="Width of the linear projection before the softmax (P); null: none, the last layer's output is used."
+    )
+    dropout: Probability = Field(
+        default=0.0, description="Probability of dropping an activation at the input of every layer and of the softmax."
+    )
     projection_weight: Literal["glorot_uniform", "glorot_normal"] = Field(
         default="glorot_uniform",
         description="Initial weights of the projection: uniform or normal with Glorot's variance 2/(in + out) (normal: Talathi 2015).",
-    )
-    recurrent_weight_std: PositiveFloat | None = Field(
-        default=None, description="relu_rnn, tanh_rnn, lstm: standard deviation of normal recurrent weights; null: 1/sqrt(H)."
     )
 
 
@@ -301,7 +298,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _check_across_fields(self) -> Config:
         problems = []
-        corpus, training, model = self.corpus, self.training, self.model
+        corpus, training = self.corpus, self.training
         if corpus.kind == "lm1b" and corpus.path is None:
             problems.append("corpus.path is needed for corpus.kind=lm1b: the extracted folder or the .tar.gz")
         if corpus.kind == "text":
@@ -317,82 +314,21 @@ class Config(Section):
             problems.append(
                 f"batches.lanes (={self.batches.lanes}) must be divisible by training.micro_batches (={training.micro_batches})"
             )
-        if model.recurrent_projection is not None and model.cell != "lstm":
-            problems.append(f"model.recurrent_projection needs model.cell=lstm, found {model.cell}")
-        if model.recurrent_projection is not None and model.recurrent_projection >= model.hidden:
-            problems.append(
-                f"model.recurrent_projection (={model.recurrent_projection}) must be smaller than model.hidden (={model.hidden})"
-            )
         if problems:
             raise ValueError("; ".join(problems))
         return self
 
-    def as_json(self) -> dict[str, Any]:
-        """The resolved config, every default written out."""
-        return self.model_dump(mode="json")
-
-
-def _keys_at(location: tuple[Any, ...]) -> list[str]:
-    """The names that the config has in the section at `location`."""
-    section: Any = Config
-    for part in location:
-        field = section.model_fields.get(part) if isinstance(section, type) and issubclass(section, Section) else None
-        section = field.annotation if field is not None else None
-    return list(section.model_fields) if isinstance(section, type) and issubclass(section, Section) else []
-
-
-def _describe(error: Any) -> str:
-    """One problem that pydantic found, as a user would want to read it."""
-    location = tuple(error["loc"])
-    path = ".".join(str(part) for part in location)
-    if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(location[-1]), _keys_at(location[:-1]), n=1)
-        return f"{path}: unknown key" + (f", did you mean `{near[0]}`?" if near else "")
-    if error["type"] == "missing":
-        return f"{path}: missing"
-    message = error["msg"].removeprefix("Value error, ")
-    found = "" if isinstance(error["input"], dict) else f", found {json.dumps(error['input'], default=str)}"
-    return f"{path}: {message}{found}" if path else message
-
 
 def parse_config(value: Any, source: str = "config") -> Config:
     """Validate a JSON value. Raises UserError that names every problem."""
-    try:
-        return Config.model_validate(value)
-    except ValidationError as error:
-        raise UserError(f"{source}: " + "; ".join(_describe(problem) for problem in error.errors())) from None
-
-
-def _apply_override(value: dict[str, Any], override: str) -> None:
-    """Set `a.b=value` in a JSON object; the value is JSON where it parses as such, else a string."""
-    path, equals, text = override.partition("=")
-    if not equals or not path:
-        raise UserError(f"--set {override}: expected a.b=value")
-    try:
-        new = json.loads(text)
-    except (ValueError, RecursionError):
-        new = text
-    *sections, name = path.split(".")
-    for section in sections:
-        value = value.setdefault(section, {})
-        if not isinstance(value, dict):
-            raise UserError(f"--set {override}: `{section}` is not a section")
-    value[name] = new
+    return parse(Config, value, source)
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     """Read a config file and apply `--set` overrides. Raises UserError that names every problem."""
-    value = read_json(Path(path), LARGEST_CONFIG_BYTES)
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    for override in overrides or []:
-        _apply_override(value, override)
-    return parse_config(value, str(path))
+    return load(Config, path, overrides)
 
 
 def override_config(config: Config, overrides: list[str]) -> Config:
     """A config with `a.b=value` overrides applied, validated anew. Raises UserError that names every problem."""
-    value = config.as_json()
-    for override in overrides:
-        _apply_override(value, override)
-    return parse_config(value, "--set")
+    return override(config, overrides)

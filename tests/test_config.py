@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import REPOSITORY, tiny_settings
 
-from lm1b.config import Config, Section, load_config, parse_config
+from lm1b.config import Config, load_config, parse_config
 from lm1b.errors import UserError
 from lm1b.model.language_model import LanguageModel
+from lm1b.strict_config import Section
 
 SHIPPED = sorted((REPOSITORY / "configs").glob("*.json"))
 

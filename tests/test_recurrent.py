@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from lm1b.config import ModelConfig
+from lm1b.config import CellConfig
 from lm1b.model.recurrent import Dropout, RecurrentStack, State, normalized_positive_definite
 
 CELLS = ["irnn", "np_rnn", "relu_rnn", "tanh_rnn", "lstm", "lstm_projected"]
 
 
-def make_stack(cell: str, seed: int = 7, **settings: object) -> RecurrentStack:
-    values: dict[str, object] = {"cell": cell, "layers": 2, "embedding": 5, "hidden": 8, **settings}
+def make_stack(cell: str, seed: int = 7, input_width: int = 5, **settings: object) -> RecurrentStack:
+    values: dict[str, object] = {"cell": cell, "layers": 2, "hidden": 8, **settings}
     if cell == "lstm_projected":
         values |= {"cell": "lstm", "recurrent_projection": 3}
-    stack = RecurrentStack(ModelConfig.model_validate(values))
+    stack = RecurrentStack(CellConfig.model_validate(values), input_width)
     stack.initialize(seed)
     return stack
 
@@ -143,7 +143,7 @@ def test_np_rnn_input_weights() -> None:
 
 
 def test_glorot_limit_is_that_of_one_gate() -> None:
-    weight = dict(make_stack("lstm", embedding=50, hidden=60).named_parameters())["layers.0.weight_ih_l0"]
+    weight = dict(make_stack("lstm", input_width=50, hidden=60).named_parameters())["layers.0.weight_ih_l0"]
     limit = math.sqrt(6 / 110)
     assert 0.98 * limit < weight.abs().max() <= limit
 

@@ -22,6 +22,11 @@ KINDS: dict[str, tuple[type[nn.RNNBase], type[nn.RNNBase], dict[str, Any]]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def ours_at_every_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recurrent_cpu, "_SMALL_HIDDEN", 0)
+
+
 def make_both(kind: str, seed: int = 0) -> tuple[nn.RNNBase, nn.RNNBase]:
     """Our layer and torch's with the same float64 weights."""
     ours, torchs, keywords = KINDS[kind]

@@ -17,7 +17,7 @@ from lm1b.training.step_rows import StepRows
 
 STEPS = 3
 VOCABULARY = 20_000
-SETTINGS = ["training.threads=1", "batches.lanes=16", "softmax.samples=512", "model.embedding=64", "model.hidden=96"]
+SETTINGS = ["training.threads=1", "batches.lanes=16", "softmax.samples=512", "model.embedding=64", "model.hidden=144"]
 
 
 def work_of(shape: str, precision: str, ranks: Ranks) -> dict[str, float]:

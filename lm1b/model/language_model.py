@@ -43,7 +43,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.config = config
         self.seed = seed
-        self.stack = RecurrentStack(config)
+        self.stack = RecurrentStack(config, config.embedding)
         self.stack.initialize(seed)
         self.projection = None if config.projection is None else nn.Linear(self.stack.output_width, config.projection)
         if self.projection is not None:

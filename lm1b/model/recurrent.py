@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lm1b.config import ModelConfig
+from lm1b.config import CellConfig
 from lm1b.model.recurrent_cpu import LSTMLayer, RNNLayer
 from lm1b.randomness import derive_key, keep_mask, normal, uniform
 
@@ -47,13 +47,13 @@ class Dropout:
 
 
 class RecurrentStack(nn.Module):
-    """Layers of one kind of cell, as `config.cell` says."""
+    """Layers of one kind of cell, as `config.cell` says. input_width: of the first layer (D)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: CellConfig, input_width: int) -> None:
         super().__init__()
         self.config = config
         self.output_width = config.recurrent_projection or config.hidden
-        self.layers = nn.ModuleList(self._layer(config.embedding if i == 0 else self.output_width) for i in range(config.layers))
+        self.layers = nn.ModuleList(self._layer(input_width if i == 0 else self.output_width) for i in range(config.layers))
 
     def _layer(self, input_width: int) -> nn.RNNBase:
         config = self.config
@@ -125,7 +125,7 @@ def _run_stretch(layer: nn.Module, x_TBD: Tensor, state: list[Tensor]) -> tuple[
     return y_TBH, [value.squeeze(0) for value in (new_state if len(state) == 2 else (new_state,))]
 
 
-def _initial_value(name: str, shape: torch.Size, config: ModelConfig, seed: int) -> Tensor:
+def _initial_value(name: str, shape: torch.Size, config: CellConfig, seed: int) -> Tensor:
     """Initial weight, float64. name: `layers.0.weight_hh_l0` and the like; LSTM's four gates i, f, g, o are stacked in dimension 0."""
     kind = name.rsplit(".", 1)[-1].removesuffix("_l0")
     key = derive_key(seed, "weight", name)
@@ -146,7 +146,7 @@ def _initial_value(name: str, shape: torch.Size, config: ModelConfig, seed: int)
     return _normal_matrix(key, shape) * (config.recurrent_weight_std or 1.0 / math.sqrt(hidden))
 
 
-def _input_weight(key: int, shape: torch.Size, config: ModelConfig) -> Tensor:
+def _input_weight(key: int, shape: torch.Size, config: CellConfig) -> Tensor:
     if config.input_weight == "normal":
         return _normal_matrix(key, shape) * config.input_weight_std
     if config.input_weight == "np_rnn":

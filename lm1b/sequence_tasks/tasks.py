@@ -1,0 +1,16 @@
+"""From a task's config to its data."""
+
+from __future__ import annotations
+
+from lm1b.sequence_tasks.config import ActionsConfig, GeneratedConfig, MnistConfig, PhonesConfig
+from lm1b.sequence_tasks.data import Task
+
+
+def load_task(config: GeneratedConfig | MnistConfig | PhonesConfig | ActionsConfig) -> Task:
+    """The task's three splits. Raises UserError for files that are missing, cut off or of another kind."""
+    # Each brings libraries of its own: only the task at hand needs them.
+    if isinstance(config, GeneratedConfig):
+        from lm1b.sequence_tasks.generated import generated_task
+
+        return generated_task(config)
+    raise AssertionError(f"no such task: {config.kind}")
