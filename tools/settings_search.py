@@ -68,8 +68,10 @@ def word_perplexity(run: Run, text: ScoredText) -> float:
     return math.exp(scorer.nats(sequences, config.evaluation.lanes) / len(text.tokens_N))
 
 
-def try_settings(config: Config, cpu_seconds: float, num_steps: int | None, num_sentences: int) -> dict[str, Any]:
-    """Train for `cpu_seconds`, or num_steps, and score. -> steps, words, seconds a step, and the curve [(CPU seconds, word perplexity)]."""
+def try_settings(
+    config: Config, cpu_seconds: float, num_steps: int | None, num_sentences: int, shares: tuple[float, ...] = POINTS
+) -> dict[str, Any]:
+    """Train for `cpu_seconds`, or num_steps, and score after these shares of it. -> steps, words, seconds a step, and the curve [(CPU seconds, word perplexity)]."""
     ranks = start_ranks()
     prepare_process(config, ranks)
     run = Run(config, ranks)
@@ -77,7 +79,7 @@ def try_settings(config: Config, cpu_seconds: float, num_steps: int | None, num_
     step, times, used, curve = run.training_step, [], 0.0, []
     step.total_updates = 10**6  # the first steps are in the warm-up, or at full rate
     total = STEPS_TIMED
-    points = list(POINTS)
+    points = list(shares)
     while step.step < total:
         started_at = time.process_time()
         step.run()
