@@ -20,9 +20,9 @@ from lm1b.data import news_sample, official, pieces, preprocess, raw_text
 from lm1b.data.official import HELD_OUT_FOLDER, TRAINING_FOLDER
 from lm1b.data.publish import only_one
 from lm1b.data.shards import SPLITS, TokenDirectory
-from lm1b.data.workers import Workers
 from lm1b.errors import UserError
 from lm1b.files import digest_of_file
+from lm1b.workers import Workers
 
 
 @pytest.fixture
@@ -303,7 +303,7 @@ def test_the_news_sample(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_worker_that_is_killed(tmp_path: Path) -> None:
-    with Workers(2) as workers, pytest.raises(UserError, match="a preprocessing process was killed"):
+    with Workers(2) as workers, pytest.raises(UserError, match="a process at work was killed"):
         list(workers.run(os._exit, [(9,), (9,)]))
 
 

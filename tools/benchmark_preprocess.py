@@ -40,8 +40,8 @@ from lm1b.data.corpus import Piece, open_corpus
 from lm1b.data.official import HELD_OUT_FOLDER, TRAINING_FOLDER
 from lm1b.data.pieces import PIECES_TO_ENCODE_TOGETHER, count_piece, count_words, encode_pieces
 from lm1b.data.vocabulary import Vocabulary, build_vocabulary
-from lm1b.data.workers import Workers
 from lm1b.errors import UserError, run_command
+from lm1b.workers import Workers
 
 COMMAND = Path(__file__).resolve().parent.parent / "launch" / "preprocess.py"
 SAMPLE_SECONDS = 0.02

@@ -71,7 +71,10 @@ def word_perplexity(run: Run, text: ScoredText) -> float:
 def try_settings(
     config: Config, cpu_seconds: float, num_steps: int | None, num_sentences: int, shares: tuple[float, ...] = POINTS
 ) -> dict[str, Any]:
-    """Train for `cpu_seconds`, or num_steps, and score after these shares of it. -> steps, words, seconds a step, and the curve [(CPU seconds, word perplexity)]."""
+    """Train for `cpu_seconds`, or num_steps, and score after these shares of it.
+
+    -> steps, words, seconds a step, and the curve [(CPU seconds, word perplexity)].
+    """
     ranks = start_ranks()
     prepare_process(config, ranks)
     run = Run(config, ranks)

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,10 +46,10 @@ from lm1b.data.raw_text import bytes_of_raw_text, is_raw, raw_origin, tokenized_
 from lm1b.data.shards import SPLITS, ShardInfo, TokenDirectory, make_manifest
 from lm1b.data.vocabulary import Vocabulary, build_vocabulary, read_given_vocabulary
 from lm1b.data.work import Work, shards_of
-from lm1b.data.workers import Workers, usable_cores
 from lm1b.errors import UserError
 from lm1b.files import digest_of_file
 from lm1b.remote import is_url
+from lm1b.workers import Workers, usable_cores
 
 if TYPE_CHECKING:
     from lm1b.distributed import Ranks
@@ -85,7 +86,7 @@ def preprocess(config: Config, *, progress: bool = True, ranks: Ranks | None = N
         crew.assert_shared(directory)
         if crew.first(lambda: _is_finished_now(directory, made_from)):
             return _opened(directory, crew)
-        workers = held.enter_context(Workers(config.tokens.processes or _useful_processes(corpus, crew)))
+        workers = held.enter_context(_workers(config.tokens.processes or _useful_processes(corpus, crew)))
         earlier, in_place = crew.first(lambda: _left_of_earlier(directory, made_from))
         work = Work(directory, crew, workers, progress and crew.is_first, earlier, frozenset(in_place))
         if corpus is None:
@@ -136,6 +137,15 @@ def _still_to_write(config: Config, corpus: Corpus | None, work: Work | None) ->
     to_count = corpus.total_bytes * packed - sum(piece.num_bytes for piece in counted.values())
     to_encode = corpus.total_bytes * packed - sum(counted[shard].num_bytes for shard in shards)
     return max(0.0, to_count) * FIRST_PASS_COST + max(0.0, to_encode) * SECOND_PASS_COST
+
+
+def _workers(num_processes: int) -> Workers:
+    """Each of one thread: Arrow would start one a core in every process."""
+    return Workers(
+        num_processes,
+        prepare=partial(pa.set_cpu_count, 1),
+        if_killed="run it again to go on from there, with --set tokens.processes=1 to use less memory",
+    )
 
 
 def _useful_processes(corpus: Corpus | None, crew: Crew) -> int:

@@ -32,9 +32,9 @@ from lm1b.data.crew import Crew
 from lm1b.data.sentences import split_sentences, tokenize
 from lm1b.data.shards import SPLITS
 from lm1b.data.text import check_utf8
-from lm1b.data.workers import Workers
 from lm1b.errors import UserError
 from lm1b.files import atomic_file, digest_of_file, read_sealed_json, write_sealed_json
+from lm1b.workers import Workers
 
 RULES_VERSION = 1  # changes where the same raw text would give other sentences
 FOLDER_NAME = "tokenized"

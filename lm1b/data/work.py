@@ -14,7 +14,7 @@ from lm1b.data.crew import Crew
 from lm1b.data.pieces import CountedPiece, recall_count
 from lm1b.data.publish import UNFINISHED_NAME
 from lm1b.data.shards import SPLITS, VOCABULARY_NAME, ShardInfo
-from lm1b.data.workers import Workers
+from lm1b.workers import Workers
 
 
 @dataclass

@@ -60,7 +60,7 @@ class ActionsConfig(Section):
 
     kind: Literal["actions"] = Field(description="One label a sequence of feature vectors.")
     path: FilePath = Field(
-        description="Folder with a folder an action: `.npy` files [T, D] of features of UCF-101, or the text files of the wrist accelerometer."
+        description="Folder with a folder an action: `.npy` files [T, D] of UCF-101 features, or the text files of the wrist accelerometer."
     )
     longest: Positive = Field(default=256, description="Longest sequence, in steps: what is longer is cut into pieces of this length.")
     split_seed: Seed = Field(default=1, description="Seed that deals the people to the splits.")
@@ -100,9 +100,6 @@ class TrainingConfig(Section):
     )
     max_skipped: Positive = Field(default=20, description="Updates in a row with a gradient that is not finite that end a run as diverged.")
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="Of the recurrent layers; weights are float32 in any case.")
-    state: Literal["compute", "fp32"] = Field(
-        default="compute", description="bf16: what the recurrent state is kept in from step to step: the computing precision, or float32."
-    )
 
 
 class SearchConfig(Section):

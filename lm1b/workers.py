@@ -1,6 +1,6 @@
-"""Processes that preprocess side by side: a bounded number of tasks in flight, clean ends.
+"""Processes that work side by side on one machine: a bounded number of tasks in flight, clean ends.
 
-With one process everything runs in this one. Workers are spawned (a fork would copy Arrow's threads half-alive), leave
+With one process everything runs in this one. Workers are spawned (a fork would copy other libraries' threads half-alive), leave
 Ctrl-C to the parent, and end by themselves when the parent has gone.
 """
 
@@ -15,8 +15,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import active_children, connection, get_context, parent_process, resource_tracker
 from typing import Any, TypeVar
-
-import pyarrow as pa
 
 from lm1b.errors import UserError
 from lm1b.memory import keep_freed_memory
@@ -47,22 +45,27 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start_worker() -> None:
+def _start_worker(prepare: Callable[[], object] | None) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    pa.set_cpu_count(1)
     keep_freed_memory()
+    if prepare:
+        prepare()
 
 
 class Workers:
-    """`num_processes` processes; use as a context manager."""
+    """`num_processes` processes; use as a context manager.
 
-    def __init__(self, num_processes: int) -> None:
+    prepare: called in each when it has started. if_killed: what the user is told where one of them is killed from outside.
+    """
+
+    def __init__(self, num_processes: int, *, prepare: Callable[[], object] | None = None, if_killed: str = "run it again") -> None:
         self.num_processes = num_processes
+        self._if_killed = if_killed
         keep_freed_memory()
         self._others = set(active_children())
-        self._pool = (
-            ProcessPoolExecutor(num_processes, mp_context=get_context("spawn"), initializer=_start_worker) if num_processes > 1 else None
-        )
+        self._pool = None
+        if num_processes > 1:
+            self._pool = ProcessPoolExecutor(num_processes, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(prepare,))
 
     def __enter__(self) -> Workers:
         return self
@@ -98,10 +101,7 @@ class Workers:
                 done, pending = wait(pending, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
         except BrokenProcessPool:
-            raise UserError(
-                "a preprocessing process was killed, perhaps for want of memory; run it again to go on from there, "
-                "with --set tokens.processes=1 to use less memory"
-            ) from None
+            raise UserError(f"a process at work was killed, perhaps for want of memory; {self._if_killed}") from None
         finally:
             for future in pending:
                 future.cancel()

@@ -1,0 +1,128 @@
+"""One cell on one task, by the protocol of a fair table: the learning rate by successive halving on dev, then every seed with it.
+
+1. All rates are trained to the first share of the budget, the better half of them goes on to the next, and so forth; the best on dev at
+   the last share is taken (Jamieson and Talwalkar 2016). Only learning rates are searched, the same for every cell of a table.
+2. Every seed is trained to the whole budget with that rate, and looks at test once, at its end.
+3. Runs go side by side, one a core, and none that has ended is done again: the same command goes on after a kill.
+
+    run.directory/  config.json  search/rate_0.001/...  seeds/seed_1/...  results.json
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import statistics
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lm1b.errors import UserError
+from lm1b.files import read_json, write_json
+from lm1b.sequence_tasks.config import TaskExperiment
+from lm1b.sequence_tasks.data import Task
+from lm1b.sequence_tasks.tasks import load_task
+from lm1b.sequence_tasks.trainer import train_run
+from lm1b.strict_config import parse
+from lm1b.workers import Workers
+
+SEARCH_SEED = 0
+MAY_DIFFER = {("run", "seeds"), ("search", "learning_rates"), ("search", "shares")}  # of what lies in the folder already
+
+
+@functools.lru_cache(maxsize=2)
+def _experiment(config_json: str) -> tuple[TaskExperiment, Task]:
+    """Config and data; kept, since one process trains several runs."""
+    config = parse(TaskExperiment, json.loads(config_json))
+    return config, load_task(config.task)
+
+
+def _train_one(config_json: str, seed: int, learning_rate: float, updates: int, folder: Path, look_at_test: bool) -> dict[str, Any]:
+    config, task = _experiment(config_json)
+    torch.set_num_threads(1)
+    return train_run(config, task, seed, learning_rate, updates, folder, look_at_test=look_at_test)
+
+
+class Experiment:
+    """One cell on one task, in its folder."""
+
+    def __init__(self, config: TaskExperiment, workers: Workers, say: Callable[[str], object]) -> None:
+        """Raises UserError where the folder holds other settings."""
+        self.config, self._workers, self._say = config, workers, say
+        self._json = json.dumps(config.as_json(), sort_keys=True)
+        self.folder = Path(config.run.directory)
+        kept = self.folder / "config.json"
+        if kept.exists():
+            _check_same(read_json(kept), config.as_json(), self.folder)
+        write_json(kept, config.as_json())
+
+    def run(self) -> dict[str, Any]:
+        """Search, where there is one, then all seeds: what results.json holds."""
+        search = self._search() if self.config.search else {}
+        best = search.get("best", self.config.optimizer.learning_rate)
+        runs = self._train(
+            [(seed, best, self.config.training.updates, self.folder / "seeds" / f"seed_{seed}", True) for seed in self.config.run.seeds]
+        )
+        runs.sort(key=lambda run: run["seed"])
+        result = {"config": self.config.as_json(), "learning_rate": best, "search": search, "runs": runs, "summary": summarize(runs)}
+        write_json(self.folder / "results.json", result)
+        return result
+
+    def _search(self) -> dict[str, Any]:
+        """The rungs, and the rate that is best on dev at the last one."""
+        assert self.config.search
+        rates, rungs = list(self.config.search.learning_rates), []
+        for share in self.config.search.shares:
+            updates = max(1, round(share * self.config.training.updates))
+            runs = self._train([(SEARCH_SEED, rate, updates, self.folder / "search" / f"rate_{rate:g}", False) for rate in rates])
+            runs.sort(key=_rank)
+            rungs.append({"updates": updates, "runs": runs})
+            rates = [run["learning_rate"] for run in runs[: max(1, len(runs) // 2)]]
+        return {"best": rates[0], "rungs": rungs}
+
+    def _train(self, jobs: Iterable[tuple[int, float, int, Path, bool]]) -> list[dict[str, Any]]:
+        found = []
+        for run in self._workers.run(_train_one, ((self._json, *job) for job in jobs)):
+            self._say(f"{self.folder.name}: {describe(run)}")
+            found.append(run)
+        return found
+
+
+def _rank(run: dict[str, Any]) -> tuple[bool, float]:
+    """The better run first: by its error on dev where its loss is not what counts, those that diverged last."""
+    last = run["curve"][-1]["dev_error"]
+    return run["diverged"] or last is None, last if last is not None else 0.0
+
+
+def _check_same(kept: dict[str, Any], config: dict[str, Any], folder: Path) -> None:
+    different = [
+        f"{section}.{key}"
+        for section, fields in config.items()
+        for key in (fields or {})
+        if (section, key) not in MAY_DIFFER and (kept.get(section) or {}).get(key) != fields[key]
+    ]
+    if different:
+        raise UserError(f"{folder}: holds runs with other settings ({', '.join(different)}); take another --set run.directory")
+
+
+def summarize(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Over the seeds: median, least and greatest error on test of the runs that did not diverge, and how many did."""
+    errors = sorted(run["test_error"] for run in runs if "test_error" in run)
+    summary: dict[str, Any] = {"runs": len(runs), "diverged": sum(run["diverged"] for run in runs)}
+    if errors:
+        summary |= {"median": statistics.median(errors), "least": errors[0], "greatest": errors[-1]}
+    return summary
+
+
+def describe(run: dict[str, Any]) -> str:
+    """A run in one line."""
+    last = run["curve"][-1] if run["curve"] else {"dev_error": None}
+    dev = "not finite" if last["dev_error"] is None else f"{last['dev_error']:.4f}"
+    test = f", test error {run['test_error']:.4f}" if "test_error" in run else ""
+    state = ", diverged" if run["diverged"] else ""
+    return (
+        f"seed {run['seed']}, learning rate {run['learning_rate']:g}, {run['updates']} updates: dev error {dev}{test}{state}, "
+        f"{run['skipped']} skipped, {run['cpu_seconds']:.0f} s of CPU"
+    )
