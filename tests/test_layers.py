@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tiny import REPOSITORY
 
-LAYERS = ["base", "data", "model", "training", "evaluation", "launch"]
+LAYERS = ["base", "data", "model", "training", "evaluation", "sequence_tasks", "launch"]
 FILES = sorted([*REPOSITORY.glob("lm1b/**/*.py"), *REPOSITORY.glob("launch/*.py")])
 
 

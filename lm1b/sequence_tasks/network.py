@@ -21,7 +21,6 @@ from lm1b.randomness import derive_key
 from lm1b.sequence_tasks.config import NetworkConfig
 from lm1b.sequence_tasks.data import Asked, Batch
 
-
 LEFT_TO_RIGHT, RIGHT_TO_LEFT = "left_to_right", "right_to_left"
 
 

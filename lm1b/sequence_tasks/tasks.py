@@ -13,4 +13,8 @@ def load_task(config: GeneratedConfig | MnistConfig | PhonesConfig | ActionsConf
         from lm1b.sequence_tasks.generated import generated_task
 
         return generated_task(config)
+    if isinstance(config, MnistConfig):
+        from lm1b.sequence_tasks.mnist import mnist_task
+
+        return mnist_task(config)
     raise AssertionError(f"no such task: {config.kind}")
