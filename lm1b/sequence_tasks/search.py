@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -91,9 +92,9 @@ class Experiment:
 
 
 def _rank(run: dict[str, Any]) -> tuple[bool, float]:
-    """The better run first: by its error on dev where its loss is not what counts, those that diverged last."""
+    """The better run first, by its error on dev; those that diverged last."""
     last = run["curve"][-1]["dev_error"]
-    return run["diverged"] or last is None, last if last is not None else 0.0
+    return run["diverged"], math.inf if last is None else last
 
 
 def _check_same(kept: dict[str, Any], config: dict[str, Any], folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 1. The order of the training sequences is a function of (seed, epoch); an update takes the next `batch` of them.
 2. An update whose gradient is not finite is skipped and counted; `max_skipped` of them in a row end the run as diverged.
-3. Every `evaluate_every` updates the loss and the error on dev go into the curve, and everything into one file, from which a run
+3. Before the first and every `evaluate_every` updates the loss and the error on dev go into the curve, and everything into one file, from which a run
    that was stopped goes on bit for bit.
 4. Test is looked at only where that is asked for, at the end.
 
@@ -33,7 +33,7 @@ from lm1b.sequence_tasks.network import SequenceNetwork, loss_of, norm_stabilize
 
 EVALUATED_TOGETHER = 128
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-DIVERGED_LOSS = 2.0  # times the baseline's: no run that stands so has learned anything
+DIVERGED_LOSS = 2.0  # times what a run has started from
 
 
 def make_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
@@ -64,9 +64,11 @@ class SequenceRun:
 
     @property
     def has_diverged(self) -> bool:
-        """Whether it has given up, or stands far worse than a constant answer would."""
-        dev_loss = self.curve[-1]["dev_loss"] if self.curve else 0.0
-        return self.has_given_up or dev_loss is None or dev_loss > DIVERGED_LOSS * self.task.baseline_loss
+        """Whether it has given up, or stands far worse than both a constant answer and itself before its first update."""
+        if self.has_given_up or not self.curve:
+            return self.has_given_up
+        first, last = self.curve[0]["dev_loss"], self.curve[-1]["dev_loss"]
+        return last is None or first is None or last > DIVERGED_LOSS * max(first, self.task.baseline_loss)
 
     @property
     def has_given_up(self) -> bool:
@@ -116,7 +118,7 @@ class SequenceRun:
     def look_at_dev(self) -> None:
         """Put a point on the curve."""
         dev_loss, dev_error = self.evaluate(self.task.dev)
-        losses, norms = zip(*self._interval, strict=True) if self._interval else ((math.nan,), (math.nan,))
+        losses, norms = zip(*self._interval, strict=True) if self._interval else ((math.nan,), (math.nan,))  # nan: all were skipped
         self._interval = []
         self.curve.append(
             {
@@ -193,6 +195,8 @@ def train_run(
     run, kept = SequenceRun(config, task, seed, learning_rate), Path(folder) / "run.safetensors"
     if kept.exists():
         run.load(kept)
+    else:
+        run.look_at_dev()
     while run.updates < updates and not run.has_given_up:
         started_at = time.process_time()
         until = min(updates, run.updates + config.training.evaluate_every)
