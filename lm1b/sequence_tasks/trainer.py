@@ -2,8 +2,8 @@
 
 1. The order of the training sequences is a function of (seed, epoch); an update takes the next `batch` of them.
 2. An update whose gradient is not finite is skipped and counted; `max_skipped` of them in a row end the run as diverged.
-3. Before the first and every `evaluate_every` updates the loss and the error on dev go into the curve, and everything into one file, from which a run
-   that was stopped goes on bit for bit.
+3. Before the first and every `evaluate_every` updates the loss and the error on dev go into the curve, and everything into one file,
+   from which a run that was stopped goes on bit for bit.
 4. Test is looked at only where that is asked for, at the end.
 
 A run's folder:  run.safetensors (weights, optimizer state; the curve in its metadata)
