@@ -17,4 +17,8 @@ def load_task(config: GeneratedConfig | MnistConfig | PhonesConfig | ActionsConf
         from lm1b.sequence_tasks.mnist import mnist_task
 
         return mnist_task(config)
+    if isinstance(config, PhonesConfig):
+        from lm1b.sequence_tasks.phones import phones_task
+
+        return phones_task(config)
     raise AssertionError(f"no such task: {config.kind}")
