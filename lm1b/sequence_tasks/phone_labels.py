@@ -19,13 +19,13 @@ from torch import Tensor
 from lm1b.errors import UserError
 from lm1b.sequence_tasks.data import NO_LABEL
 
-_VOWELS_FIRST = (
+_NAMES = (
     "iy ih eh ey ae aa aw ay ah ao oy ow uh uw ux er ax ix axr ax-h "  # vowels
     "b d g p t k dx q jh ch s sh z zh f th v dh "  # stops, affricates, fricatives
     "m n ng em en eng nx l r w y hh hv el "  # nasals, semivowels, glides
     "bcl dcl gcl pcl tcl kcl pau epi h#"  # closures, pauses, silence
 )
-PHONES = tuple(_VOWELS_FIRST.split())
+PHONES = tuple(_NAMES.split())
 DROPPED = "q"
 FOLDED_INTO = {
     "ao": "aa", "ax": "ah", "ax-h": "ah", "axr": "er", "hv": "hh", "ix": "ih", "el": "l", "em": "m", "en": "n", "nx": "n",
@@ -34,7 +34,7 @@ FOLDED_INTO = {
 }  # fmt: skip
 FOLDED_PHONES = tuple(dict.fromkeys(FOLDED_INTO.get(phone, phone) for phone in PHONES if phone != DROPPED))
 
-MAX_SAMPLES_PAST_END = 160  # 10 ms: TIMIT's own last phones end up to 1 sample after the audio; much more means the audio was cut off
+MAX_SAMPLES_PAST_END = 160  # 10 ms: a last phone of the sample ends 1 sample after its audio; much more means that the audio was cut off
 
 
 def label_numbers(num_labels: int) -> dict[str, int]:
