@@ -21,4 +21,8 @@ def load_task(config: GeneratedConfig | MnistConfig | PhonesConfig | ActionsConf
         from lm1b.sequence_tasks.phones import phones_task
 
         return phones_task(config)
+    if isinstance(config, ActionsConfig):
+        from lm1b.sequence_tasks.actions import actions_task
+
+        return actions_task(config)
     raise AssertionError(f"no such task: {config.kind}")
