@@ -5,7 +5,7 @@
 1. No person is in two splits. UCF-101: its first official split: groups 1 to 7 are for test, and of the others (8 to 25) one in six,
    chosen by the seed, for dev. Wrist accelerometer: people.py deals them by the seed. One person, f1, made 347 of its 839 recordings.
 2. An action that does not occur in all three splits is left out and named in `sources`. With the wrist accelerometer these are
-   Eat_meat and Eat_soup, which only f1 recorded; brush_teeth, descend_stairs and use_telephone were recorded by three people each.
+   Eat_meat and Eat_soup, which only f1 recorded; Brush_teeth, Descend_stairs and Use_telephone were recorded by three people each.
 3. A recording longer than `longest` is cut into as few pieces as possible, all as long as each other (within a step), so that none is
    shorter than half of `longest`. A piece is a sequence: error rates count pieces.
 """
