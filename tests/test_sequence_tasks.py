@@ -185,6 +185,24 @@ def test_a_run_goes_on_bit_for_bit(tmp_path: Path, optimizer: str) -> None:
     assert [point["updates"] for point in whole["curve"]] == [0, 6, 12, 18, 24]
 
 
+def test_test_is_looked_at_with_the_weights_that_were_best_on_dev(tmp_path: Path) -> None:
+    config = experiment(tmp_path)
+    run = SequenceRun(config, load_task(config.task), 1, 0.01)
+    run.look_at_dev()
+    for _ in range(6):
+        run.update()
+    run.look_at_dev()
+    at_best = run.evaluate(run.task.test)
+    assert run.curve[1]["dev_error"] < run.curve[0]["dev_error"]
+    with torch.no_grad():
+        run.network.readout.bias += 10.0
+    run.look_at_dev()
+    spoilt = run.evaluate(run.task.test)
+    assert run.result()["best_updates"] == 6
+    assert run.look_at_test() == dict(zip(("test_loss", "test_error"), at_best, strict=True))
+    assert run.evaluate(run.task.test) == spoilt  # and training would go on from where it was
+
+
 def test_every_sequence_is_seen_once_an_epoch_and_seeds_differ(tmp_path: Path) -> None:
     config = experiment(tmp_path, training__batch=20)
     task = load_task(config.task)
@@ -283,7 +301,7 @@ def test_the_better_half_goes_on_and_the_best_is_trained_with_every_seed(tmp_pat
     assert [rung["updates"] for rung in rungs] == [6, 12, 24]
     assert [len(rung["runs"]) for rung in rungs] == [4, 2, 1]
     for rung, after in itertools.pairwise(rungs):
-        errors = {run["learning_rate"]: run["curve"][-1]["dev_error"] for run in rung["runs"] if not run["diverged"]}
+        errors = {run["learning_rate"]: run["dev_error"] for run in rung["runs"] if not run["diverged"]}
         assert {run["learning_rate"] for run in after["runs"]} == set(sorted(errors, key=lambda rate: errors[rate])[: len(after["runs"])])
     assert next(run for run in rungs[0]["runs"] if run["learning_rate"] == 1e30)["diverged"]
     assert not any("test_error" in run for rung in rungs for run in rung["runs"])

@@ -2,7 +2,7 @@
 
 1. All rates are trained to the first share of the budget, the better half of them goes on to the next, and so forth; the best on dev at
    the last share is taken (Jamieson and Talwalkar 2016). Only learning rates are searched, the same for every cell of a table.
-2. Every seed is trained to the whole budget with that rate, and looks at test once, at its end.
+2. Every seed is trained to the whole budget with that rate, and looks at test once, with the weights that were best on dev.
 3. Runs go side by side, one a core, and none that has ended is done again: the same command goes on after a kill.
 
     run.directory/  config.json  search/rate_0.001/...  seeds/seed_1/...  results.json
@@ -93,8 +93,7 @@ class Experiment:
 
 def _rank(run: dict[str, Any]) -> tuple[bool, float]:
     """The better run first, by its error on dev; those that diverged last."""
-    last = run["curve"][-1]["dev_error"]
-    return run["diverged"], math.inf if last is None else last
+    return run["diverged"], math.inf if run["dev_error"] is None else run["dev_error"]
 
 
 def _check_same(kept: dict[str, Any], config: dict[str, Any], folder: Path) -> None:
@@ -119,8 +118,7 @@ def summarize(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def describe(run: dict[str, Any]) -> str:
     """A run in one line."""
-    last = run["curve"][-1] if run["curve"] else {"dev_error": None}
-    dev = "not finite" if last["dev_error"] is None else f"{last['dev_error']:.4f}"
+    dev = "not finite" if run["dev_error"] is None else f"{run['dev_error']:.4f} (at {run['best_updates']})"
     test = f", test error {run['test_error']:.4f}" if "test_error" in run else ""
     state = ", diverged" if run["diverged"] else ""
     return (

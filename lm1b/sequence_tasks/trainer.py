@@ -4,9 +4,10 @@
 2. An update whose gradient is not finite is skipped and counted; `max_skipped` of them in a row end the run as diverged.
 3. Before the first and every `evaluate_every` updates the loss and the error on dev go into the curve, and everything into one file,
    from which a run that was stopped goes on bit for bit.
-4. Test is looked at only where that is asked for, at the end.
+4. What counts is the point of the curve with the least error on dev: its weights are kept, and test is looked at with them, once, where
+   that is asked for.
 
-A run's folder:  run.safetensors (weights, optimizer state; the curve in its metadata)
+A run's folder:  run.safetensors (weights, those best on dev, optimizer state; the curve in its metadata)
                  result_<updates>.json, once it has come that far
 """
 
@@ -58,6 +59,7 @@ class SequenceRun:
         self.updates = 0
         self.skipped, self.skipped_in_a_row = 0, 0
         self.curve: list[dict[str, Any]] = []
+        self.best_weights: dict[str, Tensor] = {}
         self.cpu_seconds = 0.0
         self._epoch, self._order_N = -1, torch.empty(0, dtype=torch.int64)
         self._interval: list[tuple[float, float]] = []  # loss and gradient norm of each update since the last look at dev
@@ -130,6 +132,13 @@ class SequenceRun:
                 "dev_error": _finite(dev_error),
             }
         )
+        if self.curve[-1] is self.best:
+            self.best_weights = {name: parameter.detach().clone() for name, parameter in self.network.named_parameters()}
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The point of the curve with the least error on dev, the earliest of equals; None where none is finite."""
+        return min((point for point in self.curve if point["dev_error"] is not None), key=lambda point: point["dev_error"], default=None)
 
     # The run's file -----------------------------------------------------------------------------------------------
 
@@ -137,6 +146,7 @@ class SequenceRun:
         """Everything that going on needs, atomically. An update later than the last look at dev is not kept."""
         assert not self._interval, "saved where dev has just been looked at"
         tensors = {f"weights/{name}": parameter.detach() for name, parameter in self.network.named_parameters()}
+        tensors |= {f"best/{name}": weight for name, weight in self.best_weights.items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{key}": value for key, value in state.items() if isinstance(value, Tensor)}
         progress = {
@@ -157,12 +167,14 @@ class SequenceRun:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}: not a run that can be gone on with ({error}); delete it to train that run anew") from None
-        self.network.load_state_dict({name.removeprefix("weights/"): value for name, value in tensors.items() if name[0] == "w"})
+        self.network.load_state_dict(
+            {name.removeprefix("weights/"): value for name, value in tensors.items() if name.startswith("weights/")}
+        )
+        self.best_weights = {name.removeprefix("best/"): value for name, value in tensors.items() if name.startswith("best/")}
         state: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            if name.startswith("optimizer/"):
-                _, index, key = name.split("/")
-                state.setdefault(int(index), {})[key] = value
+        for name, value in kinds["optimizer"].items():
+            index, key = name.split("/")
+            state.setdefault(int(index), {})[key] = value
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         for name, value in progress.items():
             setattr(self, name, value)
@@ -176,8 +188,18 @@ class SequenceRun:
             "diverged": self.has_diverged,
             "skipped": self.skipped,
             "cpu_seconds": round(self.cpu_seconds, 1),
+            "best_updates": self.best["updates"] if self.best else None,
+            "dev_error": self.best["dev_error"] if self.best else None,
             "curve": self.curve,
         }
+
+    def look_at_test(self) -> dict[str, float]:
+        """Loss and error on test, with the weights that were best on dev."""
+        present = {name: parameter.detach().clone() for name, parameter in self.network.named_parameters()}
+        self.network.load_state_dict(self.best_weights)
+        loss, error = self.evaluate(self.task.test)
+        self.network.load_state_dict(present)
+        return {"test_loss": loss, "test_error": error}
 
 
 def _finite(value: float) -> float | None:
@@ -207,6 +229,6 @@ def train_run(
         run.save(kept)
     result = run.result()
     if look_at_test and not run.has_diverged:
-        result["test_loss"], result["test_error"] = run.evaluate(task.test)
+        result |= run.look_at_test()
     write_json(done, result, outlives_power=False)
     return result
