@@ -167,10 +167,12 @@ class SequenceRun:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}: not a run that can be gone on with ({error}); delete it to train that run anew") from None
-        self.network.load_state_dict(
-            {name.removeprefix("weights/"): value for name, value in tensors.items() if name.startswith("weights/")}
-        )
-        self.best_weights = {name.removeprefix("best/"): value for name, value in tensors.items() if name.startswith("best/")}
+        kinds: dict[str, dict[str, Tensor]] = {"weights": {}, "best": {}, "optimizer": {}}
+        for name, value in tensors.items():
+            kind, _, rest = name.partition("/")
+            kinds[kind][rest] = value
+        self.network.load_state_dict(kinds["weights"])
+        self.best_weights = kinds["best"]
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in kinds["optimizer"].items():
             index, key = name.split("/")
