@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -368,12 +369,28 @@ def test_diverged_runs_are_counted_and_left_out_of_the_median() -> None:
 # Configs and the command ------------------------------------------------------------------------------------------
 
 
+SHARED = REPOSITORY.parent / "shared" / "data"
+REAL_DATA = {"pixel_mnist": "mnist", "phones": "timit_sample", "actions": "wrist_motion"}
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_shipped_config_trains(path: Path, tmp_path: Path) -> None:
-    config = load_task_experiment(path, ["training.updates=2", "training.evaluate_every=1", "training.batch=4", "run.seeds=[1]"])
-    if config.task.kind not in ("adding", "multiplication"):
-        pytest.skip("needs data that is not passed on")
-    small = ["task.train_size=20", "task.held_out_size=10", "search.learning_rates=[0.001]", f"run.directory={json.dumps(str(tmp_path))}"]
+    config = load_task_experiment(path, ["training.updates=2", "training.evaluate_every=2", "training.batch=4", "run.seeds=[1]"])
+    small = ["search.learning_rates=[0.001]", "search.shares=[1.0]", f"run.directory={json.dumps(str(tmp_path))}"]
+    if config.task.kind in REAL_DATA:
+        if not SHARED.is_dir():
+            pytest.skip("needs ../shared/data, which is not passed on")
+        small.append(f"task.path={json.dumps(str(SHARED / REAL_DATA[config.task.kind]))}")
+        if config.task.kind == "pixel_mnist":
+            small.append("task.dev_size=59990")
+    else:
+        small += ["task.train_size=20", "task.held_out_size=10"]
+    if config.task.kind == "pixel_mnist":
+        task = load_task(override(config, small).task)  # ten thousand images of test would take too long
+        task = replace(task, dev=task.train, test=task.train)
+        result = train_run(config, task, 1, 0.001, 2, tmp_path, look_at_test=True)
+        assert result["updates"] == 2
+        return
     result, _ = run_experiment(override(config, small))
     assert result["summary"]["runs"] == 1
 
