@@ -16,10 +16,16 @@ from lm1b.explain import add_config_arguments
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_config_arguments(parser, Config)
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved config, sizes, memory and time, and end")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     arguments = parser.parse_args()
     config = load_config(arguments.config, arguments.set)
 
+    if arguments.dry_run:
+        from lm1b.training.plan import dry_run
+
+        dry_run(config)
+        return
     from lm1b.training.loop import train  # after the config: a misspelt key is answered at once, before torch is loaded
 
     evaluate = str(Path(__file__).resolve().with_name("evaluate.py"))

@@ -35,18 +35,6 @@ def shape_config(name: str, precision: str, overrides: list[str] | None = None) 
     )
 
 
-def flops_per_word(config: Config) -> float:
-    """Multiply-adds times two of the matrix products, forward and backward (three products for one)."""
-    model, flops, width = config.model, 0.0, config.model.embedding
-    gates = 4 if model.cell == "lstm" else 1
-    for _ in range(model.layers):
-        out = model.recurrent_projection or model.hidden
-        flops += gates * model.hidden * (width + out) + (model.hidden * out if model.recurrent_projection else 0)
-        width = out
-    flops += width * model.projection if model.projection else 0
-    return 6.0 * (flops + config.softmax.samples * (model.projection or width))
-
-
 def word_counts(path: str | None, vocabulary: int) -> np.ndarray:
     """Training counts of the `vocabulary` most frequent words, falling, float64. path: .npy of counts; None: a Zipf curve."""
     if path is None:

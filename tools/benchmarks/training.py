@@ -19,7 +19,7 @@ import torch
 from benchmarks.checkpoints import measure_checkpoint
 from benchmarks.machine import Ceiling
 from benchmarks.profiled import profile_steps
-from benchmarks.shapes import UnigramBatches, flops_per_word, shape_config, word_counts
+from benchmarks.shapes import UnigramBatches, shape_config, word_counts
 from benchmarks.thread_time import ThreadTime
 from benchmarks.turns import serve
 from lm1b.config import Config
@@ -27,6 +27,7 @@ from lm1b.distributed import Ranks
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.sampler import LogUniformSampler
 from lm1b.model.tables import Tables
+from lm1b.model.work import flops_per_word
 from lm1b.training.deepspeed_settings import language_model_settings
 from lm1b.training.engine import DTYPES, Engine
 from lm1b.training.process_group import start_ranks, stop_ranks
@@ -110,7 +111,7 @@ class Training:
         parts = profile_steps(step.run, profiled_steps, self.ranks.size == 1)
         words = config.batches.lanes * config.batches.steps
         wall, cpu = statistics.median(self.wall), statistics.median(self.cpu)
-        flops = flops_per_word(config) * words / self.ranks.size
+        flops = flops_per_word(config.model, config.softmax.samples) * words / self.ranks.size
         return {
             "precision": self.precision,
             "vocabulary": step.tables.output.num_rows,
@@ -122,7 +123,7 @@ class Training:
             "embedding": config.model.embedding,
             "output_width": step.model.output_width,
             "core_parameters": step.engine.core_size,
-            "mflop_per_word": round(flops_per_word(config) / 1e6, 1),
+            "mflop_per_word": round(flops_per_word(config.model, config.softmax.samples) / 1e6, 1),
             "step_seconds": round(wall, 4),
             "step_seconds_all": [round(value, 4) for value in self.wall],
             "words_per_second": round(words / wall),

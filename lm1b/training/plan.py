@@ -1,0 +1,139 @@
+"""What a training will be, before it begins: `launch/train.py --dry-run`. Reads the config and the tokens, trains nothing.
+
+Memory is an estimate: tables (float32 with their accumulators, cut over the ranks), the core with its gradients, optimizer state and
+average, the rows and activations of a step, and what a process with torch and DeepSpeed takes by itself. Time comes from this machine's
+own rate of matrix products, measured for half a second, and the share of it that a step reaches (the README's table of speed).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from dataclasses import dataclass
+
+import torch
+
+from lm1b.config import Config
+from lm1b.data.remote_tokens import open_tokens
+from lm1b.files import megabytes
+from lm1b.launchers import Place, here
+from lm1b.model.products import product
+from lm1b.model.work import TABLE_BYTES_A_PARAMETER, core_parameters, flops_per_word, output_width, table_parameters
+from lm1b.training.precision import resolve_precision
+from lm1b.workers import usable_cores
+
+PROCESS_BYTES = 620 << 20  # torch, DeepSpeed and gloo, before a model
+CORE_BYTES_A_PARAMETER = 30  # weights and their copies, gradients, Adam's state, average: of any optimizer and precision at most
+SHARE_OF_PRODUCTS = {1: 0.7, 2: 0.6}  # of the products' rate that a step reaches on one core, and on more of them
+MEASURED_SECONDS = 0.5
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of a training. bytes_a_rank and seconds: estimates; seconds None where there is no way to tell."""
+
+    vocabulary_size: int
+    tokens_per_epoch: int
+    core: int
+    tables: int
+    total_steps: int
+    tokens_per_step: int
+    bytes_a_rank: float
+    seconds: float | None
+    precision: str
+    ranks: int
+
+    def text(self) -> str:
+        """A few lines for people."""
+        tokens = self.total_steps * self.tokens_per_step
+        lines = [
+            f"vocabulary       {self.vocabulary_size:,} words",
+            f"parameters       {self.core + self.tables:,}: core {self.core:,}, tables {self.tables:,}",
+            f"training tokens  {self.tokens_per_epoch:,} an epoch, {self.tokens_per_step:,} a step",
+            f"length           {self.total_steps:,} steps, {tokens:,} tokens, {tokens / self.tokens_per_epoch:.2f} epochs",
+            f"memory           about {megabytes(round(self.bytes_a_rank))} a rank with {self.ranks} ranks, {self.precision}",
+        ]
+        if self.seconds is not None:
+            lines.append(f"time             about {_duration(self.seconds)} on this machine, {tokens / self.seconds:,.0f} words/s")
+        return "\n".join(lines)
+
+
+def make_plan(config: Config, place: Place, device: torch.device) -> Plan:
+    """The plan of a training by the ranks that have been launched, on machines like this one. Raises UserError without tokens."""
+    tokens = open_tokens(config.tokens)
+    vocabulary_size = tokens.vocabulary.size
+    precision = resolve_precision(config.training.precision, config.model.cell, device)
+    tokens_per_epoch = tokens.split("train").num_tokens
+    tokens_per_step = config.batches.lanes * config.batches.steps
+    steps_per_epoch = tokens_per_epoch // tokens_per_step
+    total_steps = config.training.total_steps or max(1, math.floor((config.training.epochs or 0.0) * steps_per_epoch))
+    core, tables = core_parameters(config.model), table_parameters(config.model, vocabulary_size)
+    logits = config.softmax.samples if config.softmax.kind == "sampled" else vocabulary_size
+    return Plan(
+        vocabulary_size=vocabulary_size,
+        tokens_per_epoch=tokens_per_epoch,
+        core=core,
+        tables=tables,
+        total_steps=total_steps,
+        tokens_per_step=tokens_per_step,
+        bytes_a_rank=_bytes_a_rank(config, core, tables, vocabulary_size, place.size, precision),
+        seconds=total_steps * tokens_per_step * flops_per_word(config.model, logits) / _rate(config, place, precision, device),
+        precision=precision,
+        ranks=place.size,
+    )
+
+
+def _bytes_a_rank(config: Config, core: int, tables: int, vocabulary_size: int, ranks: int, precision: str) -> float:
+    model, element = config.model, 4 if precision == "fp32" else 2
+    positions = config.batches.lanes * config.batches.steps / ranks
+    rows = min(vocabulary_size, config.batches.lanes * config.batches.steps) + min(vocabulary_size, config.softmax.samples)
+    gates = 4 if model.cell == "lstm" else 1
+    activations = positions * (model.embedding + model.layers * model.hidden * (3 * gates + 2) + output_width(model)) * element
+    step = rows * (model.embedding + output_width(model)) * (4 + 4 + element) + 2 * activations
+    return PROCESS_BYTES + tables * TABLE_BYTES_A_PARAMETER / ranks + core * CORE_BYTES_A_PARAMETER + step
+
+
+def _rate(config: Config, place: Place, precision: str, device: torch.device) -> float:
+    """Multiply-adds times two a second that all ranks together will do."""
+    rate = _products_rate(DTYPES[precision], output_width(config.model), device)
+    if device.type != "cpu":
+        return rate * SHARE_OF_PRODUCTS[1] * place.size
+    own = max(1, usable_cores() // place.local_size)
+    cores = place.size * min(own, config.training.threads or own)
+    return rate * cores * SHARE_OF_PRODUCTS[min(cores, 2)]
+
+
+def _products_rate(dtype: torch.dtype, width: int, device: torch.device) -> float:
+    """Of one core, or of the GPU, at the softmax's shape: the median of as many products as fit into half a second."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    left, right = (torch.randn(rows, width, device=device).to(dtype) for rows in (512, 4096))
+    rates, end_at = [], time.monotonic() + MEASURED_SECONDS
+    while len(rates) < 3 or time.monotonic() < end_at:
+        started_at = time.perf_counter()
+        product(left, right)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        rates.append(2.0 * 512 * 4096 * width / (time.perf_counter() - started_at))
+    torch.set_num_threads(threads)
+    return statistics.median(rates)
+
+
+def _duration(seconds: float) -> str:
+    """In the unit that people would use."""
+    for unit, length in (("days", 86_400.0), ("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def dry_run(config: Config) -> None:
+    """Print the resolved config and the plan; of launched ranks the first does. Raises UserError on every rank alike."""
+    place = here()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    text = make_plan(config, place, device).text()
+    if place.rank == 0:
+        print(f"{json.dumps(config.as_json(), indent=2)}\n\n{text}", flush=True)

@@ -1,0 +1,92 @@
+"""The plan of a training: its sizes are those of the training itself, its estimates near what was measured."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command_runs import fill, launch, run
+from made_run import made_config, made_tokens
+from tiny import REPOSITORY
+
+from lm1b.config import Config, ModelConfig, load_config
+from lm1b.data.batches import Batches
+from lm1b.launchers import Place
+from lm1b.model.language_model import LanguageModel
+from lm1b.model.work import core_parameters, flops_per_word, output_width, table_parameters
+from lm1b.strict_config import override
+from lm1b.training.plan import _bytes_a_rank, make_plan
+
+SHAPES = [
+    {"cell": "irnn", "hidden": 20, "embedding": 7},
+    {"cell": "lstm", "hidden": 20, "embedding": 7, "layers": 3, "projection": 6},
+    {"cell": "lstm", "hidden": 20, "embedding": 7, "layers": 2, "recurrent_projection": 5},
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_parameters_and_widths_are_the_model_s(shape: dict[str, Any]) -> None:
+    config = ModelConfig.model_validate(shape)
+    model = LanguageModel(config, 1)
+    assert core_parameters(config) == sum(parameter.numel() for parameter in model.parameters())
+    assert output_width(config) == model.output_width
+    assert table_parameters(config, 100) == 100 * (7 + model.output_width + 1)
+
+
+def test_work_of_a_word_is_that_of_the_papers_shapes() -> None:
+    irnn = load_config(REPOSITORY / "configs" / "irnn_lm.json").model
+    assert flops_per_word(irnn, 8192) / 1e6 == pytest.approx(37.8, rel=0.01)
+    lstm = load_config(REPOSITORY / "configs" / "lstm_2048_512_lm.json").model
+    assert flops_per_word(lstm, 8192) / 1e6 == pytest.approx(81.8, rel=0.01)
+    big = load_config(REPOSITORY / "configs" / "biglstm_lm.json").model
+    assert flops_per_word(big, 8192) / 1e6 == pytest.approx(956, rel=0.01)
+
+
+def test_steps_and_tokens_are_those_that_training_takes(tmp_path: Path) -> None:
+    tokens = made_tokens(tmp_path / "tokens")
+    config: Config = override(made_config(tmp_path), ["training.total_steps=null", "training.epochs=2.5"])
+    plan = make_plan(config, Place(), torch.device("cpu"))
+    train = tokens.split("train")
+    batches = Batches(train, end_id=tokens.vocabulary.end_id, lanes=4, steps=5, seed=1, block_tokens=1000)
+    assert plan.tokens_per_epoch == train.num_tokens
+    assert plan.total_steps == int(2.5 * batches.steps_per_epoch)
+    assert plan.seconds is not None
+    assert plan.seconds > 0
+    half = make_plan(config, Place(rank=0, size=2, local_size=2), torch.device("cpu"))
+    assert half.bytes_a_rank < plan.bytes_a_rank
+
+
+def test_memory_is_within_a_tenth_of_what_the_benchmark_measured() -> None:
+    """The first shape of each process: DeepSpeed's engines stay, so that later rows of one process hold earlier models too."""
+    measured = json.loads((REPOSITORY / "results" / "benchmark.json").read_text())["training"]
+    checked = 0
+    for row in measured:
+        if row["shape"] != "irnn_512" or row["precision"] != "bf16":
+            continue
+        overrides = ["model.hidden=512", "model.projection=null", "optimizer.kind=adagrad"]
+        config = load_config(REPOSITORY / "configs" / "irnn_lm.json", overrides)
+        core, tables = core_parameters(config.model), table_parameters(config.model, row["vocabulary"])
+        estimate = _bytes_a_rank(config, core, tables, row["vocabulary"], row["ranks"], row["precision"])
+        assert estimate / 2**20 == pytest.approx(row["peak_memory_mb"], rel=0.1), row["ranks"]
+        checked += 1
+    assert checked == 2
+
+
+def test_a_dry_run_prints_config_and_plan_once_and_leaves_no_run(tmp_path: Path) -> None:
+    folder = fill(tmp_path)
+    missing = run([sys.executable, "launch/train.py", "--config", str(folder / "run.json"), "--dry-run"])
+    assert missing.returncode == 2
+    assert "launch/preprocess.py" in missing.stderr
+    assert run([sys.executable, "launch/preprocess.py", "--config", str(folder / "run.json")]).returncode == 0
+    done = run(launch(folder / "run.json", "--dry-run", "--set", "batches.lanes=16"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("vocabulary   ") == 1
+    assert '"lanes": 16' in done.stdout
+    assert re.search(r"memory           about [\d,.]+ MB a rank with 2 ranks", done.stdout)
+    assert re.search(r"length           60 steps, [\d,]+ tokens", done.stdout)
+    assert not (folder / "run").exists()
