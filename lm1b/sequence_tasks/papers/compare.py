@@ -20,16 +20,22 @@ def shown(error: float, asked: str) -> str:
     """A test error for people: squared error, or the share of wrong answers as a percentage."""
     if math.isinf(error):
         return "diverged"
-    return f"{error:.2g}" if asked == "number" else f"{100 * error:.1f} %"
+    return f"{error:.3g}" if asked == "number" else f"{100 * error:.1f} %"
 
 
 def shown_range(result: KeptResult, *, accuracy: bool = False) -> str:
     """Median, then least to greatest over the seeds, diverged ones among them."""
     errors, asked = result.errors, result.facts["asked"]
-    values = [1.0 - error if accuracy and math.isfinite(error) else error for error in errors]
-    ends = f"{shown(values[0], asked)} to {shown(values[-1], asked)}"
-    middle = shown(statistics.median_high(values), asked)
-    return middle if len(errors) == 1 else f"{middle} ({ends})"
+    middle = shown_value(statistics.median(errors), asked, accuracy=accuracy)
+    if len(errors) == 1:
+        return middle
+    ends = [shown_value(error, asked, accuracy=accuracy) for error in (errors[0], errors[-1])]
+    return f"{middle} ({' to '.join(reversed(ends) if accuracy else ends)})"
+
+
+def shown_value(error: float, asked: str, *, accuracy: bool) -> str:
+    """An error, or the accuracy that belongs to it."""
+    return shown(1.0 - error if accuracy and math.isfinite(error) else error, asked)
 
 
 def compare(one: list[float], other: list[float]) -> Verdict:
@@ -49,7 +55,7 @@ def num_solved(result: KeptResult) -> int:
 def best_of_cell(results: list[KeptResult], cell: str) -> KeptResult | None:
     """The plain result of a cell; where there are several (scales of the identity), the one with the lowest median error on dev."""
     plain = [result for result in results if result.cell == cell and result.is_plain]
-    return min(plain, key=lambda result: statistics.median_high(result.dev_errors), default=None)
+    return min(plain, key=lambda result: statistics.median(result.dev_errors), default=None)
 
 
 def judge(claim: Claim, results: list[KeptResult]) -> str:
@@ -57,7 +63,7 @@ def judge(claim: Claim, results: list[KeptResult]) -> str:
     ours = best_of_cell(results, claim.cell)
     name = CELL_NAMES[claim.cell]
     if claim.kind in ("solves", "fails"):
-        claimed = f"The paper's {name} {'converges' if claim.kind == 'solves' else 'fails'}"
+        claimed = f"{claim.whose} {name} {'converges' if claim.kind == 'solves' else 'fails'}"
         if ours is None:
             return f"{claimed}. Cannot tell: not run here."
         solved, total = num_solved(ours), len(ours.errors)
@@ -69,7 +75,7 @@ def judge(claim: Claim, results: list[KeptResult]) -> str:
         return f"{claimed}; {found}: {'it agrees' if solved > total / 2 else 'it disagrees' if solved == 0 else 'it agrees in part'}."
     other = best_of_cell(results, claim.other)
     relation = "is ahead of the" if claim.kind == "ahead" else "does as well as the"
-    claimed = f"The paper's {name} {relation} {CELL_NAMES[claim.other]}"
+    claimed = f"{claim.whose} {name} {relation} {CELL_NAMES[claim.other]}"
     if ours is None or other is None:
         return f"{claimed}. Cannot tell: the {name if ours is None else CELL_NAMES[claim.other]} was not run here."
     return f"{claimed}. {judge_pair(ours, other, level=claim.kind == 'level')}"

@@ -129,13 +129,22 @@ class KeptResult:
         """Command, revision, versions; empty where the result does not say."""
         return self.value.get("provenance") or {}
 
+    @property
+    def shape(self) -> str:
+        """Layers and directions, in words."""
+        layers = self.model["layers"]
+        return f"{layers} layer{'s' if layers > 1 else ''}" + (", bidirectional" if self.model["bidirectional"] else "")
+
+    @property
+    def title(self) -> str:
+        """The task, with the network's shape where it is not the plain one: what stands above a plot."""
+        return self.facts["name"] + ("" if self.shape == "1 layer" else f", {self.shape}")
+
     @cached_property
     def label(self) -> str:
-        """The cell as a table names it, with what differs from the plain one."""
+        """The cell as tables and plots name it, with what differs from the plain one, shape apart."""
         model, training, optimizer = self.model, self.value["config"]["training"], self.value["config"]["optimizer"]
         parts = [CELL_NAMES[self.cell]]
-        if model["layers"] > 1 or model["bidirectional"]:
-            parts.append(f"{model['layers']} layers of {model['hidden']}" + (", bidirectional" if model["bidirectional"] else ""))
         if self.cell == "irnn" and model["identity_scale"] != 1.0:
             parts.append(f"W = {model['identity_scale']:g} I")
         if self.cell == "lstm" and model["forget_bias"] != 1.0:

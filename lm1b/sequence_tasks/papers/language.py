@@ -138,7 +138,7 @@ def render_language_models(value: dict[str, Any] | None, path: Path, out: Path) 
         return [*parts, "Not run here: needs time (`python tools/paper_language_models.py --help`)."]
     parts.append(
         "**Not the paper's data set**: 13.5 million training tokens of news, 82,453 words; `test` is its own held-out file, "
-        "`news.en.heldout-...` are files of the benchmark. 4,096 samples, exact word perplexity, averaged weights. Cells are searched alike."
+        "`news.en.heldout-...` are files of the benchmark. 4,096 samples, exact perplexity, averaged weights. Cells are searched alike."
     )
     for group in groups:
         parts += [f"Budget: {group.title}, {group.tokens:,} tokens a run.", _our_table(group)]

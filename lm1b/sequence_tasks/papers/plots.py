@@ -16,6 +16,20 @@ STYLES: tuple[Any, ...] = ("-", "--", ":", "-.")  # of several results of one ce
 CELL_ORDER = list(COLORS)
 Style = tuple[str, Any]  # colour and line
 BASELINE = "a constant answer"
+DIVERGED_AT = 4  # times a constant answer's loss: where plots put a rate that diverged
+INCHES_A_LETTER = 0.09  # of a legend
+
+
+def show_losses(axes: Any, baseline: float) -> None:
+    """A logarithmic axis of losses: at least the decade below a constant answer's, which is drawn; what is far above has diverged."""
+    from matplotlib.ticker import NullFormatter
+
+    axes.axhline(baseline, color="black", linestyle="--", linewidth=1)
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, 0.1 * baseline), min(max(high, 1.5 * baseline), 20 * baseline))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.grid(alpha=0.3)
 
 
 def new_figure(columns: int, rows: int = 1, *, width: float = 5.2, height: float = 4.0, **more: Any) -> tuple[Any, list[Any]]:
@@ -32,7 +46,10 @@ def new_figure(columns: int, rows: int = 1, *, width: float = 5.2, height: float
 def save_figure(figure: Any, path: Path, *handles: Any) -> None:
     """PNG, written whole. handles: what one legend above all panels names; none: no such legend."""
     if handles:
-        figure.legend(handles=list(handles), loc="outside upper center", ncols=min(4, len(handles)), frameon=False, fontsize=11)
+        longest = max(len(handle.get_label()) for handle in handles)
+        fitting = int(figure.get_figwidth() / (0.8 + INCHES_A_LETTER * longest))
+        columns = max(1, min(4, fitting, len(handles)))
+        figure.legend(handles=list(handles), loc="outside upper center", ncols=columns, frameon=False, fontsize=11)
     with atomic_file(path) as file:
         figure.savefig(file, format="png", dpi=110)
 
@@ -79,14 +96,9 @@ def draw_losses(panels: dict[str, list[KeptResult]], path: Path) -> None:
     for axes, (title, results) in _pair(axes_list, panels):
         for result in results:
             _draw_seeds(axes, result, styles[result.label], "dev_loss", lambda loss: max(loss, 1e-6), 1.0)
-        baseline = results[0].facts["baseline_loss"]
-        axes.axhline(baseline, color="black", linestyle="--", linewidth=1)
-        axes.set_yscale("log")
-        low, high = axes.get_ylim()
-        axes.set_ylim(low, min(high, 20 * baseline))  # what stands above has diverged
+        show_losses(axes, results[0].facts["baseline_loss"])
         axes.set(title=title, xlabel="updates", ylabel="loss on dev")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.grid(alpha=0.3)
     save_figure(figure, path, *legend_of(styles, baseline=True))
 
 
@@ -108,8 +120,7 @@ def draw_rates(panels: dict[str, list[KeptResult]], path: Path) -> None:
     figure, axes_list = new_figure(columns, math.ceil(len(panels) / columns))
     styles = style_of([result for results in panels.values() for result in results])
     for axes, (title, results) in _pair(axes_list, panels):
-        baseline = results[0].facts["baseline_loss"]
-        top = 4 * baseline
+        top = DIVERGED_AT * results[0].facts["baseline_loss"]
         for result in results:
             color, line = styles[result.label]
             for number, rung in enumerate(result.value["search"]):
@@ -119,10 +130,9 @@ def draw_rates(panels: dict[str, list[KeptResult]], path: Path) -> None:
                     axes.plot(*zip(*points, strict=True), color=color, linestyle=line, linewidth=1.8, marker="x", markersize=6)
                 else:
                     axes.plot(*zip(*points, strict=True), "o", color=color, markersize=3 + 2 * number, alpha=0.8, linestyle="none")
-        axes.axhline(baseline, color="black", linestyle="--", linewidth=1)
+        show_losses(axes, results[0].facts["baseline_loss"])
         axes.text(0.02, 0.97, "top: diverged", transform=axes.transAxes, va="top", fontsize=10)
-        axes.set(title=title, xlabel="learning rate", ylabel="loss on dev", xscale="log", yscale="log")
-        axes.grid(alpha=0.3)
+        axes.set(title=title, xlabel="learning rate", ylabel="loss on dev", xscale="log")
     save_figure(figure, path, *legend_of(styles, baseline=True))
 
 

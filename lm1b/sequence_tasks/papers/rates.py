@@ -31,12 +31,12 @@ def num_diverged(result: KeptResult) -> int:
 def rate_table(results: list[KeptResult]) -> str:
     """A row a task and cell."""
     rows = []
-    for result in sorted(results, key=lambda one: (one.facts["name"], one.label)):
+    for result in sorted(results, key=lambda one: (one.title, one.label)):
         rates = _first_rung(result)["learning_rates"]
         span = f"{min(rates):g} to {max(rates):g}"
         counts = [f"{count} of {len(rates)}" for count in (num_learned(result), num_diverged(result))]
         chosen = f"{result.value['learning_rate']:g}"
-        rows.append([result.facts["name"], result.label, span, f"{_first_rung(result)['updates']:,}", *counts, chosen])
+        rows.append([result.title, result.label, span, f"{_first_rung(result)['updates']:,}", *counts, chosen])
     columns = [
         "task",
         "cell",
@@ -52,10 +52,10 @@ def rate_table(results: list[KeptResult]) -> str:
 def rate_sentences(results: list[KeptResult]) -> list[str]:
     """For every task with both cells, whether the np-RNN is the less sensitive one."""
     said = []
-    for name in sorted({result.facts["name"] for result in results}):
+    for name in sorted({result.title for result in results}):
         cells = {}
         for cell in ("np_rnn", "irnn"):
-            found = [result for result in results if result.facts["name"] == name and result.cell == cell]
+            found = [result for result in results if result.title == name and result.cell == cell]
             if found:
                 cells[cell] = max(found, key=num_learned)
         if len(cells) < 2:

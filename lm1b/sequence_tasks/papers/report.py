@@ -45,8 +45,8 @@ def _panels(results: list[KeptResult], kind: str) -> dict[str, list[KeptResult]]
     """Title -> results of that kind of task, by title."""
     found: dict[str, list[KeptResult]] = {}
     for result in results:
-        if result.task["kind"] == kind:
-            found.setdefault(result.facts["name"], []).append(result)
+        if result.task["kind"] == kind and result.is_plain:
+            found.setdefault(result.title, []).append(result)
     return dict(sorted(found.items(), key=lambda item: (item[1][0].task.get("steps", 0), item[0])))
 
 
@@ -109,8 +109,8 @@ def _rates_section(results: list[KeptResult], out: Path) -> list[str]:
     if not searched:
         return [*parts, "Not run here: needs time (a config with `search`)."]
     panels: dict[str, list[KeptResult]] = {}
-    for result in searched:
-        panels.setdefault(result.facts["name"], []).append(result)
+    for result in sorted(searched, key=lambda one: (one.task["kind"], one.task.get("steps", 0), one.title)):
+        panels.setdefault(result.title, []).append(result)
     draw_rates(panels, out / RATES)
     return [
         *parts,

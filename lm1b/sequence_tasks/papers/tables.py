@@ -8,7 +8,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import statistics
 from pathlib import Path
 
 from lm1b.sequence_tasks.papers.compare import best_of_cell, judge, num_solved, shown, shown_range
@@ -16,6 +18,7 @@ from lm1b.sequence_tasks.papers.kept import CELL_NAMES, KeptResult
 from lm1b.sequence_tasks.papers.published import NOT_KNOWN, PublishedTable, Row
 
 PAPERS_LAYOUT = {"phones": "TIMIT", "actions": "UCF-101 features"}  # of Task.sources where the data are the paper's own
+CANNOT_TELL = "Cannot tell whether it agrees: of what the paper reports here nothing is known to us."
 DECIDED_BY_ACCURACY = ("pixel_mnist", "actions")
 
 
@@ -92,8 +95,8 @@ def _figure_sentence(row: Row, results: list[KeptResult]) -> str | None:
     theirs = f"{CELL_NAMES[row.cell]}: the paper has {row.figure} ({row.certainty})"
     if errors[0] <= row.share <= errors[-1]:
         return f"{theirs}; that lies within our seeds' range ({shown_range(ours)} wrong): it agrees."
-    middle = errors[len(errors) // 2]
-    if middle == float("inf"):
+    middle = statistics.median(errors)
+    if math.isinf(middle):
         return f"{theirs}; more than half of our seeds diverged: it disagrees."
     side = "more" if middle > row.share else "fewer"
     distance = shown(abs(middle - row.share), asked).replace("%", "points")
@@ -121,7 +124,7 @@ def render_published(table: PublishedTable, results: list[KeptResult], out: Path
     if ours:
         found = [_figure_sentence(row, ours) for row in table.rows]
         said = [*(sentence for sentence in found if sentence), *(judge(claim, ours) for claim in table.claims)]
-        parts.append("\n".join(f"- {sentence}" for sentence in said) if said else "Nothing of the paper's to compare with is known to us.")
+        parts.append("\n".join(f"- {sentence}" for sentence in said) if said else CANNOT_TELL)
         parts.append(f"Data: {data_of(ours[0])}.")
         parts.append(evidence(ours, out))
     return "\n\n".join(parts)
@@ -132,19 +135,18 @@ def render_stand_ins(tables: list[PublishedTable], results: list[KeptResult], ou
     groups: dict[str, list[KeptResult]] = {}
     for result in results:
         if not is_papers_data(result) and result.is_plain:
-            model = result.model
-            shape = f"{model['layers']} layer{'s' if model['layers'] > 1 else ''}" + (", bidirectional" if model["bidirectional"] else "")
-            groups.setdefault(f"{result.facts['name']}, {shape}", []).append(result)
+            groups.setdefault(f"{result.facts['name']}, {result.shape}", []).append(result)
     parts = []
     for title, ours in groups.items():
         ours = sorted(ours, key=lambda result: result.label)
         claims = [claim for table in tables if belongs(ours[0], table) for claim in table.claims]
+        rows = [[result.label, str(result.model["hidden"]), *our_columns(result, out)] for result in ours]
         said = [judge(claim, ours) for claim in claims] or ["The paper has no table of this shape."]
         parts += [
             f"### Stand-in data: {title}",
             "**Not the paper's data set**, so no figure of the paper stands here; only the order of the cells is looked at. "
             f"{data_of(ours[0])}.",
-            markdown_table(["cell", *OUR_COLUMNS], [[result.label, *our_columns(result, out)] for result in ours]),
+            markdown_table(["cell", "units", *OUR_COLUMNS], rows),
             "\n".join(f"- {sentence}" for sentence in said),
             evidence(ours, out),
         ]
