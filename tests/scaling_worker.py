@@ -23,6 +23,7 @@ from lm1b.data.batches import Batch
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.sampler import LogUniformSampler
 from lm1b.model.tables import Tables
+from lm1b.training.deepspeed_settings import language_model_settings
 from lm1b.training.engine import Engine
 from lm1b.training.process_group import start_ranks, stop_ranks
 from lm1b.training.step import TrainingStep
@@ -84,7 +85,7 @@ def main() -> None:
     ranks = start_ranks()
     model = LanguageModel(config.model, config.run.seed)
     core_parameters = sum(parameter.numel() for parameter in model.parameters())
-    engine = Engine(model, config, config.training.precision, ranks)
+    engine = Engine(model, language_model_settings(config, ranks), config.training.precision, ranks)
     tables = Tables.create(config, VOCABULARY, model.output_width, ranks)
     sampler = LogUniformSampler(VOCABULARY, config.softmax.samples, config.run.seed)
     batches = DrawnBatches(config.batches.lanes, config.batches.steps)

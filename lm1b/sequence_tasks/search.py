@@ -2,7 +2,7 @@
 
 1. All rates are trained to the first share of the budget, the better half of them goes on to the next, and so forth; the best on dev at
    the last share is taken (Jamieson and Talwalkar 2016). Only learning rates are searched, the same for every cell of a table.
-2. Every seed is trained to the whole budget with that rate, and looks at test once, at its end.
+2. Every seed is trained to the whole budget with that rate, and looks at test once, with the weights that were best on dev.
 3. Runs go side by side, one a core, and none that has ended is done again: the same command goes on after a kill.
 4. `results.json` says where it comes from (provenance.py). It stays as it is where the same command finds every run done.
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -103,9 +104,8 @@ class Experiment:
 
 
 def _rank(run: dict[str, Any]) -> tuple[bool, float]:
-    """The better run first: by its error on dev where its loss is not what counts, those that diverged last."""
-    last = run["curve"][-1]["dev_error"]
-    return run["diverged"] or last is None, last if last is not None else 0.0
+    """The better run first, by its error on dev; those that diverged last."""
+    return run["diverged"], math.inf if run["dev_error"] is None else run["dev_error"]
 
 
 def _check_same(kept: dict[str, Any], config: dict[str, Any], folder: Path) -> None:
@@ -130,8 +130,7 @@ def summarize(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def describe(run: dict[str, Any]) -> str:
     """A run in one line."""
-    last = run["curve"][-1] if run["curve"] else {"dev_error": None}
-    dev = "not finite" if last["dev_error"] is None else f"{last['dev_error']:.4f}"
+    dev = "not finite" if run["dev_error"] is None else f"{run['dev_error']:.4f} (at {run['best_updates']})"
     test = f", test error {run['test_error']:.4f}" if "test_error" in run else ""
     state = ", diverged" if run["diverged"] else ""
     return (

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from lm1b.sequence_tasks.config import ActionsConfig, GeneratedConfig, MnistConfig, PhonesConfig
+from lm1b.sequence_tasks.config import GeneratedConfig, MnistConfig, PhonesConfig, TaskConfig
 from lm1b.sequence_tasks.data import Task
 
 
-def load_task(config: GeneratedConfig | MnistConfig | PhonesConfig | ActionsConfig) -> Task:
+def load_task(config: TaskConfig) -> Task:
     """The task's three splits. Raises UserError for files that are missing, cut off or of another kind."""
     # Each brings libraries of its own: only the task at hand needs them.
     if isinstance(config, GeneratedConfig):
@@ -17,4 +17,10 @@ def load_task(config: GeneratedConfig | MnistConfig | PhonesConfig | ActionsConf
         from lm1b.sequence_tasks.mnist import mnist_task
 
         return mnist_task(config)
-    raise AssertionError(f"no such task: {config.kind}")
+    if isinstance(config, PhonesConfig):
+        from lm1b.sequence_tasks.phones import phones_task
+
+        return phones_task(config)
+    from lm1b.sequence_tasks.actions import actions_task
+
+    return actions_task(config)

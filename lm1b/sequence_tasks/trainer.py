@@ -2,11 +2,12 @@
 
 1. The order of the training sequences is a function of (seed, epoch); an update takes the next `batch` of them.
 2. An update whose gradient is not finite is skipped and counted; `max_skipped` of them in a row end the run as diverged.
-3. Every `evaluate_every` updates the loss and the error on dev go into the curve, and everything into one file, from which a run
-   that was stopped goes on bit for bit.
-4. Test is looked at only where that is asked for, at the end.
+3. Before the first and every `evaluate_every` updates the loss and the error on dev go into the curve, and everything into one file,
+   from which a run that was stopped goes on bit for bit.
+4. What counts is the point of the curve with the least error on dev: its weights are kept, and test is looked at with them, once, where
+   that is asked for.
 
-A run's folder:  run.safetensors (weights, optimizer state; the curve in its metadata)
+A run's folder:  run.safetensors (weights, those best on dev, optimizer state; the curve in its metadata)
                  result_<updates>.json, once it has come that far
 """
 
@@ -33,7 +34,7 @@ from lm1b.sequence_tasks.network import SequenceNetwork, loss_of, norm_stabilize
 
 EVALUATED_TOGETHER = 128
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-DIVERGED_LOSS = 2.0  # times the baseline's: no run that stands so has learned anything
+DIVERGED_LOSS = 2.0  # times what a run has started from
 
 
 def make_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
@@ -58,15 +59,18 @@ class SequenceRun:
         self.updates = 0
         self.skipped, self.skipped_in_a_row = 0, 0
         self.curve: list[dict[str, Any]] = []
+        self.best_weights: dict[str, Tensor] = {}
         self.cpu_seconds = 0.0
         self._epoch, self._order_N = -1, torch.empty(0, dtype=torch.int64)
         self._interval: list[tuple[float, float]] = []  # loss and gradient norm of each update since the last look at dev
 
     @property
     def has_diverged(self) -> bool:
-        """Whether it has given up, or stands far worse than a constant answer would."""
-        dev_loss = self.curve[-1]["dev_loss"] if self.curve else 0.0
-        return self.has_given_up or dev_loss is None or dev_loss > DIVERGED_LOSS * self.task.baseline_loss
+        """Whether it has given up, or stands far worse than both a constant answer and itself before its first update."""
+        if self.has_given_up or not self.curve:
+            return self.has_given_up
+        first, last = self.curve[0]["dev_loss"], self.curve[-1]["dev_loss"]
+        return last is None or first is None or last > DIVERGED_LOSS * max(first, self.task.baseline_loss)
 
     @property
     def has_given_up(self) -> bool:
@@ -116,7 +120,7 @@ class SequenceRun:
     def look_at_dev(self) -> None:
         """Put a point on the curve."""
         dev_loss, dev_error = self.evaluate(self.task.dev)
-        losses, norms = zip(*self._interval, strict=True) if self._interval else ((math.nan,), (math.nan,))
+        losses, norms = zip(*self._interval, strict=True) if self._interval else ((math.nan,), (math.nan,))  # nan: all were skipped
         self._interval = []
         self.curve.append(
             {
@@ -128,6 +132,13 @@ class SequenceRun:
                 "dev_error": _finite(dev_error),
             }
         )
+        if self.curve[-1] is self.best:
+            self.best_weights = {name: parameter.detach().clone() for name, parameter in self.network.named_parameters()}
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The point of the curve with the least error on dev, the earliest of equals; None where none is finite."""
+        return min((point for point in self.curve if point["dev_error"] is not None), key=lambda point: point["dev_error"], default=None)
 
     # The run's file -----------------------------------------------------------------------------------------------
 
@@ -135,6 +146,7 @@ class SequenceRun:
         """Everything that going on needs, atomically. An update later than the last look at dev is not kept."""
         assert not self._interval, "saved where dev has just been looked at"
         tensors = {f"weights/{name}": parameter.detach() for name, parameter in self.network.named_parameters()}
+        tensors |= {f"best/{name}": weight for name, weight in self.best_weights.items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{key}": value for key, value in state.items() if isinstance(value, Tensor)}
         progress = {
@@ -155,12 +167,16 @@ class SequenceRun:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}: not a run that can be gone on with ({error}); delete it to train that run anew") from None
-        self.network.load_state_dict({name.removeprefix("weights/"): value for name, value in tensors.items() if name[0] == "w"})
-        state: dict[int, dict[str, Tensor]] = {}
+        kinds: dict[str, dict[str, Tensor]] = {"weights": {}, "best": {}, "optimizer": {}}
         for name, value in tensors.items():
-            if name.startswith("optimizer/"):
-                _, index, key = name.split("/")
-                state.setdefault(int(index), {})[key] = value
+            kind, _, rest = name.partition("/")
+            kinds[kind][rest] = value
+        self.network.load_state_dict(kinds["weights"])
+        self.best_weights = kinds["best"]
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in kinds["optimizer"].items():
+            index, key = name.split("/")
+            state.setdefault(int(index), {})[key] = value
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         for name, value in progress.items():
             setattr(self, name, value)
@@ -174,8 +190,18 @@ class SequenceRun:
             "diverged": self.has_diverged,
             "skipped": self.skipped,
             "cpu_seconds": round(self.cpu_seconds, 1),
+            "best_updates": self.best["updates"] if self.best else None,
+            "dev_error": self.best["dev_error"] if self.best else None,
             "curve": self.curve,
         }
+
+    def look_at_test(self) -> dict[str, float]:
+        """Loss and error on test, with the weights that were best on dev."""
+        present = {name: parameter.detach().clone() for name, parameter in self.network.named_parameters()}
+        self.network.load_state_dict(self.best_weights)
+        loss, error = self.evaluate(self.task.test)
+        self.network.load_state_dict(present)
+        return {"test_loss": loss, "test_error": error}
 
 
 def _finite(value: float) -> float | None:
@@ -193,6 +219,8 @@ def train_run(
     run, kept = SequenceRun(config, task, seed, learning_rate), Path(folder) / "run.safetensors"
     if kept.exists():
         run.load(kept)
+    else:
+        run.look_at_dev()
     while run.updates < updates and not run.has_given_up:
         started_at = time.process_time()
         until = min(updates, run.updates + config.training.evaluate_every)
@@ -203,6 +231,6 @@ def train_run(
         run.save(kept)
     result = run.result()
     if look_at_test and not run.has_diverged:
-        result["test_loss"], result["test_error"] = run.evaluate(task.test)
+        result |= run.look_at_test()
     write_json(done, result, outlives_power=False)
     return result

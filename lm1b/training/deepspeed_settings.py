@@ -1,14 +1,17 @@
-"""DeepSpeed's own settings, made from the config: its dictionary, with what the `deepspeed` section passes through, and the optimizer."""
+"""DeepSpeed's own settings: what an engine is told whatever it trains, and how the language model's config says it."""
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from lm1b.config import Config
+from lm1b.config import Config, OptimizerConfig
 from lm1b.distributed import Ranks
 from lm1b.errors import UserError
 
@@ -41,6 +44,35 @@ PASSED_KEYS = {
 }
 
 
+@dataclass(frozen=True)
+class EngineSettings:
+    """What an engine is told, whatever it trains.
+
+    make_optimizer: torch's optimizer of the parameters, for DeepSpeed to wrap. clip_norm: of the global gradient; None: no clipping.
+    samples: sequences (lanes) in a rank's micro-batch. passed_on: DeepSpeed's own keys, laid over what is made here.
+    """
+
+    make_optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+    clip_norm: float | None
+    samples: int
+    micro_batches: int = 1
+    zero_stage: int = 1
+    passed_on: dict[str, Any] = field(default_factory=dict)
+
+
+def language_model_settings(config: Config, ranks: Ranks) -> EngineSettings:
+    """The engine of a language model's core; the config's `deepspeed` section has been checked."""
+    training = config.training
+    return EngineSettings(
+        make_optimizer=partial(make_optimizer, config.optimizer),
+        clip_norm=config.optimizer.clip_norm,
+        samples=config.batches.lanes // ranks.size // training.micro_batches,
+        micro_batches=training.micro_batches,
+        zero_stage=training.zero_stage,
+        passed_on=config.deepspeed,
+    )
+
+
 def check_deepspeed_section(config: Config) -> None:
     """Raise UserError for a pass-through key that we own, that DeepSpeed would not read, or that is no section where it must be."""
     for key in config.deepspeed:
@@ -63,34 +95,31 @@ def check_deepspeed_section(config: Config) -> None:
             raise UserError(f"deepspeed.zero_optimization.{key}: no such key" + (f", did you mean `{near[0]}`?" if near else ""))
 
 
-def deepspeed_config(config: Config, precision: str, ranks: Ranks, core_size: int) -> dict[str, Any]:
-    """DeepSpeed's own dictionary; the config's `deepspeed` section has been checked."""
-    training = config.training
-    lanes_per_step = config.batches.lanes // ranks.size // training.micro_batches
-    zero = {"stage": training.zero_stage, "reduce_bucket_size": core_size, "allgather_bucket_size": core_size, "overlap_comm": False}
-    if training.zero_stage == 3:
+def deepspeed_config(settings: EngineSettings, precision: str, core_size: int) -> dict[str, Any]:
+    """DeepSpeed's own dictionary. core_size: parameters."""
+    zero = {"stage": settings.zero_stage, "reduce_bucket_size": core_size, "allgather_bucket_size": core_size, "overlap_comm": False}
+    if settings.zero_stage == 3:
         zero |= {"stage3_param_persistence_threshold": 0, "stage3_prefetch_bucket_size": core_size}
     result: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": lanes_per_step,
-        "gradient_accumulation_steps": training.micro_batches,
+        "train_micro_batch_size_per_gpu": settings.samples,
+        "gradient_accumulation_steps": settings.micro_batches,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
-        "gradient_clipping": config.optimizer.clip_norm or 0.0,
+        "gradient_clipping": settings.clip_norm or 0.0,
     }
     if precision == "bf16":
         result |= {"bf16": {"enabled": True, "check_grad_overflow": True}, "data_types": {"grad_accum_dtype": "fp32"}}
     if precision == "fp16":
         result |= {"fp16": {"enabled": True, "initial_scale_power": 16}, "data_types": {"grad_accum_dtype": "fp32"}}
-    for key, value in config.deepspeed.items():
+    for key, value in settings.passed_on.items():
         merged = isinstance(result.get(key), dict) and isinstance(value, dict)
         result[key] = {**result[key], **value} if merged else value
     return result
 
 
-def make_optimizer(config: Config, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+def make_optimizer(settings: OptimizerConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     """The core's optimizer, for DeepSpeed to wrap."""
-    settings = config.optimizer
     if settings.kind == "adagrad":
         return torch.optim.Adagrad(
             parameters, lr=settings.learning_rate, initial_accumulator_value=settings.initial_accumulator, eps=settings.epsilon

@@ -20,9 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lm1b.config import Config
 from lm1b.distributed import Ranks
-from lm1b.training.deepspeed_settings import deepspeed_config, make_optimizer
+from lm1b.training.deepspeed_settings import EngineSettings, deepspeed_config
 from lm1b.training.process_group import at_the_end, import_deepspeed, quiet
 from lm1b.training.waiting import Waiting
 
@@ -30,25 +29,26 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Engine:
-    """The dense core under DeepSpeed."""
+    """A module under DeepSpeed: the language model's dense core, or a network of its own."""
 
-    def __init__(self, model: nn.Module, config: Config, precision: str, ranks: Ranks):
-        """model: float32, the same on every rank. See `check_deepspeed_section` for what the config may pass on."""
+    def __init__(self, model: nn.Module, settings: EngineSettings, precision: str, ranks: Ranks):
+        """model: float32, the same on every rank."""
         deepspeed = import_deepspeed()
         self.ranks = ranks
         self.dtype = DTYPES[precision]
-        self.micro_batches = config.training.micro_batches
-        self._stage = config.training.zero_stage
+        self.micro_batches = settings.micro_batches
+        self._stage = settings.zero_stage
         self._uses_loss_scale = precision == "fp16"
         self.names = [name for name, _ in model.named_parameters()]
         weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
         self.core_size = sum(weight.numel() for weight in weights.values())
-        settings = deepspeed_config(config, precision, ranks, self.core_size)
         parameters = list(model.parameters())
-        optimizer = make_optimizer(config, parameters)
         with quiet():
             self._engine, *_ = deepspeed.initialize(
-                model=model.to(ranks.device), optimizer=optimizer, model_parameters=parameters, config=settings
+                model=model.to(ranks.device),
+                optimizer=settings.make_optimizer(parameters),
+                model_parameters=parameters,
+                config=deepspeed_config(settings, precision, self.core_size),
             )
         at_the_end(self._let_go)
         self._initial_weights = weights

@@ -25,7 +25,7 @@ from lm1b.model.language_model import LanguageModel
 from lm1b.model.sampler import LogUniformSampler
 from lm1b.model.tables import Tables, VocabularyTable
 from lm1b.training.checkpoint import Checkpoint, apply_retention
-from lm1b.training.deepspeed_settings import check_deepspeed_section
+from lm1b.training.deepspeed_settings import check_deepspeed_section, language_model_settings
 from lm1b.training.engine import Engine
 from lm1b.training.mirror import Mirror
 from lm1b.training.precision import resolve_precision
@@ -89,7 +89,7 @@ class Run:
         checkpoint = self._newest_checkpoint()
         model = LanguageModel(config.model, config.run.seed)
         agree(ranks, lambda: check_deepspeed_section(config))
-        engine = Engine(model, config, self.precision, ranks)
+        engine = Engine(model, language_model_settings(config, ranks), self.precision, ranks)
         tables = Tables.create(config, vocabulary_size, model.output_width, ranks, initialize=checkpoint is None)
         self.training_step = TrainingStep(config, engine, tables, sampler, self.batches, ranks)
         self.training_step.total_updates = self.total_steps

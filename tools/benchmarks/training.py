@@ -27,6 +27,7 @@ from lm1b.distributed import Ranks
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.sampler import LogUniformSampler
 from lm1b.model.tables import Tables
+from lm1b.training.deepspeed_settings import language_model_settings
 from lm1b.training.engine import DTYPES, Engine
 from lm1b.training.process_group import start_ranks, stop_ranks
 from lm1b.training.run import prepare_process
@@ -39,7 +40,7 @@ def build_step(config: Config, counts_V: np.ndarray, ranks: Ranks, precision: st
     """A training step as a run has it, on made-up batches, warmed up. tables: used again from another step of the same widths."""
     prepare_process(config, ranks)
     model = LanguageModel(config.model, config.run.seed)
-    engine = Engine(model, config, precision, ranks)
+    engine = Engine(model, language_model_settings(config, ranks), precision, ranks)
     tables = tables or filled_tables(config, len(counts_V), model.output_width, ranks)
     sampler = LogUniformSampler(len(counts_V), config.softmax.samples, config.run.seed)
     batches = UnigramBatches(np.cumsum(counts_V), config.batches.lanes, config.batches.steps)
