@@ -49,6 +49,9 @@ def made_result(
                 {"updates": updates * k // 120, "train_loss": loss, "dev_loss": loss, "dev_error": now, "gradient_norm": 1.23456789}
             )
         found = {"seed": seed, "learning_rate": rate, "updates": updates, "diverged": error is None, "skipped": 0, "cpu_seconds": 12.3}
+        finite = [point for point in curve if point["dev_error"] is not None]
+        best = min(finite, key=lambda point: point["dev_error"])
+        found |= {"best_updates": best["updates"], "dev_error": best["dev_error"]}
         return {**found, "curve": curve, **({} if error is None else {"test_loss": error, "test_error": error})}
 
     median = sorted(error for error in [*errors, 1.0] if error is not None)[0]

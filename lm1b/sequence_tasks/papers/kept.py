@@ -24,7 +24,18 @@ from lm1b.sequence_tasks.provenance import neutral_path
 DIGITS, CURVE_POINTS = 4, 50
 LARGEST_KEPT_BYTES = 40_000
 CURVE_KEYS = ("updates", "train_loss", "dev_loss", "dev_error")
-RUN_KEYS = ("seed", "learning_rate", "updates", "diverged", "skipped", "cpu_seconds", "test_loss", "test_error")
+RUN_KEYS = (
+    "seed",
+    "learning_rate",
+    "updates",
+    "diverged",
+    "skipped",
+    "cpu_seconds",
+    "best_updates",
+    "dev_error",
+    "test_loss",
+    "test_error",
+)
 CELL_NAMES = {"irnn": "IRNN", "np_rnn": "np-RNN", "relu_rnn": "ReLU RNN", "tanh_rnn": "tanh RNN", "lstm": "LSTM"}
 
 
@@ -51,6 +62,11 @@ def _thinned(curve: list[dict[str, Any]]) -> dict[str, list[Any]]:
     return {key: [curve[place][key] for place in places] for key in CURVE_KEYS}
 
 
+def _best_loss(run: dict[str, Any]) -> float | None:
+    """Loss on dev at the point that counts, the one with the least error."""
+    return next((point["dev_loss"] for point in run["curve"] if point["updates"] == run["best_updates"]), None)
+
+
 def shorten(result: dict[str, Any], name: str, *, smoke: bool = False) -> dict[str, Any]:
     """What is kept of a `results.json`. Raises UserError where it does not say what data it is on."""
     config = json.loads(json.dumps(result["config"]))
@@ -65,7 +81,8 @@ def shorten(result: dict[str, Any], name: str, *, smoke: bool = False) -> dict[s
             "updates": rung["updates"],
             "learning_rates": [run["learning_rate"] for run in rung["runs"]],
             "diverged": [run["diverged"] for run in rung["runs"]],
-            **{key: [(run["curve"] or [{key: None}])[-1][key] for run in rung["runs"]] for key in ("dev_loss", "dev_error")},
+            "dev_loss": [_best_loss(run) for run in rung["runs"]],
+            "dev_error": [run["dev_error"] for run in rung["runs"]],
         }
         for rung in result["search"].get("rungs", [])
     ]
@@ -185,9 +202,8 @@ class KeptResult:
 
     @property
     def dev_errors(self) -> list[float]:
-        """Error on dev of every seed at its end, ascending; infinite where it diverged. What choices are made by."""
-        last = [(run["diverged"], (run["curve"]["dev_error"] or [None])[-1]) for run in self.seeds]
-        return sorted(math.inf if diverged or error is None else error for diverged, error in last)
+        """Least error on dev of every seed, ascending; infinite where it diverged. What choices are made by."""
+        return sorted(math.inf if run["diverged"] or run["dev_error"] is None else run["dev_error"] for run in self.seeds)
 
     @property
     def updates(self) -> int:

@@ -31,7 +31,8 @@ How to read the tables:
 - A paper's figure is marked *read* (seen in a public source) or *recalled* (from memory of the paper, not read again). What we do not know
   is said so and not filled in. What a sentence says a paper claims is recalled too.
 - Ours: every cell gets the same search for its learning rate on dev and the same budget, then several seeds with the rate found; test is
-  looked at once a run. Median, and least to greatest over the seeds; a seed that diverged counts as infinitely wrong.
+  looked at once a run, with the weights that were best on dev. Median, and least to greatest over the seeds; a seed that diverged counts
+  as infinitely wrong.
 - Two cells are called different only where the ranges of their seeds do not overlap. One seed has no range, so it cannot tell.
 - Data that are not the paper's stand in tables of their own, named *stand-in*, without any figure of the paper.
 - *solve it*: squared error on test below 6 % of a constant answer's, 0.01 on adding."""

@@ -49,6 +49,26 @@ def data_of(result: KeptResult) -> str:
     return f"{facts['name']} ({sources}); sequences: {counts}"
 
 
+def settings_of(results: list[KeptResult]) -> str:
+    """What the cells of a table were trained with, each setting with its values over all of them."""
+
+    def values(section: str, key: str) -> str:
+        found = {"none" if value is None else f"{value:g}" if isinstance(value, float) else str(value) for value in _values(section, key)}
+        return " or ".join(sorted(found))
+
+    def _values(section: str, key: str) -> list[object]:
+        return [result.value["config"][section].get(key) for result in results]
+
+    inputs: dict[str, list[str]] = {}
+    for result in results:
+        inputs.setdefault(result.model.get("input_weight", "glorot"), []).append(CELL_NAMES[result.cell])
+    weights = ", ".join(f"{kind} ({', '.join(dict.fromkeys(cells))})" for kind, cells in inputs.items())
+    return (
+        f"Settings: {values('optimizer', 'kind')}, gradient clipped at norm {values('optimizer', 'clip_norm')}, "
+        f"{values('training', 'batch')} sequences an update, {values('model', 'hidden')} units; initial input weights: {weights}."
+    )
+
+
 def link(path: Path | None, out: Path) -> str:
     """A file, relative to the report's folder."""
     return "not kept" if path is None else f"[{path.stem}]({os.path.relpath(path, out)})"
@@ -125,7 +145,7 @@ def render_published(table: PublishedTable, results: list[KeptResult], out: Path
         found = [_figure_sentence(row, ours) for row in table.rows]
         said = [*(sentence for sentence in found if sentence), *(judge(claim, ours) for claim in table.claims)]
         parts.append("\n".join(f"- {sentence}" for sentence in said) if said else CANNOT_TELL)
-        parts.append(f"Data: {data_of(ours[0])}.")
+        parts.append(f"Data: {data_of(ours[0])}. {settings_of(ours)}")
         parts.append(evidence(ours, out))
     return "\n\n".join(parts)
 
@@ -145,7 +165,7 @@ def render_stand_ins(tables: list[PublishedTable], results: list[KeptResult], ou
         parts += [
             f"### Stand-in data: {title}",
             "**Not the paper's data set**, so no figure of the paper stands here; only the order of the cells is looked at. "
-            f"{data_of(ours[0])}.",
+            f"{data_of(ours[0])}. {settings_of(ours)}",
             markdown_table(["cell", "units", *OUR_COLUMNS], rows),
             "\n".join(f"- {sentence}" for sentence in said),
             evidence(ours, out),
