@@ -107,6 +107,7 @@ def keep_made_results(folder: Path) -> None:
         model = {"identity_scale": 0.01} if cell == "irnn" else {}
         results[f"phones_{cell}"] = made_result(PHONES, cell, list(errors), model={**two_layers, **model})
         results[f"phones_both_ways_{cell}"] = made_result(PHONES, cell, list(errors), model={**both_ways, **model})
+    results["phones_irnn_identity"] = made_result(PHONES, "irnn", [0.5, 0.52], model=two_layers)
     for name, result in results.items():
         write_kept(folder / f"{name}.json", shorten(result, name))
     smoke = made_result({"kind": "adding", "steps": 20}, "irnn", [0.1618], training={"updates": 77})

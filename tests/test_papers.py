@@ -111,7 +111,7 @@ def test_results_on_the_papers_own_data_stand_in_its_table() -> None:
     assert "| IRNN, 500 | 34.3 / 35.5 % (recalled) | not run here" in render_published(table, [kept(made)], Path())
     made["task"]["sources"]["layout"] = "TIMIT"
     text = render_published(table, [kept(made)], Path())
-    assert "| IRNN, 500 | 34.3 / 35.5 % (recalled) | IRNN | 30.5 % (30.0 % to 31.0 %)" in text
+    assert "| IRNN, 500 | 34.3 / 35.5 % (recalled) | IRNN | 30.5 % (30.0 % to 31.0 %) wrong |" in text
     assert "| RNN, tanh, 500 | 35.0 / 36.2 % (recalled) | not run here" in text
 
 
@@ -129,6 +129,7 @@ def test_verdicts_of_the_made_up_results(report: str) -> None:
     assert "ours gives 6.0 points more wrong answers" in report
     assert "adding, T = 150, IRNN: bf16 does worse than float32" in report
     assert "IRNN, norm stabilizer 50" in section(report, "Guards")
+    assert "IRNN, W = 0.01 I against W = 1 I: the smaller scale is ahead" in report
     assert "adding, T = 750" in section(report, "Other lengths, in neither paper")
 
 

@@ -36,7 +36,7 @@ def neutral_command(script: str, config: str, overrides: list[str]) -> str:
 
 
 def provenance(command: str | None) -> dict[str, Any]:
-    """What a reader needs to make a result again."""
+    """What a reader needs to make a result again. revision: the one that finished it; what it went on from may be older."""
     return {"command": command, "revision": git_revision(), "torch": torch.__version__, "finished_at": now()}
 
 

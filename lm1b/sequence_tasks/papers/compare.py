@@ -13,6 +13,11 @@ from lm1b.sequence_tasks.papers.kept import CELL_NAMES, KeptResult
 from lm1b.sequence_tasks.papers.published import Claim
 
 SOLVED_SHARE = 0.06  # of a constant answer's squared error: 0.01 on adding
+SCALES = {
+    "lower": "the smaller scale is ahead",
+    "higher": "the larger scale is ahead",
+    "cannot tell": "cannot tell which is ahead, since the seeds' ranges overlap or there is one seed only",
+}
 Verdict = Literal["lower", "higher", "cannot tell"]
 
 
@@ -79,6 +84,19 @@ def judge(claim: Claim, results: list[KeptResult]) -> str:
     if ours is None or other is None:
         return f"{claimed}. Cannot tell: the {name if ours is None else CELL_NAMES[claim.other]} was not run here."
     return f"{claimed}. {judge_pair(ours, other, level=claim.kind == 'level')}"
+
+
+def judge_scales(results: list[KeptResult]) -> list[str]:
+    """Of IRNNs that start from different multiples of the identity, which is ahead: a sentence a pair."""
+    irnns = sorted((result for result in results if result.cell == "irnn" and result.is_plain), key=lambda one: one.model["identity_scale"])
+    said = []
+    for place, one in enumerate(irnns):
+        for other in irnns[place + 1 :]:
+            if one.model["identity_scale"] < other.model["identity_scale"]:
+                names = f"W = {one.model['identity_scale']:g} I against W = {other.model['identity_scale']:g} I"
+                ranges = f"{shown_range(one)} against {shown_range(other)}"
+                said.append(f"IRNN, {names}: {SCALES[compare(one.errors, other.errors)]}, {ranges}.")
+    return said
 
 
 def judge_pair(ours: KeptResult, other: KeptResult, *, level: bool) -> str:

@@ -84,7 +84,7 @@ def judge_ratio(cell: str, other: str, group: Group, text: str, known_spread: fl
     one, two = _standing_for(cell, group), _standing_for(other, group)
     a, b = group.perplexities.get(one, {}).get(text), group.perplexities.get(two, {}).get(text)
     if not a or not b:
-        return f"{said}. Cannot tell: {LABELS[one if not a else two]} was not run here."
+        return f"{said}. Cannot tell: {LABELS[one if not a else two]} was not run with this budget."
     names = f"{LABELS[one]} against {LABELS[two]}"
     if min(len(a), len(b)) < 2:
         seen = 100 * (statistics.median(a) / statistics.median(b) - 1.0)

@@ -13,7 +13,7 @@ import os
 import statistics
 from pathlib import Path
 
-from lm1b.sequence_tasks.papers.compare import best_of_cell, judge, num_solved, shown, shown_range
+from lm1b.sequence_tasks.papers.compare import best_of_cell, judge, judge_scales, num_solved, shown, shown_range
 from lm1b.sequence_tasks.papers.kept import CELL_NAMES, KeptResult
 from lm1b.sequence_tasks.papers.published import NOT_KNOWN, PublishedTable, Row
 
@@ -83,8 +83,9 @@ def our_columns(result: KeptResult, out: Path) -> list[str]:
     total = len(result.seeds)
     solved = f"{total}, {num_solved(result)} solve it" if result.facts["asked"] == "number" else str(total)
     budget = f"{result.updates:,} updates ({result.epochs:.3g} epochs)"
+    meaning = "" if result.facts["asked"] == "number" else " correct" if is_accuracy else " wrong"
     return [
-        shown_range(result, accuracy=is_accuracy),
+        shown_range(result, accuracy=is_accuracy) + meaning,
         solved,
         f"{sum(run['diverged'] for run in result.seeds)} of {total}",
         f"{result.value['learning_rate']:g}",
@@ -143,7 +144,7 @@ def render_published(table: PublishedTable, results: list[KeptResult], out: Path
     parts.append(markdown_table(["the paper's system", f"the paper's figure ({table.unit})", "ours", *OUR_COLUMNS], rows))
     if ours:
         found = [_figure_sentence(row, ours) for row in table.rows]
-        said = [*(sentence for sentence in found if sentence), *(judge(claim, ours) for claim in table.claims)]
+        said = [*(sentence for sentence in found if sentence), *(judge(claim, ours) for claim in table.claims), *judge_scales(ours)]
         parts.append("\n".join(f"- {sentence}" for sentence in said) if said else CANNOT_TELL)
         parts.append(f"Data: {data_of(ours[0])}. {settings_of(ours)}")
         parts.append(evidence(ours, out))
@@ -162,6 +163,7 @@ def render_stand_ins(tables: list[PublishedTable], results: list[KeptResult], ou
         claims = [claim for table in tables if belongs(ours[0], table) for claim in table.claims]
         rows = [[result.label, str(result.model["hidden"]), *our_columns(result, out)] for result in ours]
         said = [judge(claim, ours) for claim in claims] or ["The paper has no table of this shape."]
+        said += judge_scales(ours)
         parts += [
             f"### Stand-in data: {title}",
             "**Not the paper's data set**, so no figure of the paper stands here; only the order of the cells is looked at. "
