@@ -13,7 +13,7 @@ from lm1b.sequence_tasks.papers.tables import OUR_COLUMNS, evidence, markdown_ta
 NORMS, SPECTRA, PRECISION = "papers_norms.png", "papers_spectra.png", "papers_precision.png"
 VANISHED = 1e-12
 INPUTS = {"nothing": "no input", "pixels": "input like pixels"}
-EXPECTED = {"fp16": 1e-3, "bf16": 1e-2}  # relative error of the state after 784 steps at initialisation, by our notes
+EXPECTED = {"fp16": 1e-3, "bf16": 1e-2}  # relative error of the state after 784 steps at initialisation, as expected beforehand
 LARGEST_FP16 = 65504.0
 BF16_AGAINST_FLOAT32 = {
     "lower": "bf16 does better than float32, the seeds' ranges do not overlap.",
@@ -92,7 +92,7 @@ def norm_sentences(found: dict[str, Any]) -> list[str]:
         f"With no input, {' and '.join(held)} keep more than half of their norm over {last} steps; below {VANISHED:g} fall "
         f"{', '.join(gone)}. A norm that stays is not memory: the tanh RNN's state moves on, the identity's stands still.",
         f"The np-RNN's norm is {value:.2g} of its start after {step} steps, although its largest eigenvalue is 1: that eigenvector has "
-        "entries of both signs, and a ReLU lets only positive ones through. Our notes expected 1e-6 after 100 steps; it falls "
+        "entries of both signs, and a ReLU lets only positive ones through. Expected beforehand: 1e-6 after 100 steps; it falls "
         f"{'faster' if value < 1e-7 else 'about so fast' if value < 1e-5 else 'more slowly'}.",
     ]
 

@@ -2,7 +2,7 @@
 
 Le: Le, Jaitly and Hinton 2015, arXiv 1504.00941 (IRNN). Talathi: Talathi and Vartak 2015, arXiv 1511.03771 (np-RNN).
 
-READ: seen in a public source. RECALLED: from memory of the paper, not read again; so is called whatever our notes do not mark as read.
+READ: seen in a public source. RECALLED: from memory of the paper, not read again; so is called whatever is not known to have been read.
 A row without a figure is one that we do not know: the paper has it, and nothing is put in its place. Both papers show the adding problem
 as curves, so what they claim there is in words.
 """
