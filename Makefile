@@ -1,5 +1,6 @@
 # make train   from a bare machine to a table of perplexities          make test    run the tests
 # make check   ruff and pyright                                        make format  let ruff format the code
+# make papers  both papers' tables with our kept results and plots in report/papers.md, and smoke runs (MNIST=/path/to/idx for pixel MNIST)
 # make cluster-demo   train on two hosts in a box with a 1 Gbit/s network between them (root; Debian: iproute2 openssh-server pdsh)
 # CORPUS=/path/to/benchmark make train   takes that corpus instead of the news sample (a folder or the .tar.gz)
 
@@ -22,7 +23,7 @@ RUN ?= runs/$(EXPERIMENT)
 OPTIONS := --set "run.directory=$(RUN)"
 endif
 
-.PHONY: install train test cluster-demo check format clean
+.PHONY: install train test papers cluster-demo check format clean
 
 install: $(VENV)/installed
 
@@ -41,6 +42,9 @@ test: install
 
 test-all: install
 	$(BIN)/python -m pytest -n 3 --dist loadfile -m "long or not long"
+
+papers: install
+	$(BIN)/python launch/papers.py --results results/papers --out report --smoke $(if $(MNIST),--mnist "$(MNIST)")
 
 cluster-demo: install
 	$(BIN)/python tools/cluster_demo.py --hosts 2 --rate 1gbit

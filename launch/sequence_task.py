@@ -21,11 +21,14 @@ def main() -> None:
     arguments = parser.parse_args()
     configs = [load_task_experiment(path, arguments.set) for path in arguments.config]
 
-    from lm1b.sequence_tasks.search import Experiment  # after the configs: a misspelt key is answered at once, before torch is loaded
+    # After the configs: a misspelt key is answered at once, before torch is loaded.
+    from lm1b.sequence_tasks.provenance import neutral_command
+    from lm1b.sequence_tasks.search import Experiment
 
     with Workers(arguments.processes or usable_cores(), if_killed="the same command goes on from there") as workers:
-        for config in configs:
-            result = Experiment(config, workers, lambda line: print(line, flush=True)).run()
+        for path, config in zip(arguments.config, configs, strict=True):
+            command = neutral_command("launch/sequence_task.py", path, arguments.set)
+            result = Experiment(config, workers, lambda line: print(line, flush=True), command).run()
             print(f"{config.run.directory}: learning rate {result['learning_rate']:g}, error on test {result['summary']}", flush=True)
 
 

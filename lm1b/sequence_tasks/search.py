@@ -4,6 +4,7 @@
    the last share is taken (Jamieson and Talwalkar 2016). Only learning rates are searched, the same for every cell of a table.
 2. Every seed is trained to the whole budget with that rate, and looks at test once, with the weights that were best on dev.
 3. Runs go side by side, one a core, and none that has ended is done again: the same command goes on after a kill.
+4. `results.json` says where it comes from (provenance.py). It stays as it is where the same command finds every run done.
 
     run.directory/  config.json  search/rate_0.001/...  seeds/seed_1/...  results.json
 """
@@ -24,6 +25,7 @@ from lm1b.errors import UserError
 from lm1b.files import read_json, write_json
 from lm1b.sequence_tasks.config import TaskExperiment
 from lm1b.sequence_tasks.data import Task
+from lm1b.sequence_tasks.provenance import provenance, task_facts
 from lm1b.sequence_tasks.tasks import load_task
 from lm1b.sequence_tasks.trainer import train_run
 from lm1b.strict_config import parse
@@ -46,12 +48,16 @@ def _train_one(config_json: str, seed: int, learning_rate: float, updates: int, 
     return train_run(config, task, seed, learning_rate, updates, folder, look_at_test=look_at_test)
 
 
+def _facts(config_json: str) -> dict[str, Any]:
+    return task_facts(_experiment(config_json)[1])
+
+
 class Experiment:
     """One cell on one task, in its folder."""
 
-    def __init__(self, config: TaskExperiment, workers: Workers, say: Callable[[str], object]) -> None:
-        """Raises UserError where the folder holds other settings."""
-        self.config, self._workers, self._say = config, workers, say
+    def __init__(self, config: TaskExperiment, workers: Workers, say: Callable[[str], object], command: str | None = None) -> None:
+        """command: for the record, without paths of this machine. Raises UserError where the folder holds other settings."""
+        self.config, self._workers, self._say, self._command = config, workers, say, command
         self._json = json.dumps(config.as_json(), sort_keys=True)
         self.folder = Path(config.run.directory)
         kept = self.folder / "config.json"
@@ -68,7 +74,13 @@ class Experiment:
         )
         runs.sort(key=lambda run: run["seed"])
         result = {"config": self.config.as_json(), "learning_rate": best, "search": search, "runs": runs, "summary": summarize(runs)}
-        write_json(self.folder / "results.json", result)
+        kept = self.folder / "results.json"
+        before = read_json(kept) if kept.exists() else {}
+        if "provenance" in before and {key: before.get(key) for key in result} == result:
+            return before
+        (facts,) = self._workers.run(_facts, [(self._json,)])  # in a process that has the data
+        result |= {"task": facts, "provenance": provenance(self._command)}
+        write_json(kept, result)
         return result
 
     def _search(self) -> dict[str, Any]:

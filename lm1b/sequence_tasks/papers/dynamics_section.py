@@ -1,0 +1,192 @@
+"""The part of papers.md on states over time, spectra and half precision, from `dynamics.json` (tools/state_dynamics.py) alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lm1b.sequence_tasks.papers.compare import compare
+from lm1b.sequence_tasks.papers.kept import KeptResult
+from lm1b.sequence_tasks.papers.plots import new_figure, save_figure
+from lm1b.sequence_tasks.papers.tables import OUR_COLUMNS, evidence, markdown_table, our_columns
+
+NORMS, SPECTRA, PRECISION = "papers_norms.png", "papers_spectra.png", "papers_precision.png"
+VANISHED = 1e-12
+INPUTS = {"nothing": "no input", "pixels": "input like pixels"}
+EXPECTED = {"fp16": 1e-3, "bf16": 1e-2}  # relative error of the state after 784 steps at initialisation, as expected beforehand
+LARGEST_FP16 = 65504.0
+BF16_AGAINST_FLOAT32 = {
+    "lower": "bf16 does better than float32, the seeds' ranges do not overlap.",
+    "higher": "bf16 does worse than float32, the seeds' ranges do not overlap.",
+    "cannot tell": "cannot tell bf16 from float32, since the seeds' ranges overlap or there is one seed only.",
+}
+AT_START = "784 steps, at initialisation"
+
+
+def draw_norms(found: dict[str, Any], path: Path) -> None:
+    """Norm of the state over time, a panel an input, one line an initialisation."""
+    figure, panels = new_figure(2, height=4.6, sharey=True)
+    for axes, (key, title) in zip(panels, INPUTS.items(), strict=True):
+        for number, (name, cell) in enumerate(found["cells"].items()):
+            values = [value if value > VANISHED else None for value in cell["norms"][key]]
+            drawn = [(step, value) for step, value in zip(found["steps"], values, strict=True) if value is not None]
+            axes.plot(*zip(*drawn, strict=True), color=f"C{number}", linewidth=2, label=name, linestyle="-" if number % 2 else "--")
+        axes.set(title=title, xlabel="step", yscale="log", ylim=(VANISHED, 10.0))
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("norm of the state, relative to its start")
+    save_figure(figure, path, *panels[0].get_legend_handles_labels()[0])
+
+
+def draw_spectra(found: dict[str, Any], path: Path) -> None:
+    """Eigenvalues of the initial recurrent matrices with the unit circle, a panel a matrix."""
+    from matplotlib.patches import Circle
+
+    # 0.99 I and 0.9 I are one point each and look like I: left out.
+    shown = {name: cell["eigenvalues"] for name, cell in found["cells"].items() if name not in ("IRNN (W = 0.99 I)", "IRNN (W = 0.9 I)")}
+    figure, panels = new_figure(3, -(-len(shown) // 3), width=3.6, height=3.6, sharex=True, sharey=True)
+    for axes, (name, values) in zip(panels, shown.items(), strict=False):
+        axes.add_patch(Circle((0, 0), 1.0, fill=False, color="gray", linewidth=1))
+        axes.plot(values["real"], values["imaginary"], ".", color="C0", markersize=7 if len(values["real"]) > 1 else 14)
+        axes.set(title=name.replace("cell state", "cell gate"), aspect="equal", xlim=(-1.3, 1.3), ylim=(-1.3, 1.3))
+        axes.grid(alpha=0.3)
+    for axes in panels[len(shown) :]:
+        axes.remove()
+    figure.supxlabel("real part", fontsize=11)
+    figure.supylabel("imaginary part", fontsize=11)
+    save_figure(figure, path)
+
+
+def draw_precision(found: dict[str, Any], path: Path) -> None:
+    """Relative error of an IRNN's state over time, a panel a case."""
+    figure, panels = new_figure(2, -(-len(found["precision"]) // 2), sharey=True)
+    for axes, (title, case) in zip(panels, found["precision"].items(), strict=False):
+        for number, (name, errors) in enumerate(case["errors"].items()):
+            line = "--" if "float32 state" in name else "-"
+            width = 4.5 if name in ("fp16", "bf16") else 1.8  # two lines may lie on each other: the one below is the wider one
+            points = [(step, error) for step, error in zip(case["steps"], errors, strict=True) if error]
+            alpha = 0.45 if width > 2 else 1.0
+            axes.plot(*zip(*points, strict=True), line, color=f"C{number}", linewidth=width, alpha=alpha, label=name)
+        axes.set(title=title, xlabel="step", yscale="log", xscale="log")
+        axes.grid(alpha=0.3)
+    for axes in panels[::2]:
+        axes.set_ylabel("relative error of the state")
+    handles = panels[0].get_legend_handles_labels()[0]
+    figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False, fontsize=11)
+    save_figure(figure, path)
+
+
+def _norm_at(found: dict[str, Any], name: str, step: int) -> tuple[int, float]:
+    """Step that is kept nearest to `step`, and the norm there with no input."""
+    place = min(range(len(found["steps"])), key=lambda i: abs(found["steps"][i] - step))
+    return found["steps"][place], found["cells"][name]["norms"]["nothing"][place]
+
+
+def norm_sentences(found: dict[str, Any]) -> list[str]:
+    """What the norms say."""
+    last = found["steps"][-1]
+    rows = {name: cell["norms"]["nothing"][-1] for name, cell in found["cells"].items()}
+    held = [name for name, value in rows.items() if value > 0.5]
+    gone = [name for name, value in rows.items() if value < VANISHED]
+    step, value = _norm_at(found, "np-RNN", 100)
+    return [
+        f"With no input, {' and '.join(held)} keep more than half of their norm over {last} steps; below {VANISHED:g} fall "
+        f"{', '.join(gone)}. A norm that stays is not memory: the tanh RNN's state moves on, the identity's stands still.",
+        f"The np-RNN's norm is {value:.2g} of its start after {step} steps, although its largest eigenvalue is 1: that eigenvector has "
+        "entries of both signs, and a ReLU lets only positive ones through. Expected beforehand: 1e-6 after 100 steps; it falls "
+        f"{'faster' if value < 1e-7 else 'about so fast' if value < 1e-5 else 'more slowly'}.",
+    ]
+
+
+def precision_sentences(found: dict[str, Any]) -> list[str]:
+    """What half precision does, against what was expected."""
+    start, moved = found["precision"][AT_START]["errors"], found["precision"]["784 steps, moved weights"]["errors"]
+    said = []
+    for name, expected in EXPECTED.items():
+        last, other = start[name][-1], moved[name][-1]
+        verdict = "it agrees" if expected / 3 < last < expected * 3 else "it does not agree"
+        beside = "is not finite" if other is None else f"is off by {other:.2g}"
+        said.append(
+            f"{name}: after 784 steps the state of an IRNN at its initialisation is off by {last:.2g} (expected {expected:g}: {verdict}); "
+            f"with moved weights it {beside}."
+        )
+    kept, apart = start["bf16 products, float32 state"][-1], start["bf16 products of W - I, float32 state"][-1]
+    said += [
+        "Keeping the state in float32 does not help by itself, since it is rounded as the product's operand at every step: "
+        f"{kept:.2g} after 784 steps of bf16. With the identity taken out of the product, h + (W - I) h, it is {apart:.2g}.",
+        "In the sequence trainer's bf16 runs the layers' state is bf16; weights, optimizer state and the read-out are float32.",
+    ]
+    short = found["precision"]["20 steps, at initialisation"]["errors"]
+    said += [
+        f"Over 20 steps, the language model's window, bf16 is off by {short['bf16'][-1]:.2g} and fp16 by {short['fp16'][-1]:.2g}.",
+        "TF32 was not tried: it needs a GPU. Its products have fp16's ten bits and float32's range, so the line of fp16 products with a "
+        "float32 state is what its arithmetic lets one expect.",
+        _overflow_sentence(found["overflow"]),
+    ]
+    return said
+
+
+def _overflow_sentence(overflow: dict[str, Any]) -> str:
+    """Whether a growing state leaves fp16's range within 784 steps."""
+    growth, half, brain = overflow["asked_growth"], overflow["types"]["fp16"], overflow["types"]["bf16"]
+    step = half["infinite_at_step"]
+    outcome = "stays finite" if step is None else f"overflows at step {step}"
+    verdict = "within 784 steps, as expected" if step is not None and step <= 784 else "not within the 784 steps that were expected"
+    needed = LARGEST_FP16 / half["growth"] ** 784
+    return (
+        f"A state of 1 that is to grow by {100 * (growth - 1):.1f} % a step: fp16 rounds the growth to {half['growth']:.6g} and {outcome}, "
+        f"{verdict}; one of {needed:.2g} or more at the start would do so. bf16 makes it {brain['growth']:.6g}, another network, and "
+        + ("does not overflow." if brain["infinite_at_step"] is None else f"overflows at step {brain['infinite_at_step']}.")
+    )
+
+
+def _accuracy_table(results: list[KeptResult], out: Path) -> list[str]:
+    """bf16 runs beside the float32 runs of the same cell on the same task."""
+    pairs = []
+    for result in results:
+        if result.value["config"]["training"]["precision"] != "fp32":
+            plain = [
+                other
+                for other in results
+                if other.is_plain and other.task == result.task and other.model == result.model and other.updates == result.updates
+            ]
+            pairs.append((result, plain[0] if plain else None))
+    if not pairs:
+        return ["Accuracy in the end: not run here: needs time (a config with `training.precision=bf16`, kept as a file named `*_bf16`)."]
+    rows, said = [], []
+    for result, plain in pairs:
+        rows.append([result.facts["name"], result.label, *our_columns(result, out)])
+        if plain is None:
+            said.append(f"- {result.facts['name']}, {result.label}: no float32 run of the same settings to lay beside it.")
+            continue
+        rows.append([plain.facts["name"], f"{plain.label}, fp32", *our_columns(plain, out)])
+        said.append(f"- {result.facts['name']}, {plain.label}: {BF16_AGAINST_FLOAT32[compare(result.errors, plain.errors)]}")
+    table = markdown_table(["task", "cell", *OUR_COLUMNS], rows)
+    return ["Accuracy in the end:", table, "\n".join(said), evidence([result for result, _ in pairs], out)]
+
+
+def render_dynamics(found: dict[str, Any] | None, results: list[KeptResult], out: Path) -> list[str]:
+    """The section's parts; its pictures are drawn into `out`. found: None where there is no dynamics.json."""
+    parts = ["## States over time, spectra, half precision"]
+    if found is None:
+        parts.append("Not measured here: `python tools/state_dynamics.py --json results/papers/dynamics.json`.")
+        return [*parts, *_accuracy_table(results, out)]
+    draw_norms(found, out / NORMS)
+    draw_spectra(found, out / SPECTRA)
+    draw_precision(found, out / PRECISION)
+    facts = found["provenance"]
+    parts += [
+        f"Before any training, {found['units']} units; starts are uniform in (0, 1), the median of {found['sequences']} sequences. Input "
+        f"like pixels: {found['share_of_pixels_lit']:.0%} of the steps uniform in (0, 1), the others 0. Weights from seed 1.",
+        f"![Norm of the state over time]({NORMS})",
+        "\n".join(f"- {sentence}" for sentence in norm_sentences(found)),
+        f"![Eigenvalues of the initial recurrent matrices]({SPECTRA})",
+        "The circle has radius 1. The identity's eigenvalues are one point. The np-RNN's are real, positive and at most 1; those of a "
+        "Gaussian matrix fill a disc.",
+        "### Half precision and the IRNN",
+        "Weights, state and input are rounded to the type, products are summed in float32, and the new state is rounded to the state's "
+        "type. Moved weights: 0.99 I + N(0, 0.01/sqrt(N)) with input weights N(0, 0.1), such as training may leave.",
+        f"![Relative error of an IRNN's state]({PRECISION})",
+        "\n".join(f"- {sentence}" for sentence in precision_sentences(found)),
+        f"Measured by `{facts['command']}`; commit {str(facts['revision'])[:12]}, torch {facts['torch']}.",
+    ]
+    return [*parts, *_accuracy_table(results, out)]

@@ -1,0 +1,229 @@
+"""Kept results: what `results.json` of a run says, short enough to live in the repository, one file a task and cell.
+
+1. `shorten` rounds floats to four digits, thins curves to 50 points, keeps of the search where each rate stood, and puts the config's
+   neutral values where paths of this machine were.
+2. `write_kept` writes one such result, each curve on one line.
+3. `read_kept` reads a folder of them. A file without `runs` (the language models', the dynamics') is none of these and left alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lm1b.errors import UserError
+from lm1b.files import atomic_file, read_json
+from lm1b.sequence_tasks.generated import BASELINE_SQUARED_ERROR
+from lm1b.sequence_tasks.provenance import neutral_path
+
+DIGITS, CURVE_POINTS = 4, 50
+LARGEST_KEPT_BYTES = 40_000
+CURVE_KEYS = ("updates", "train_loss", "dev_loss", "dev_error")
+RUN_KEYS = (
+    "seed",
+    "learning_rate",
+    "updates",
+    "diverged",
+    "skipped",
+    "cpu_seconds",
+    "best_updates",
+    "dev_error",
+    "test_loss",
+    "test_error",
+)
+CELL_NAMES = {"irnn": "IRNN", "np_rnn": "np-RNN", "relu_rnn": "ReLU RNN", "tanh_rnn": "tanh RNN", "lstm": "LSTM"}
+
+
+def rounded(value: Any, digits: int = DIGITS) -> Any:
+    """The same, every float to so many significant digits."""
+    if isinstance(value, float) and math.isfinite(value):
+        return float(f"{value:.{digits}g}")
+    if isinstance(value, dict):
+        return {key: rounded(item, digits) for key, item in value.items()}
+    return [rounded(item, digits) for item in value] if isinstance(value, list) else value
+
+
+def write_compact_json(path: Path, value: Any) -> None:
+    """Indented JSON with every list of numbers on one line, written whole."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    text = re.sub(r'\[[^\[\]{}"]*\]', lambda found: " ".join(found[0].split()), text)
+    with atomic_file(path) as file:
+        file.write((text + "\n").encode())
+
+
+def _thinned(curve: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """At most CURVE_POINTS of a curve's points, evenly, the first and the last always; in columns."""
+    places = sorted({round(i * (len(curve) - 1) / (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)}) if curve else []
+    return {key: [curve[place][key] for place in places] for key in CURVE_KEYS}
+
+
+def _best_loss(run: dict[str, Any]) -> float | None:
+    """Loss on dev at the point that counts, the one with the least error."""
+    return next((point["dev_loss"] for point in run["curve"] if point["updates"] == run["best_updates"]), None)
+
+
+def shorten(result: dict[str, Any], name: str, *, smoke: bool = False) -> dict[str, Any]:
+    """What is kept of a `results.json`. Raises UserError where it does not say what data it is on."""
+    config = json.loads(json.dumps(result["config"]))
+    kind = config["task"]["kind"]
+    if "task" not in result and kind not in BASELINE_SQUARED_ERROR:
+        raise UserError(f"{name}: its results.json does not say what data it is on; the same command again adds that, without training")
+    config["run"]["directory"] = f"runs/tasks/{name}"
+    if "path" in config["task"]:
+        config["task"]["path"] = neutral_path(config["task"]["path"])
+    rungs = [
+        {
+            "updates": rung["updates"],
+            "learning_rates": [run["learning_rate"] for run in rung["runs"]],
+            "diverged": [run["diverged"] for run in rung["runs"]],
+            "dev_loss": [_best_loss(run) for run in rung["runs"]],
+            "dev_error": [run["dev_error"] for run in rung["runs"]],
+        }
+        for rung in result["search"].get("rungs", [])
+    ]
+    runs = [{key: run[key] for key in RUN_KEYS if key in run} | {"curve": _thinned(run["curve"])} for run in result["runs"]]
+    kept = {"name": name, "smoke": smoke, "config": config, "task": result.get("task"), "provenance": result.get("provenance")}
+    return rounded({**kept, "learning_rate": result["learning_rate"], "search": rungs, "runs": runs, "summary": result["summary"]})
+
+
+def write_kept(path: Path, kept: dict[str, Any]) -> None:
+    """Raises UserError where it is not small."""
+    write_compact_json(path, kept)
+    if path.stat().st_size > LARGEST_KEPT_BYTES:
+        raise UserError(f"{path}: {path.stat().st_size:,} bytes, more than the {LARGEST_KEPT_BYTES:,} of a kept result; keep fewer seeds")
+
+
+@dataclass(frozen=True)
+class KeptResult:
+    """One cell on one task. path: None where it is not kept in a file (smoke)."""
+
+    value: dict[str, Any]
+    path: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """As the file is named."""
+        return self.value["name"]
+
+    @property
+    def task(self) -> dict[str, Any]:
+        """The task's section of the config."""
+        return self.value["config"]["task"]
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """The model's section of the config."""
+        return self.value["config"]["model"]
+
+    @property
+    def cell(self) -> str:
+        """As the config names it."""
+        return self.model["cell"]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the result is on; see provenance.task_facts."""
+        if self.value.get("task"):
+            return self.value["task"]
+        task = self.task
+        sequences = {"train": task["train_size"], "dev": task["held_out_size"], "test": task["held_out_size"]}
+        sources = {"data": f"made from seed {task['seed']}"}
+        return {
+            "name": f"{task['kind']}, T = {task['steps']}",
+            "asked": "number",
+            "baseline_loss": BASELINE_SQUARED_ERROR[task["kind"]],
+            "sequences": sequences,
+            "sources": sources,
+        }
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Command, revision, versions; empty where the result does not say."""
+        return self.value.get("provenance") or {}
+
+    @property
+    def shape(self) -> str:
+        """Layers and directions, in words."""
+        layers = self.model["layers"]
+        return f"{layers} layer{'s' if layers > 1 else ''}" + (", bidirectional" if self.model["bidirectional"] else "")
+
+    @property
+    def title(self) -> str:
+        """The task, with the network's shape where it is not the plain one: what stands above a plot."""
+        return self.facts["name"] + ("" if self.shape == "1 layer" else f", {self.shape}")
+
+    @cached_property
+    def label(self) -> str:
+        """The cell as tables and plots name it, with what differs from the plain one, shape apart."""
+        model, training, optimizer = self.model, self.value["config"]["training"], self.value["config"]["optimizer"]
+        parts = [CELL_NAMES[self.cell]]
+        if self.cell == "irnn" and model["identity_scale"] != 1.0:
+            parts.append(f"W = {model['identity_scale']:g} I")
+        if self.cell == "lstm" and model["forget_bias"] != 1.0:
+            parts.append(f"forget bias {model['forget_bias']:g}")
+        if training["norm_stabilizer"]:
+            parts.append(f"norm stabilizer {training['norm_stabilizer']:g}")
+        if optimizer["clip_value"] is not None:
+            parts.append(f"clip by value {optimizer['clip_value']:g}")
+        if optimizer["clip_norm"] is None:
+            parts.append("no clipping by norm")
+        if training["precision"] != "fp32":
+            parts.append(training["precision"])
+        return ", ".join(parts)
+
+    @property
+    def is_plain(self) -> bool:
+        """In float32 and without guards; the identity may be scaled, which the label says."""
+        training, optimizer = self.value["config"]["training"], self.value["config"]["optimizer"]
+        return training["precision"] == "fp32" and not training["norm_stabilizer"] and optimizer["clip_value"] is None
+
+    @property
+    def is_guarded(self) -> bool:
+        """Whether something was changed to keep the cell from diverging, clipping by norm apart (or that was taken away)."""
+        almost_identity = self.cell == "irnn" and 0.5 < self.model["identity_scale"] < 1.0
+        training, optimizer = self.value["config"]["training"], self.value["config"]["optimizer"]
+        has_guard = training["norm_stabilizer"] or optimizer["clip_value"] is not None or optimizer["clip_norm"] is None
+        return training["precision"] == "fp32" and (almost_identity or bool(has_guard))
+
+    @property
+    def seeds(self) -> list[dict[str, Any]]:
+        """One run each."""
+        return self.value["runs"]
+
+    @property
+    def errors(self) -> list[float]:
+        """Test error of every seed, ascending; infinite where it diverged."""
+        return sorted(math.inf if run["diverged"] else run["test_error"] for run in self.seeds)
+
+    @property
+    def dev_errors(self) -> list[float]:
+        """Least error on dev of every seed, ascending; infinite where it diverged. What choices are made by."""
+        return sorted(math.inf if run["diverged"] or run["dev_error"] is None else run["dev_error"] for run in self.seeds)
+
+    @property
+    def updates(self) -> int:
+        """The budget of a run."""
+        return self.value["config"]["training"]["updates"]
+
+    @property
+    def epochs(self) -> float:
+        """The same in passes over the training sequences."""
+        return self.updates * self.value["config"]["training"]["batch"] / self.facts["sequences"]["train"]
+
+
+def read_kept(folder: Path) -> list[KeptResult]:
+    """Results in order of their names. Raises UserError for a file that is not what `write_kept` writes."""
+    found = []
+    for path in sorted(Path(folder).glob("*.json")):
+        value = read_json(path)
+        if isinstance(value, dict) and "runs" in value:
+            missing = [key for key in ("name", "config", "learning_rate", "search", "summary") if key not in value]
+            if missing:
+                raise UserError(f"{path}: not a kept result ({', '.join(missing)} missing); make it with tools/keep_results.py")
+            found.append(KeptResult(value, path))
+    return found

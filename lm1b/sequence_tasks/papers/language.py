@@ -1,0 +1,152 @@
+"""The language-model part of papers.md, from the file that tools/paper_language_models.py writes.
+
+The paper's table is on the 1 Billion Word benchmark, ours at half its widths on a news corpus: they stand apart, and only ratios within
+each of them are compared. A ratio's range over the seeds is from the least of the one over the greatest of the other to the opposite.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lm1b.errors import UserError
+from lm1b.sequence_tasks.papers.published import LANGUAGE_MODELS, LE
+from lm1b.sequence_tasks.papers.tables import link, markdown_table
+
+LABELS = {
+    "lstm_256": "LSTM 256",
+    "irnn_512": "IRNN 1 x 512, projection 256, W = 0.5 I",
+    "irnn_512_identity": "IRNN 1 x 512, projection 256, W = I",
+    "tanh_512": "tanh RNN 1 x 512, projection 256",
+    "np_rnn_512": "np-RNN 1 x 512, projection 256",
+    "relu_512": "ReLU RNN 1 x 512, projection 256, Gaussian",
+    "irnn_4x256": "IRNN 4 x 256, W = 0.5 I",
+    "tanh_4x256": "tanh RNN 4 x 256",
+}
+CLAIMED = (("irnn_4x256", "lstm_256"), ("irnn_512", "lstm_256"), ("tanh_4x256", "irnn_4x256"), ("tanh_512", "irnn_512"))
+SAME_CELL = {"irnn_512": "irnn_512_identity"}  # another scale of the same cell: the better one on validation stands for it
+TOLERANCE = 0.005  # half a percent: ratios nearer than that are called the same
+
+
+class Group(NamedTuple):
+    """All runs of one budget. perplexities: cell -> text -> one a seed; rates: of the core; tokens: of a run."""
+
+    title: str
+    perplexities: dict[str, dict[str, list[float]]]
+    rates: dict[str, float]
+    tokens: int
+
+
+def read_groups(value: dict[str, Any]) -> list[Group]:
+    """The runs by budget, the smallest first. Raises UserError for a file of another kind."""
+    found: dict[float, Group] = {}
+    try:
+        for cell, facts in value["cells"].items():
+            for run in facts.get("runs", {}).values():
+                epochs, tokens = run["epochs"] or 0.0, run["last_metrics"]["words"]
+                title = f"{run['epochs']:g} epoch{'s' if epochs != 1 else ''}" if epochs else f"{tokens / 1e6:.1f} million tokens"
+                group = found.setdefault(epochs, Group(title, {}, {}, tokens))
+                group.rates[cell] = facts["learning_rate"]
+                for line in run["scored"]:
+                    text = line["split"] if line["split"] != "files" else line["files"][0]
+                    group.perplexities.setdefault(cell, {}).setdefault(text, []).append(line["word_perplexity"] or math.inf)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"language_models.json: not what tools/paper_language_models.py writes ({error!r})") from None
+    return [found[epochs] for epochs in sorted(found)]
+
+
+def _range(values: list[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    return f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+
+
+def spread(groups: list[Group], text: str) -> float | None:
+    """The largest of (greatest - least) / median over cells with several seeds, as a share; None where each has one."""
+    several = [cells[text] for group in groups for cells in group.perplexities.values() if len(cells.get(text, [])) > 1]
+    return max(((max(values) - min(values)) / statistics.median(values) for values in several), default=None)
+
+
+def _standing_for(cell: str, group: Group) -> str:
+    """The cell itself, or its other scale where that is better on validation."""
+    other = SAME_CELL.get(cell)
+    candidates = [name for name in (cell, other) if name in group.perplexities]
+    return min(candidates, key=lambda name: statistics.median(group.perplexities[name].get("validation", [math.inf])), default=cell)
+
+
+def judge_ratio(cell: str, other: str, group: Group, text: str, known_spread: float | None) -> str:
+    """Whether `cell` is as far behind `other` as in the paper, in one sentence."""
+    published = {row.ours: row for row in LANGUAGE_MODELS}
+    claimed = published[cell].perplexity / published[other].perplexity - 1.0
+    said = f"The paper has {published[cell].system} {100 * claimed:.1f} % behind {published[other].system}"
+    one, two = _standing_for(cell, group), _standing_for(other, group)
+    a, b = group.perplexities.get(one, {}).get(text), group.perplexities.get(two, {}).get(text)
+    if not a or not b:
+        return f"{said}. Cannot tell: {LABELS[one if not a else two]} was not run with this budget."
+    names = f"{LABELS[one]} against {LABELS[two]}"
+    if min(len(a), len(b)) < 2:
+        seen = 100 * (statistics.median(a) / statistics.median(b) - 1.0)
+        beside = "" if known_spread is None else f" (seeds of one cell differ by up to {100 * known_spread:.1f} % where several were run)"
+        return f"{said}. Seen here: {seen:+.1f} %, {names}, one seed{beside}. Cannot tell: one seed cannot tell 1 % from 3.5 %."
+    least, greatest = min(a) / max(b) - 1.0, max(a) / min(b) - 1.0
+    seen = f"Here {100 * least:+.1f} to {100 * greatest:+.1f} % over the seeds, {names}"
+    if greatest - least > 0.025:
+        return f"{said}. {seen}: cannot tell, the seeds' range is too wide to tell 1 % from 3.5 %."
+    if least - TOLERANCE <= claimed <= greatest + TOLERANCE:
+        return f"{said}. {seen}: it agrees."
+    side = "further behind" if least > claimed else "less far behind" if least > 0 else "level" if greatest > 0 else "ahead"
+    return f"{said}. {seen}: it disagrees, here it is {side}."
+
+
+def _our_table(group: Group) -> str:
+    texts = sorted({text for cells in group.perplexities.values() for text in cells}, key=lambda text: (text.startswith("news"), text))
+    texts = [text for text in ("validation", "test") if text in texts] + [text for text in texts if text not in ("validation", "test")]
+    lstm = group.perplexities.get("lstm_256", {}).get("test")
+    rows = []
+    for cell, scores in group.perplexities.items():
+        test = scores.get("test")
+        behind = f"{100 * (statistics.median(test) / statistics.median(lstm) - 1):+.1f} %" if test and lstm and cell != "lstm_256" else ""
+        seeds = str(max(len(values) for values in scores.values()))
+        texts_shown = [_range(scores[text]) if text in scores else "" for text in texts]
+        rows.append([LABELS.get(cell, cell), *texts_shown, behind, seeds, f"{group.rates[cell]:g}"])
+    return markdown_table(["cell", *texts, "test, against the LSTM", "seeds", "core learning rate"], rows)
+
+
+def render_language_models(value: dict[str, Any] | None, path: Path, out: Path) -> list[str]:
+    """The section's parts. value: what `path` holds, None where there is no such file."""
+    lstm = LANGUAGE_MODELS[0].perplexity
+    rows = [
+        [
+            row.system,
+            f"{row.perplexity} ({row.certainty})",
+            f"{100 * (row.perplexity / lstm - 1):+.1f} %" if row.perplexity != lstm else "",
+            "not run here: needs the 1 Billion Word benchmark, and time",
+        ]
+        for row in LANGUAGE_MODELS
+    ]
+    parts = [
+        "## Language model",
+        "### 1 Billion Word benchmark, test perplexity",
+        f"{LE}, 60 hours on 32 replicas.",
+        markdown_table(["the paper's system", "the paper's figure (test perplexity)", "against the LSTM", "ours"], rows),
+        "### Stand-in data: news_mix, half the paper's widths",
+    ]
+    groups = read_groups(value) if value else []
+    if value is None or not groups:
+        return [*parts, "Not run here: needs time (`python tools/paper_language_models.py --help`)."]
+    parts.append(
+        "**Not the paper's data set**: 13.5 million training tokens of news, 82,453 words; `test` is its own held-out file, "
+        "`news.en.heldout-...` are files of the benchmark. 4,096 samples, exact perplexity, averaged weights. Cells are searched alike."
+    )
+    for group in groups:
+        parts += [f"Budget: {group.title}, {group.tokens:,} tokens a run.", _our_table(group)]
+        known = spread(groups, "test")
+        sentences = [judge_ratio(cell, other, group, "test", known) for cell, other in CLAIMED]
+        parts.append("On `test`:\n\n" + "\n".join(f"- {sentence}" for sentence in sentences))
+    parts.append(
+        f"Where the figures come from: {link(path, out)}: `{value.get('command')}`; config {value.get('config')}; "
+        f"commit {str(value.get('revision'))[:12]}."
+    )
+    return parts

@@ -1,0 +1,147 @@
+"""Plots of the kept results: curves of the seeds, and the learning rate's effect. One colour a cell in every picture."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from lm1b.files import atomic_file
+from lm1b.sequence_tasks.papers.kept import KeptResult
+
+COLORS = {"irnn": "C0", "np_rnn": "C1", "relu_rnn": "C2", "tanh_rnn": "C3", "lstm": "C4"}
+STYLES: tuple[Any, ...] = ("-", "--", ":", "-.")  # of several results of one cell
+CELL_ORDER = list(COLORS)
+Style = tuple[str, Any]  # colour and line
+BASELINE = "a constant answer"
+DIVERGED_AT = 4  # times a constant answer's loss: where plots put a rate that diverged
+INCHES_A_LETTER = 0.09  # of a legend
+
+
+def show_losses(axes: Any, baseline: float) -> None:
+    """A logarithmic axis of losses: at least the decade below a constant answer's, which is drawn; what is far above has diverged."""
+    from matplotlib.ticker import NullFormatter
+
+    axes.axhline(baseline, color="black", linestyle="--", linewidth=1)
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, 0.1 * baseline), min(max(high, 1.5 * baseline), 20 * baseline))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.grid(alpha=0.3)
+
+
+def new_figure(columns: int, rows: int = 1, *, width: float = 5.2, height: float = 4.0, **more: Any) -> tuple[Any, list[Any]]:
+    """A figure and its panels, in rows."""
+    # Matplotlib is slow to import and only needed here; this canvas draws without a display.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(max(7.0, width * columns), height * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, list(figure.subplots(rows, columns, squeeze=False, **more).flat)
+
+
+def save_figure(figure: Any, path: Path, *handles: Any) -> None:
+    """PNG, written whole. handles: what one legend above all panels names; none: no such legend."""
+    if handles:
+        longest = max(len(handle.get_label()) for handle in handles)
+        fitting = int(figure.get_figwidth() / (0.8 + INCHES_A_LETTER * longest))
+        columns = max(1, min(4, fitting, len(handles)))
+        figure.legend(handles=list(handles), loc="outside upper center", ncols=columns, frameon=False, fontsize=11)
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=110)
+
+
+def style_of(results: list[KeptResult]) -> dict[str, Style]:
+    """Label -> colour and line style, the same in every panel of a picture."""
+    labels = sorted({(CELL_ORDER.index(result.cell), result.label) for result in results})
+    found: dict[str, Style] = {}
+    for place, label in labels:
+        number = sum(other == place for other, _ in labels[: labels.index((place, label))])
+        found[label] = (COLORS[CELL_ORDER[place]], STYLES[number % len(STYLES)])
+    return found
+
+
+def legend_of(styles: dict[str, Style], *, baseline: bool = False) -> list[Any]:
+    """One legend entry a label."""
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], color=color, linestyle=line, linewidth=2, label=label) for label, (color, line) in styles.items()]
+    return [*handles, Line2D([], [], color="black", linestyle="--", linewidth=1, label=BASELINE)] if baseline else handles
+
+
+def _draw_seeds(axes: Any, result: KeptResult, style: Style, key: str, change: Callable[[float], float], scale: float) -> None:
+    """Every seed thin, their median thick over the stretch that all of them reach."""
+    color, line = style
+    curves = []
+    for run in result.seeds:
+        points = [(x * scale, change(y)) for x, y in zip(run["curve"]["updates"], run["curve"][key], strict=True) if y is not None]
+        curves.append(dict(points))
+        if points:
+            axes.plot(*zip(*points, strict=True), color=color, linestyle=line, linewidth=0.7, alpha=0.45)
+    shared = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
+    if shared:
+        axes.plot(shared, [statistics.median(curve[x] for curve in curves) for x in shared], color=color, linestyle=line, linewidth=2.2)
+
+
+def draw_losses(panels: dict[str, list[KeptResult]], path: Path) -> None:
+    """Loss on dev over updates, a panel a task (title -> its results); a constant answer's as a dashed line."""
+    from matplotlib.ticker import EngFormatter
+
+    columns = min(2, len(panels))
+    figure, axes_list = new_figure(columns, math.ceil(len(panels) / columns))
+    styles = style_of([result for results in panels.values() for result in results])
+    for axes, (title, results) in _pair(axes_list, panels):
+        for result in results:
+            _draw_seeds(axes, result, styles[result.label], "dev_loss", lambda loss: max(loss, 1e-6), 1.0)
+        show_losses(axes, results[0].facts["baseline_loss"])
+        axes.set(title=title, xlabel="updates", ylabel="loss on dev")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    save_figure(figure, path, *legend_of(styles, baseline=True))
+
+
+def draw_accuracies(panels: dict[str, list[KeptResult]], path: Path) -> None:
+    """Accuracy on dev over epochs, a panel a task."""
+    figure, axes_list = new_figure(len(panels))
+    styles = style_of([result for results in panels.values() for result in results])
+    for axes, (title, results) in _pair(axes_list, panels):
+        for result in results:
+            _draw_seeds(axes, result, styles[result.label], "dev_error", lambda error: 100 * (1 - error), result.epochs / result.updates)
+        axes.set(title=title, xlabel="epochs", ylabel="accuracy on dev, %", ylim=(0, 100))
+        axes.grid(alpha=0.3)
+    save_figure(figure, path, *legend_of(styles))
+
+
+def draw_rates(panels: dict[str, list[KeptResult]], path: Path) -> None:
+    """Loss on dev over the learning rate, a panel a task: lines where all rates were tried, dots where the better half went on."""
+    columns = min(2, len(panels))
+    figure, axes_list = new_figure(columns, math.ceil(len(panels) / columns))
+    styles = style_of([result for results in panels.values() for result in results])
+    for axes, (title, results) in _pair(axes_list, panels):
+        top = DIVERGED_AT * results[0].facts["baseline_loss"]
+        for result in results:
+            color, line = styles[result.label]
+            for number, rung in enumerate(result.value["search"]):
+                losses = [top if gone or loss is None else min(loss, top) for loss, gone in zip(*_outcome(rung), strict=True)]
+                points = sorted(zip(rung["learning_rates"], losses, strict=True))
+                if number == 0:
+                    axes.plot(*zip(*points, strict=True), color=color, linestyle=line, linewidth=1.8, marker="x", markersize=6)
+                else:
+                    axes.plot(*zip(*points, strict=True), "o", color=color, markersize=3 + 2 * number, alpha=0.8, linestyle="none")
+        show_losses(axes, results[0].facts["baseline_loss"])
+        axes.text(0.02, 0.97, "top: diverged", transform=axes.transAxes, va="top", fontsize=10)
+        axes.set(title=title, xlabel="learning rate", ylabel="loss on dev", xscale="log")
+    save_figure(figure, path, *legend_of(styles, baseline=True))
+
+
+def _outcome(rung: dict[str, Any]) -> tuple[list[float | None], list[bool]]:
+    return rung["dev_loss"], rung["diverged"]
+
+
+def _pair(axes_list: list[Any], panels: dict[str, list[KeptResult]]) -> Iterable[tuple[Any, tuple[str, list[KeptResult]]]]:
+    """Panels with what they show; those that are left over are taken away."""
+    for axes in axes_list[len(panels) :]:
+        axes.remove()
+    return zip(axes_list, panels.items(), strict=False)

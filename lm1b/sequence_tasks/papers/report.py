@@ -1,0 +1,151 @@
+"""papers.md: every table of the two papers with our results, as far as there are any, and plots.
+
+    results/papers/*.json (tools/keep_results.py), language_models.json, dynamics.json --> report/papers.md, report/papers_*.png
+
+Nothing is trained here, and nothing but those files is read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lm1b.errors import UserError
+from lm1b.files import atomic_file, read_json
+from lm1b.sequence_tasks.papers.dynamics_section import render_dynamics
+from lm1b.sequence_tasks.papers.kept import CELL_NAMES, KeptResult, read_kept
+from lm1b.sequence_tasks.papers.language import render_language_models
+from lm1b.sequence_tasks.papers.plots import draw_accuracies, draw_losses, draw_rates
+from lm1b.sequence_tasks.papers.published import LE, TALATHI, TASK_TABLES
+from lm1b.sequence_tasks.papers.rates import rate_sentences, rate_table
+from lm1b.sequence_tasks.papers.smoke import render_smoke
+from lm1b.sequence_tasks.papers.tables import OUR_COLUMNS, evidence, markdown_table, our_columns, render_published, render_stand_ins
+
+ADDING, MULTIPLICATION, ACCURACY, RATES = (f"papers_{name}.png" for name in ("adding", "multiplication", "pixel_mnist", "learning_rates"))
+
+HOW_TO_READ = f"""\
+The papers: {LE}, which proposes the IRNN, and {TALATHI}, which proposes the np-RNN.
+
+How to read the tables:
+
+- A paper's figure is marked *read* (seen in a public source) or *recalled* (from memory of the paper, not read again). What we do not know
+  is said so and not filled in. What a sentence says a paper claims is recalled too.
+- Ours: every cell gets the same search for its learning rate on dev and the same budget, then several seeds with the rate found; test is
+  looked at once a run, with the weights that were best on dev. Median, and least to greatest over the seeds; a seed that diverged counts
+  as infinitely wrong.
+- Two cells are called different only where the ranges of their seeds do not overlap. One seed has no range, so it cannot tell.
+- Data that are not the paper's stand in tables of their own, named *stand-in*, without any figure of the paper.
+- *solve it*: squared error on test below 6 % of a constant answer's, 0.01 on adding."""
+
+
+def _read_optional(path: Path) -> dict[str, Any] | None:
+    return read_json(path) if path.exists() else None
+
+
+def _panels(results: list[KeptResult], kind: str) -> dict[str, list[KeptResult]]:
+    """Title -> results of that kind of task, by title."""
+    found: dict[str, list[KeptResult]] = {}
+    for result in results:
+        if result.task["kind"] == kind and result.is_plain:
+            found.setdefault(result.title, []).append(result)
+    return dict(sorted(found.items(), key=lambda item: (item[1][0].task.get("steps", 0), item[0])))
+
+
+def _stretch(results: list[KeptResult], out: Path) -> list[str]:
+    """Results on generated data of a length that no table of the papers has (T = 750, multiplication at other lengths)."""
+    lengths = {(table.kind, table.task["steps"]) for table in TASK_TABLES if "steps" in table.task}
+    others = [result for result in results if "steps" in result.task and (result.task["kind"], result.task["steps"]) not in lengths]
+    others = [result for result in others if result.is_plain]
+    if not others:
+        return []
+    rows = [[result.facts["name"], result.label, *our_columns(result, out)] for result in others]
+    return ["### Other lengths, in neither paper", markdown_table(["task", "cell", *OUR_COLUMNS], rows), evidence(others, out)]
+
+
+def _guards(results: list[KeptResult], out: Path) -> list[str]:
+    """What keeps an IRNN alive: runs with a guard beside the plain ones of the same task."""
+    guarded = [result for result in results if result.is_guarded]
+    if not guarded:
+        return []
+    tasks = [result.task for result in guarded]
+    cells = {result.cell for result in guarded}
+    shown = [result for result in results if result.task in tasks and result.cell in cells and (result.is_plain or result.is_guarded)]
+    rows = [[result.facts["name"], result.label, *our_columns(result, out)] for result in sorted(shown, key=lambda one: one.label)]
+    table = markdown_table(["task", "cell", *OUR_COLUMNS], rows)
+    return [
+        "## Guards",
+        "What keeps an IRNN alive: the same cell on the same task, with and without a guard.",
+        table,
+        evidence(guarded, out),
+    ]
+
+
+def _task_sections(results: list[KeptResult], out: Path) -> list[str]:
+    """All tables of both papers but the language model's, with the curves under the kind that they show."""
+    pictures: dict[str, list[str]] = {}
+    for kind, file, what in (("adding", ADDING, "adding"), ("multiplication", MULTIPLICATION, "multiplication")):
+        if panels := _panels(results, kind):
+            draw_losses(panels, out / file)
+            pictures[kind] = [f"![Loss on dev over updates, {what}]({file})", "Thin: each seed. Thick: their median."]
+    if panels := _panels(results, "pixel_mnist"):
+        draw_accuracies(panels, out / ACCURACY)
+        pictures["pixel_mnist"] = [f"![Accuracy on dev over epochs]({ACCURACY})", "Thin: each seed. Thick: their median."]
+    parts: list[str] = []
+    for paper, title in ((LE, "## Le, Jaitly, Hinton 2015 (IRNN)"), (TALATHI, "## Talathi, Vartak 2015 (np-RNN)")):
+        tables = [table for table in TASK_TABLES if table.paper == paper]
+        parts.append(title)
+        for place, table in enumerate(tables):
+            parts.append(render_published(table, results, out))
+            is_last_of_kind = place + 1 == len(tables) or tables[place + 1].kind != table.kind
+            if is_last_of_kind:
+                parts += pictures.pop(table.kind, [])
+                parts += render_stand_ins(tables, [result for result in results if result.task["kind"] == table.kind], out)
+    return parts
+
+
+def _rates_section(results: list[KeptResult], out: Path) -> list[str]:
+    """The learning rate's effect: the np-RNN's claim."""
+    parts = ["## Sensitivity to the learning rate"]
+    searched = [result for result in results if result.value["search"] and result.is_plain]
+    if not searched:
+        return [*parts, "Not run here: needs time (a config with `search`)."]
+    panels: dict[str, list[KeptResult]] = {}
+    for result in sorted(searched, key=lambda one: (one.task["kind"], one.task.get("steps", 0), one.title)):
+        panels.setdefault(result.title, []).append(result)
+    draw_rates(panels, out / RATES)
+    return [
+        *parts,
+        f"![Loss on dev over the learning rate]({RATES})",
+        "Lines with crosses: all rates at the first share of the budget, one seed each. Dots, larger and larger: the better half, later.",
+        rate_table(searched),
+        "\n".join(f"- {sentence}" for sentence in rate_sentences(searched)),
+    ]
+
+
+def render(folder: Path, out: Path, smoke: list[KeptResult] | None = None) -> Path:
+    """Write papers.md and its plots into `out`. -> the file. Raises UserError for a kept result that cannot be read."""
+    folder, out = Path(folder), Path(out)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; tools/keep_results.py makes it")
+    everything = read_kept(folder)
+    results = [result for result in everything if not result.value.get("smoke")]
+    smoke = [*(result for result in everything if result.value.get("smoke")), *(smoke or [])]
+    unknown = [result.name for result in everything if result.cell not in CELL_NAMES]
+    if unknown:
+        raise UserError(f"{folder}: a cell that is not known in {', '.join(unknown)}; expected one of {', '.join(CELL_NAMES)}")
+    language, dynamics = folder / "language_models.json", folder / "dynamics.json"
+    parts = [
+        "# The papers, reproduced",
+        HOW_TO_READ,
+        *_task_sections(results, out),
+        *_stretch(results, out),
+        *render_language_models(_read_optional(language), language, out),
+        *_rates_section(results, out),
+        *_guards(results, out),
+        *render_dynamics(_read_optional(dynamics), results, out),
+        *render_smoke(smoke),
+    ]
+    path = out / "papers.md"
+    with atomic_file(path) as file:
+        file.write(("\n\n".join(parts) + "\n").encode())
+    return path

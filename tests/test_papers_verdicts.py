@@ -1,0 +1,151 @@
+"""What the papers' report says of two cells, and what of a result is kept for it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_papers import ADDING_150, FAILS, SOLVES, keep_made_results, made_language_models, made_result
+from tiny import REPOSITORY
+
+from lm1b.errors import UserError
+from lm1b.files import write_json
+from lm1b.sequence_tasks.config import load_task_experiment
+from lm1b.sequence_tasks.papers.compare import compare, judge, shown_range
+from lm1b.sequence_tasks.papers.kept import LARGEST_KEPT_BYTES, KeptResult, read_kept, rounded, shorten, write_kept
+from lm1b.sequence_tasks.papers.language import judge_ratio, read_groups
+from lm1b.sequence_tasks.papers.published import Claim
+from lm1b.sequence_tasks.papers.rates import rate_sentences
+from lm1b.sequence_tasks.papers.report import render
+from lm1b.sequence_tasks.provenance import neutral_command
+from lm1b.sequence_tasks.search import Experiment
+from lm1b.workers import Workers
+
+
+def kept(result: dict[str, Any]) -> KeptResult:
+    return KeptResult(shorten(result, "made"))
+
+
+# What may be said ---------------------------------------------------------------------------------------------------
+
+
+def test_cells_differ_only_where_the_ranges_of_their_seeds_do_not_overlap() -> None:
+    assert compare([0.1, 0.2], [0.3, 0.4]) == "lower"
+    assert compare([0.3, 0.4], [0.1, 0.2]) == "higher"
+    assert compare([0.1, 0.3], [0.3, 0.4]) == "cannot tell"
+    assert compare([0.1], [0.3, 0.4]) == "cannot tell"  # one seed has no range
+    assert compare([0.1, float("inf")], [0.3, 0.4]) == "cannot tell"  # a seed diverged
+
+
+def test_a_claim_is_not_judged_across_budgets_or_where_nothing_is_learned() -> None:
+    claim = Claim("ahead", "irnn", "tanh_rnn")
+    good, bad = made_result(ADDING_150, "irnn", SOLVES), made_result(ADDING_150, "tanh_rnn", FAILS)
+    assert "It agrees" in judge(claim, [kept(good), kept(bad)])
+    assert "It disagrees" in judge(claim, [kept(made_result(ADDING_150, "irnn", FAILS)), kept(made_result(ADDING_150, "tanh_rnn", SOLVES))])
+    assert "neither learns the task" in judge(claim, [kept(made_result(ADDING_150, "irnn", [0.15, 0.16])), kept(bad)])
+    bad["config"]["training"]["updates"] = 5_000
+    assert "the budgets differ" in judge(claim, [kept(good), kept(bad)])
+
+
+def test_a_cell_stands_for_itself_by_its_error_on_dev_not_on_test() -> None:
+    one, two = made_result(ADDING_150, "irnn", SOLVES), made_result(ADDING_150, "irnn", FAILS, model={"identity_scale": 0.9})
+    for run_of_one in one["runs"]:
+        run_of_one["dev_error"] = 1.0
+    assert "here 0 of 5 seeds" in judge(Claim("solves", "irnn"), [kept(one), kept(two)])
+
+
+def test_a_range_of_accuracies_goes_from_the_least_to_the_greatest() -> None:
+    assert (
+        shown_range(kept(made_result({"kind": "actions", "path": "x"}, "irnn", [0.1, 0.2, 0.4])), accuracy=True)
+        == "80.0 % (60.0 % to 90.0 %)"
+    )
+
+
+def test_insensitive_because_it_never_learns_is_no_agreement() -> None:
+    irnn = kept(made_result(ADDING_150, "irnn", SOLVES))
+    assert "It disagrees: the np-RNN learns with no rate" in rate_sentences([irnn, kept(made_result(ADDING_150, "np_rnn", FAILS))])[0]
+    assert "It agrees" in rate_sentences([irnn, kept(made_result(ADDING_150, "np_rnn", SOLVES))])[0]
+
+
+def test_one_seed_cannot_tell_1_from_3_5_percent() -> None:
+    (group,) = read_groups(made_language_models(1))
+    for cell, other in (("irnn_4x256", "lstm_256"), ("tanh_4x256", "irnn_4x256")):
+        assert "one seed cannot tell 1 % from 3.5 %" in judge_ratio(cell, other, group, "test", None)
+
+
+def test_three_seeds_test_the_papers_language_model_claims() -> None:
+    (group,) = read_groups(made_language_models(3))
+    assert judge_ratio("irnn_4x256", "lstm_256", group, "test", None).endswith("it agrees.")
+    assert judge_ratio("tanh_4x256", "irnn_4x256", group, "test", None).endswith("it agrees.")
+    group.perplexities["irnn_4x256"]["test"] = [108.0, 108.5, 109.0]
+    assert judge_ratio("irnn_4x256", "lstm_256", group, "test", None).endswith("it disagrees, here it is further behind.")
+    group.perplexities["irnn_4x256"]["test"] = [98.0, 104.0]
+    assert "too wide" in judge_ratio("irnn_4x256", "lstm_256", group, "test", None)
+
+
+# What is kept -------------------------------------------------------------------------------------------------------
+
+
+def test_a_kept_result_is_small_and_knows_no_path_of_the_machine(tmp_path: Path) -> None:
+    keep_made_results(tmp_path)
+    for path in tmp_path.glob("*.json"):
+        assert path.stat().st_size < LARGEST_KEPT_BYTES / 2
+        assert "/somewhere" not in path.read_text()
+    (phones,) = [result for result in read_kept(tmp_path) if result.name == "phones_irnn"]
+    assert (phones.task["path"], phones.value["config"]["run"]["directory"]) == ("PATH/timit_sample", "runs/tasks/phones_irnn")
+
+
+def test_a_kept_curve_has_its_first_and_last_point_and_at_most_50() -> None:
+    made = made_result(ADDING_150, "irnn", SOLVES)
+    for short, full in zip(kept(made).seeds, made["runs"], strict=True):
+        assert len(short["curve"]["updates"]) == 50
+        for place in (0, -1):
+            assert short["curve"]["updates"][place] == full["curve"][place]["updates"]
+            assert short["curve"]["dev_loss"][place] == rounded(full["curve"][place]["dev_loss"])
+
+
+def test_a_result_that_does_not_say_what_it_is_on_is_refused() -> None:
+    made = made_result({"kind": "actions", "path": "x"}, "irnn", [0.1])
+    del made["task"]
+    with pytest.raises(UserError, match="does not say what data it is on; the same command again adds that"):
+        shorten(made, "actions_irnn")
+
+
+def test_a_file_that_is_no_kept_result_is_refused_by_name(tmp_path: Path) -> None:
+    write_json(tmp_path / "broken.json", {"runs": []})
+    with pytest.raises(UserError, match=r"broken.json: not a kept result \(name, config"):
+        render(tmp_path, tmp_path)
+
+
+def test_a_kept_result_too_large_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="more than the 40,000 of a kept result"):
+        write_kept(tmp_path / "large.json", {"values": list(range(10_000))})
+
+
+def test_a_command_is_kept_as_anyone_may_type_it() -> None:
+    here = str(REPOSITORY / "configs" / "tasks" / "pixel_mnist_irnn.json")
+    overrides = ["task.path=/home/me/mnist", "run.directory=/tmp/mine", "run.seeds=[1, 2]", 'task.path="/home/me/more"']
+    assert neutral_command("launch/sequence_task.py", here, overrides) == (
+        "python launch/sequence_task.py --config configs/tasks/pixel_mnist_irnn.json --set task.path=PATH/mnist --set 'run.seeds=[1, 2]' "
+        "--set task.path=PATH/more"
+    )
+
+
+TINY = ["task.steps=8", "task.train_size=64", "task.held_out_size=32", "training.updates=4", "training.evaluate_every=2", "search=null"]
+
+
+def test_results_keep_their_provenance_when_the_same_command_finds_them_done(tmp_path: Path) -> None:
+    sets = [*TINY, "run.seeds=[1]", f"run.directory={tmp_path / 'tiny'}"]
+    config = load_task_experiment(REPOSITORY / "configs" / "tasks" / "adding_irnn.json", sets)
+    with Workers(1) as workers:
+        first = Experiment(config, workers, lambda line: None, "the first command").run()
+        before = (tmp_path / "tiny" / "results.json").read_bytes()
+        again = Experiment(config, workers, lambda line: None, "another command").run()
+        assert again == first == json.loads(before)
+        assert (tmp_path / "tiny" / "results.json").read_bytes() == before
+        assert first["provenance"]["command"] == "the first command"
+        assert first["task"]["name"] == "adding, T = 8"
+        more = load_task_experiment(REPOSITORY / "configs" / "tasks" / "adding_irnn.json", [*sets, "run.seeds=[1, 2]"])
+        assert Experiment(more, workers, lambda line: None, "a third").run()["provenance"]["command"] == "a third"
