@@ -131,7 +131,8 @@ class Table:
         kept = ("split", "predictions", "unknown", "word_perplexity", "precision", "weights", "lanes", "state")
         scored = [{**{key: line[key] for key in kept}, "files": [Path(file).name for file in line["files"]]} for line in lines]
         metrics = read_json_lines(folder / "metrics.jsonl")[-1]
-        runs[name] = {"seed": seed, "epochs": epochs, "settings": settings[3:], "scored": scored, "last_metrics": metrics}
+        told = [setting for setting in settings if not setting.startswith(("corpus.path", "tokens.directory", "run.directory"))]
+        runs[name] = {"seed": seed, "epochs": epochs, "settings": told, "scored": scored, "last_metrics": metrics}
         self.save()
 
 
