@@ -14,7 +14,7 @@ from lm1b.errors import run_command
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, help="the run's directory")
+    parser.add_argument("--run", type=Path, required=True, help="a run's directory or an exported model")
     parser.add_argument("--prompt", default="", help="tokenized beginning of every sentence, words parted by spaces")
     parser.add_argument("--count", type=int, default=1, help="how many sentences (default 1)")
     parser.add_argument("--temperature", type=float, default=1.0, help="below 1 the likely words become likelier; 0: always the likeliest")
@@ -28,13 +28,13 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], help="a GPU if there is one where not given")
     arguments = parser.parse_args()
 
-    from lm1b.evaluation.loading import load_run  # after the arguments: a mistake there is answered at once
+    from lm1b.evaluation.exported import load_model  # after the arguments: a mistake there is answered at once
     from lm1b.evaluation.sampling import SamplingSettings, sample_sentence
 
     settings = SamplingSettings(
         arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed, arguments.longest, arguments.allow_unknown
     )
-    model = load_run(arguments.run, checkpoint=arguments.checkpoint, weights=arguments.weights, device=arguments.device)
+    model = load_model(arguments.run, checkpoint=arguments.checkpoint, weights=arguments.weights, device=arguments.device)
     for number in range(arguments.count):
         text = itertools.chain([arguments.prompt] if arguments.prompt else [], sample_sentence(model, arguments.prompt, settings, number))
         for place, word in enumerate(text):

@@ -17,7 +17,7 @@ from lm1b.errors import run_command
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, help="the run's directory")
+    parser.add_argument("--run", type=Path, required=True, help="a run's directory or an exported model")
     parser.add_argument("--checkpoint", default="latest", help="latest (default), best (by validation so far) or a step")
     parser.add_argument("--weights", choices=["ema", "raw"], default="ema", help="averaged weights (default), or those as trained")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the model; nats are summed in float64")
@@ -25,9 +25,9 @@ def main() -> None:
     parser.add_argument("--words", action="store_true", help="also each word's log-probability")
     arguments = parser.parse_args()
 
-    from lm1b.evaluation.loading import load_run  # after the arguments: a mistake there is answered at once
+    from lm1b.evaluation.exported import load_model  # after the arguments: a mistake there is answered at once
 
-    model = load_run(
+    model = load_model(
         arguments.run, checkpoint=arguments.checkpoint, weights=arguments.weights, precision=arguments.precision, device=arguments.device
     )
     together = 1 if sys.stdin.isatty() else 4096

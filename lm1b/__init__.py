@@ -14,9 +14,9 @@ __version__ = "0.1.0"
 def load(path: str | Path, **options: Any) -> LoadedModel:
     """A trained model to ask: `lm1b.load("runs/irnn_lm").score(["The president said ."])`.
 
-    path: a run directory. options: as of `lm1b.evaluation.loading.load_run` (checkpoint, weights, precision, device).
-    Raises UserError where there is nothing to load.
+    path: a run directory or an exported model. options: as of `lm1b.evaluation.exported.load_model` (checkpoint, weights, precision,
+    device). Raises UserError where there is nothing to load.
     """
-    from lm1b.evaluation.loading import load_run  # importing the package alone loads no torch
+    from lm1b.evaluation.exported import load_model  # importing the package alone loads no torch
 
-    return load_run(Path(path), **options)
+    return load_model(Path(path), **options)

@@ -19,11 +19,12 @@ import torch
 from lm1b.data.remote_tokens import open_tokens
 from lm1b.data.text import blank_lines
 from lm1b.data.vocabulary import Vocabulary
-from lm1b.distributed import single_process
+from lm1b.distributed import Ranks, single_process
 from lm1b.errors import UserError
 from lm1b.evaluation.perplexity import Weights, model_of
 from lm1b.evaluation.scorer import Scorer
 from lm1b.evaluation.watcher import choose_checkpoint
+from lm1b.model.full_softmax import VOCABULARY_BLOCK
 from lm1b.model.language_model import LanguageModel
 from lm1b.training.checkpoint import Checkpoint
 from lm1b.training.run_log import best_step, read_run_config
@@ -112,27 +113,43 @@ def load_run(
         if state["vocabulary"] != tokens.fingerprint:
             raise UserError(f"{found.path}: trained with another vocabulary than that of {config.tokens.directory}")
         found.verify(0, 1)
-        core, kind = _core(found, weights)
+        core, kind = chosen_core(found, weights)
         rows = [found.read_table(name, 0, 1) for name in ("input_table", "output_table", "output_bias")]
         shape = model_of(found, state)
     dtype = DTYPES[precision]
-    model = LanguageModel(shape, config.run.seed).to(ranks.device, dtype).eval()
+    model = LanguageModel(shape, config.run.seed, initialize=False)
     model.load_state_dict(core)
+    facts = {"run": str(run_directory), "checkpoint": found.path.name, "weights": kind, "precision": precision}
+    return in_memory(model, rows, vocabulary, facts, dtype=dtype, ranks=ranks, vocabulary_block=config.evaluation.vocabulary_block)
+
+
+def in_memory(
+    model: LanguageModel,
+    tables: Sequence[torch.Tensor],
+    vocabulary: Vocabulary,
+    facts: dict[str, Any],
+    *,
+    dtype: torch.dtype,
+    ranks: Ranks,
+    vocabulary_block: int = VOCABULARY_BLOCK,
+) -> LoadedModel:
+    """A model of what has been read. tables: input rows, output rows and output bias, of the whole vocabulary."""
+    input_rows_VD, output_rows_VP, output_bias_V = tables
     scorer = Scorer(
-        model,
+        model.to(ranks.device, dtype).eval(),
         np.arange(vocabulary.size),
-        rows[0].to(ranks.device, dtype),
-        rows[1].to(ranks.device, dtype),
-        rows[2].flatten().to(ranks.device),
+        input_rows_VD.to(ranks.device, dtype),
+        output_rows_VP.to(ranks.device, dtype),
+        output_bias_V.flatten().to(ranks.device),
         vocabulary.end_id,
-        config.evaluation.vocabulary_block,
+        vocabulary_block,
         ranks,
     )
-    facts = {"run": str(run_directory), "checkpoint": found.path.name, "weights": kind, "precision": precision}
     return LoadedModel(scorer, vocabulary, facts)
 
 
-def _core(checkpoint: Checkpoint, weights: Weights) -> tuple[dict[str, torch.Tensor], Weights]:
+def chosen_core(checkpoint: Checkpoint, weights: Weights) -> tuple[dict[str, torch.Tensor], Weights]:
+    """The core's tensors by name, float32, and which they are: `ema` falls back to `raw` where training kept no average."""
     average = checkpoint.core("ema") if weights == "ema" else None
     core = average or checkpoint.core("weights")
     assert core is not None, "core.safetensors holds no weights"

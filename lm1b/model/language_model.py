@@ -39,14 +39,16 @@ class LossParts(NamedTuple):
 class LanguageModel(nn.Module):
     """Recurrent layers and an optional linear projection before the softmax."""
 
-    def __init__(self, config: ModelConfig, seed: int) -> None:
+    def __init__(self, config: ModelConfig, seed: int, *, initialize: bool = True) -> None:
+        """initialize False: initial weights are left out, for a checkpoint's to take their place."""
         super().__init__()
         self.config = config
         self.seed = seed
         self.stack = RecurrentStack(config, config.embedding)
-        self.stack.initialize(seed)
+        if initialize:
+            self.stack.initialize(seed)
         self.projection = None if config.projection is None else nn.Linear(self.stack.output_width, config.projection)
-        if self.projection is not None:
+        if self.projection is not None and initialize:
             with torch.no_grad():
                 weight = self.projection.weight
                 initial = glorot_normal if config.projection_weight == "glorot_normal" else glorot_uniform

@@ -78,7 +78,7 @@ class Checkpoint:
             raise DamagedCheckpoint(str(error)) from None
         if manifest.get("format_version") != FORMAT_VERSION:
             raise UserError(f"{self.path}: checkpoint format {manifest.get('format_version')}, this program reads {FORMAT_VERSION}")
-        if not _is_file_list(manifest.get("files")):
+        if not is_file_list(manifest.get("files")):
             raise DamagedCheckpoint(f"{path}: names no files")
         return manifest["files"]
 
@@ -105,13 +105,9 @@ class Checkpoint:
             list(pool.map(lambda file: self._verify_file(*file), files))
 
     def _verify_file(self, name: str, expected: dict[str, Any]) -> None:
-        file = self.path / name
-        if not file.is_file():
-            raise DamagedCheckpoint(f"{file}: missing from the checkpoint")
-        num_bytes = file.stat().st_size
-        found = digest_of_file(file) if num_bytes == expected["bytes"] else f"{num_bytes} bytes instead of {expected['bytes']}"
-        if found != expected["sha256"]:
-            raise DamagedCheckpoint(f"{file}: damaged, SHA-256 expected {expected['sha256']}, found {found}")
+        damage = damage_of(self.path / name, expected)
+        if damage is not None:
+            raise DamagedCheckpoint(f"{self.path / name}: {damage}")
 
     def core(self, kind: str = "weights") -> dict[str, Tensor] | None:
         """Core tensors by parameter name, float32; kind `weights`, `ema` (None where training kept none) or `optimizer/<key>`."""
@@ -237,7 +233,16 @@ def _is_state(state: Any) -> bool:
     return all(isinstance(size, int) and size > 0 for size in [*sizes, state.get("ranks")])
 
 
-def _is_file_list(files: Any) -> bool:
+def damage_of(file: Path, expected: dict[str, Any], whole: str = "checkpoint") -> str | None:
+    """What is wrong with a file that a manifest names, in words; None where nothing is. whole: what the file is a part of."""
+    if not file.is_file():
+        return f"missing from the {whole}"
+    num_bytes = file.stat().st_size
+    found = digest_of_file(file) if num_bytes == expected["bytes"] else f"{num_bytes} bytes instead of {expected['bytes']}"
+    return None if found == expected["sha256"] else f"damaged, SHA-256 expected {expected['sha256']}, found {found}"
+
+
+def is_file_list(files: Any) -> bool:
     """Whether a JSON value is file name -> bytes and SHA-256."""
     if not isinstance(files, dict) or not all(isinstance(entry, dict) for entry in files.values()):
         return False

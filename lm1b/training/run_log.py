@@ -35,7 +35,10 @@ def read_run_config(run_directory: Path) -> Config:
     path = Path(run_directory) / "config.json"
     if not path.exists():
         raise UserError(f"{run_directory}: no run here (config.json is missing); train first: deepspeed launch/train.py --config ...")
-    return parse_config(read_json(path)["config"], str(path))
+    written = read_json(path)
+    if not isinstance(written, dict) or "config" not in written:
+        raise UserError(f"{path}: not the config.json of a run; expected the directory that launch/train.py has made")
+    return parse_config(written["config"], str(path))
 
 
 def is_scored_by(line: dict[str, Any], settings: EvaluationConfig) -> bool:

@@ -24,15 +24,16 @@ from lm1b.errors import UserError
 DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 ELEMENT_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
 LARGEST_HEADER_BYTES = 1 << 20
+CAST_ELEMENTS = 2 << 20  # at a time, of a tensor that is read in another dtype
 
 
 class TensorFile:
     """A safetensors file being written: `write` takes the tensors' bytes in the order of `layout`, in parts of any size."""
 
-    def __init__(self, path: Path, layout: Mapping[str, tuple[str, Sequence[int]]]) -> None:
-        """layout: name -> (dtype as in ELEMENT_BYTES, shape). Raises OSError where the folder cannot be written."""
+    def __init__(self, path: Path, layout: Mapping[str, tuple[str, Sequence[int]]], metadata: Mapping[str, str] | None = None) -> None:
+        """layout: name -> (dtype as in ELEMENT_BYTES, shape). metadata: of the whole file. Raises OSError where it cannot be written."""
         self.path = Path(path)
-        header: dict[str, Any] = {}
+        header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
         end = 0
         for name, (dtype, shape) in layout.items():
             start, end = end, end + ELEMENT_BYTES[dtype] * math.prod(shape)
@@ -113,6 +114,26 @@ class MatrixInFile:
         with open(self.path, "rb", buffering=0) as file:
             file.seek(self._first_byte)
             _read_into(file, matrix, self.path)
+
+
+def read_tensor(path: Path, name: str, out: Tensor) -> None:
+    """One tensor of a file into `out` (contiguous, on the CPU); another dtype is cast a block at a time, so that nothing is there twice.
+
+    Raises UserError where the file has no such tensor of out's shape.
+    """
+    entry, first_byte = _find(Path(path), name)
+    dtype = next((dtype for dtype, known in DTYPE_NAMES.items() if known == entry["dtype"]), None)
+    if entry["shape"] != list(out.shape) or dtype is None:
+        raise UserError(f"{path}: {name} is {entry['dtype']} {entry['shape']}, expected {list(out.shape)}")
+    flat = out.reshape(-1)
+    block = flat if dtype == out.dtype else torch.empty(min(len(flat), CAST_ELEMENTS), dtype=dtype)
+    with open(path, "rb", buffering=0) as file:
+        file.seek(first_byte)
+        for start in range(0, len(flat), max(1, len(block))):
+            part = block[: len(flat) - start]
+            _read_into(file, part.view(torch.uint8).numpy(), Path(path))
+            if block is not flat:
+                flat[start : start + len(part)] = part
 
 
 def _find(path: Path, name: str) -> tuple[dict[str, Any], int]:

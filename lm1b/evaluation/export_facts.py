@@ -1,0 +1,87 @@
+"""What an exported model says of itself: config.json and generation_config.json. No path of the machine goes into them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lm1b import __version__
+from lm1b.config import ModelConfig
+from lm1b.data.shards import TokenDirectory
+from lm1b.evaluation.exported import FORMAT_VERSION
+from lm1b.files import read_json_lines
+from lm1b.training.checkpoint import Checkpoint
+
+# Of a line of evaluations.jsonl; the files' names stay behind.
+EVALUATION_FACTS = ("split", "official", "state", "lanes", "precision", "weights", "nats", "predictions", "words", "sentences", "unknown")
+EVALUATION_FACTS += ("word_perplexity", "label", "finished_at")
+
+
+def known_perplexities(run_directory: Path, checkpoint: Checkpoint, kind: str, fingerprint: str) -> list[dict[str, Any]]:
+    """What evaluations.jsonl says of this checkpoint and these weights, the newest line of each text and protocol; no paths."""
+    newest = {}
+    for line in read_json_lines(run_directory / "evaluations.jsonl"):
+        if (line.get("step"), line.get("weights"), line.get("vocabulary")) == (checkpoint.step, kind, fingerprint):
+            text = (line["split"], line["predictions"], *(line["files"] if line["split"] == "files" else ()))
+            newest[text, line["state"], line["lanes"], line["precision"]] = {fact: line.get(fact) for fact in EVALUATION_FACTS}
+    return list(newest.values())
+
+
+def export_facts(
+    checkpoint: Checkpoint,
+    state: dict[str, Any],
+    shape: ModelConfig,
+    tokens: TokenDirectory,
+    kind: str,
+    precision: str,
+    evaluations: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """Ours of config.json: whatever tells what the model is and what its figures mean."""
+    vocabulary = tokens.vocabulary
+    counts = ("num_sentences", "num_words", "num_tokens", "num_unknown")
+    return {
+        "format_version": FORMAT_VERSION,
+        "program": f"lm1b {__version__}",
+        "model": shape.as_json(),
+        "vocabulary": {
+            "size": vocabulary.size,
+            "fingerprint": vocabulary.fingerprint,
+            "end_id": vocabulary.end_id,
+            "unknown_id": vocabulary.unknown_id,
+            "start_id": vocabulary.start_id,
+            "label": "closed",
+        },
+        "step": checkpoint.step,
+        "epoch": state.get("epoch"),
+        "weights": kind,
+        "precision": precision,
+        "corpus": {
+            "kind": tokens.corpus.get("kind"),
+            "official": bool(tokens.corpus.get("official")),
+            "train": {count: tokens.manifest["splits"]["train"][count] for count in counts},
+        },
+        "evaluations": evaluations,
+    }
+
+
+def hugging_face_config(facts: dict[str, Any]) -> dict[str, Any]:
+    """config.json, as `transformers` reads it."""
+    vocabulary = facts["vocabulary"]
+    return {
+        "architectures": ["Lm1bForCausalLM"],
+        "model_type": "lm1b",
+        "dtype": {"fp32": "float32", "bf16": "bfloat16"}[facts["precision"]],
+        "vocab_size": vocabulary["size"],
+        "bos_token_id": vocabulary["end_id"],  # a sentence's first word is predicted from the end of the one before
+        "eos_token_id": vocabulary["end_id"],
+        "pad_token_id": vocabulary["end_id"],
+        "tie_word_embeddings": False,
+        "lm1b": facts,
+    }
+
+
+def generation_config(facts: dict[str, Any]) -> dict[str, Any]:
+    """What `generate` of `transformers` takes for granted: words that stand for nothing are not drawn."""
+    vocabulary = facts["vocabulary"]
+    end = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), vocabulary["end_id"])
+    return {**end, "suppress_tokens": sorted([vocabulary["unknown_id"], vocabulary["start_id"]]), "use_cache": False}

@@ -1,0 +1,149 @@
+"""Exported models in `transformers`, without code from the folder (`trust_remote_code`): the code is this package's.
+
+    import lm1b.huggingface
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    lm1b.huggingface.register()
+    model = AutoModelForCausalLM.from_pretrained("models/irnn_lm")
+    tokenizer = AutoTokenizer.from_pretrained("models/irnn_lm")
+
+1. A sentence is `</S> w1 ... wn </S>`: `</S>` is what the first word is predicted from (`bos_token`) and what ends a sentence
+   (`eos_token`). The tokenizer puts the first one there; write the last one where the sentence's end is to be predicted too.
+2. Every row of `input_ids` starts from zero state. Position t predicts position t + 1, as everywhere in `transformers`.
+3. Pad on the right: a recurrent layer has seen whatever came before. There is no cache of keys and values: `generate` runs the
+   whole text again for every word; launch/sample.py is the quick way.
+
+`from_pretrained` does not verify the files against the manifest; `lm1b.load` does.
+
+T steps, B sentences, D embedding, P output width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lm1b.config import ModelConfig
+from lm1b.data.text import END, UNKNOWN
+from lm1b.data.vocabulary import Vocabulary
+from lm1b.errors import UserError
+from lm1b.evaluation.exported import VOCABULARY
+from lm1b.model.language_model import LanguageModel
+from lm1b.strict_config import parse
+
+try:
+    from tokenizers import Regex, Tokenizer, pre_tokenizers, processors
+    from tokenizers.models import WordLevel
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        GenerationMixin,
+        PreTrainedConfig,
+        PreTrainedModel,
+        PreTrainedTokenizerFast,
+    )
+    from transformers.modeling_outputs import CausalLMOutput
+except ImportError as error:
+    raise UserError(f"lm1b.huggingface needs transformers 5 ({error}): pip install 'lm1b[huggingface]'") from None
+
+
+class Lm1bConfig(PreTrainedConfig):
+    """config.json of an exported model. lm1b: our own facts; `lm1b["model"]` is the shape, a ModelConfig."""
+
+    model_type = "lm1b"
+
+    vocab_size: int = 0
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    pad_token_id: int | None = None
+    tie_word_embeddings: bool = False
+    use_cache: bool = False
+    lm1b: dict | None = None
+
+    @property
+    def shape(self) -> ModelConfig:
+        """Raises UserError where config.json has none that this program knows."""
+        return parse(ModelConfig, (self.lm1b or {}).get("model"), "config.json: lm1b.model")
+
+
+class Lm1bForCausalLM(PreTrainedModel, GenerationMixin):
+    """The core and both tables, all in memory; logits over the whole vocabulary."""
+
+    config_class = Lm1bConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    _keep_in_fp32_modules_strict = ["output_bias"]  # noqa: RUF012 (as the library has it)
+
+    def __init__(self, config: Lm1bConfig) -> None:
+        super().__init__(config)
+        self.core = LanguageModel(config.shape, 0, initialize=False)
+        self.input_table = nn.Embedding(config.vocab_size, config.shape.embedding)
+        self.output_table = nn.Linear(self.core.output_width, config.vocab_size, bias=False)
+        self.output_bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Weights come from a file; what is made without one keeps torch's own initial values."""
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.input_table
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.output_table
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
+        """The whole text every time: there is no cache."""
+        return {"input_ids": input_ids, "attention_mask": kwargs.get("attention_mask")}
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, **kwargs: Any
+    ) -> CausalLMOutput:
+        """logits: float32 [B, T, V], of the word after each position. loss: mean nats over the labels that are not -100.
+
+        input_ids, labels: int64 [B, T]; labels are input_ids themselves, shifted inside. attention_mask: zeros at the end of a row alone.
+        Raises ValueError for a mask with a gap, as of padding on the left.
+        """
+        if attention_mask is not None and bool((attention_mask[:, 1:] > attention_mask[:, :-1]).any()):
+            raise ValueError("attention_mask has zeros before ones; a recurrent model reads from the left: pad on the right")
+        x_TBD = self.input_table(input_ids.T)
+        hidden_TBP, _ = self.core.hidden(x_TBD, self.core.zero_state(len(input_ids), x_TBD.device, x_TBD.dtype))
+        logits_BTV = self.output_table(hidden_TBP.transpose(0, 1)).float() + self.output_bias.float()
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits_BTV, labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutput(loss=loss, logits=logits_BTV)
+
+
+class Lm1bTokenizer(PreTrainedTokenizerFast):
+    """Words parted by ASCII white space, as everywhere in lm1b; `</S>` is put in front. Unlike there, a written `</S>` is the symbol."""
+
+    vocab_files_names = {"vocab_file": VOCABULARY}  # noqa: RUF012
+    model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
+    model = WordLevel
+    padding_side = "right"
+
+    def __init__(self, vocab_file: str | None = None, vocab: dict[str, int] | str | None = None, **kwargs: Any) -> None:
+        """vocab_file: vocabulary.txt. Raises UserError where it is none."""
+        path = vocab_file or (vocab if isinstance(vocab, str) else None)
+        words = vocab if isinstance(vocab, dict) else {}
+        if path is not None:
+            words = {word: number for number, word in enumerate(Vocabulary.load(Path(path)).words)}
+        tokenizer = Tokenizer(WordLevel(words, unk_token=UNKNOWN))
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[ \t\r\n\v\f]+"), "removed")
+        if END in words:
+            tokenizer.post_processor = processors.TemplateProcessing(
+                single=f"{END} $A", pair=f"{END} $A {END} $B", special_tokens=[(END, words[END])]
+            )
+        symbols = {"bos_token": END, "eos_token": END, "pad_token": END, "unk_token": UNKNOWN, "clean_up_tokenization_spaces": False}
+        super().__init__(tokenizer_object=tokenizer, vocab_file=path, **(symbols | kwargs))
+
+
+def register() -> None:
+    """Let AutoConfig, AutoModelForCausalLM and AutoTokenizer know exported models. May be called again."""
+    AutoConfig.register(Lm1bConfig.model_type, Lm1bConfig, exist_ok=True)
+    AutoModelForCausalLM.register(Lm1bConfig, Lm1bForCausalLM, exist_ok=True)
+    AutoTokenizer.register(Lm1bConfig, tokenizer_class=Lm1bTokenizer, exist_ok=True)
