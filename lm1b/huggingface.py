@@ -23,7 +23,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lm1b.config import ModelConfig
@@ -70,20 +69,26 @@ class Lm1bConfig(PreTrainedConfig):
         return parse(ModelConfig, (self.lm1b or {}).get("model"), "config.json: lm1b.model")
 
 
+class OutputTable(nn.Linear):
+    """The softmax's rows, and its bias, which stays float32: hidden [..., P] -> logits [..., V], float32."""
+
+    def forward(self, hidden: Tensor) -> Tensor:  # type: ignore[override]
+        return nn.functional.linear(hidden, self.weight).float() + self.bias.float()
+
+
 class Lm1bForCausalLM(PreTrainedModel, GenerationMixin):
     """The core and both tables, all in memory; logits over the whole vocabulary."""
 
     config_class = Lm1bConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
-    _keep_in_fp32_modules_strict = ["output_bias"]  # noqa: RUF012 (as the library has it)
+    _keep_in_fp32_modules_strict = ["output_table.bias"]  # noqa: RUF012 (as the library has it)
 
     def __init__(self, config: Lm1bConfig) -> None:
         super().__init__(config)
         self.core = LanguageModel(config.shape, 0, initialize=False)
         self.input_table = nn.Embedding(config.vocab_size, config.shape.embedding)
-        self.output_table = nn.Linear(self.core.output_width, config.vocab_size, bias=False)
-        self.output_bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.output_table = OutputTable(self.core.output_width, config.vocab_size)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -111,7 +116,7 @@ class Lm1bForCausalLM(PreTrainedModel, GenerationMixin):
             raise ValueError("attention_mask has zeros before ones; a recurrent model reads from the left: pad on the right")
         x_TBD = self.input_table(input_ids.T)
         hidden_TBP, _ = self.core.hidden(x_TBD, self.core.zero_state(len(input_ids), x_TBD.device, x_TBD.dtype))
-        logits_BTV = self.output_table(hidden_TBP.transpose(0, 1)).float() + self.output_bias.float()
+        logits_BTV = self.output_table(hidden_TBP.transpose(0, 1))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits_BTV, labels, vocab_size=self.config.vocab_size, **kwargs)

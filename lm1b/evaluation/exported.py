@@ -10,8 +10,8 @@
 2. `load_model` takes one, or a run directory, by what lies in it. Everything is verified before it is used.
 3. lm1b/huggingface.py reads the same files as a model of `transformers`.
 
-Tensors: `core.*` (as LanguageModel names them), `input_table.weight` [V, D], `output_table.weight` [V, P], `output_bias` [V], which is
-float32 whatever the others are. V vocabulary, D embedding, P output width.
+Tensors: `core.*` (as LanguageModel names them), `input_table.weight` [V, D], `output_table.weight` [V, P], `output_table.bias` [V], which
+is float32 whatever the others are. V vocabulary, D embedding, P output width.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from lm1b.training.tensor_file import read_tensor
 FORMAT_VERSION = 1
 MANIFEST, CONFIG, VOCABULARY = "manifest.json", "config.json", "vocabulary.txt"
 TENSORS, INDEX = "model.safetensors", "model.safetensors.index.json"
-CORE, INPUT_TABLE, OUTPUT_TABLE, OUTPUT_BIAS = "core.", "input_table.weight", "output_table.weight", "output_bias"
+CORE, INPUT_TABLE, OUTPUT_TABLE, OUTPUT_BIAS = "core.", "input_table.weight", "output_table.weight", "output_table.bias"
 
 
 def is_export(path: Path) -> bool:
