@@ -27,6 +27,14 @@ def trained(folder: Path) -> subprocess.CompletedProcess[str]:
     return preprocess_and_train(folder)
 
 
+@pytest.fixture(scope="module")
+def exported(folder: Path, trained: subprocess.CompletedProcess[str]) -> Path:
+    """The trained model as the README exports it."""
+    done = run([sys.executable, "launch/export.py", "--run", str(folder / "run"), "--out", str(folder / "model")])
+    assert done.returncode == 0, done.stderr
+    return folder / "model"
+
+
 def commands_of_the_readme() -> list[str]:
     """Every line of the README's shell blocks, without comments."""
     text = (REPOSITORY / "README.md").read_text()
@@ -68,8 +76,11 @@ def test_a_command_of_the_readme_for_a_cluster(
     ],
     ids=str,
 )
-def test_a_command_of_the_readme(folder: Path, trained: subprocess.CompletedProcess[str], line: str) -> None:
+def test_a_command_of_the_readme(
+    folder: Path, trained: subprocess.CompletedProcess[str], exported: Path, tmp_path: Path, line: str
+) -> None:
     """Run as it stands there, with the tiny run's paths put in."""
+    line = re.sub(r"\bmodels/\w+", str(tmp_path / "model" if "launch/export.py" in line else exported), line)
     if "tools/cluster" in line and (missing := what_is_missing()):
         pytest.skip(missing)
     line = line.replace("tools/cluster.py", f"tools/cluster.py --shared {folder}")
@@ -100,12 +111,13 @@ def test_a_command_of_the_readme(folder: Path, trained: subprocess.CompletedProc
     assert not ours
 
 
-def test_the_readmes_python_runs(folder: Path, trained: subprocess.CompletedProcess[str], tmp_path: Path) -> None:
+def test_the_readmes_python_runs(folder: Path, trained: subprocess.CompletedProcess[str], exported: Path, tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
     assert blocks
     for number, block in enumerate(blocks):
         script = tmp_path / f"block_{number}.py"
-        script.write_text("candidates = ['w1 w2', 'w3']\n" + re.sub(r"\bruns/\w+", str(folder / "run"), block))
+        block = re.sub(r"\bmodels/\w+", str(exported), re.sub(r"\bruns/\w+", str(folder / "run"), block))
+        script.write_text("candidates = ['w1 w2', 'w3']\n" + block)
         done = run([sys.executable, str(script)])
         assert done.returncode == 0, done.stderr
 
