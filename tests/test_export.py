@@ -172,6 +172,13 @@ def test_the_commands_take_an_exported_model(run: Path, tmp_path: Path) -> None:
             assert of_run.stdout == of_export.stdout != ""
 
 
+def test_the_folder_that_one_is_in_may_be_named_if_empty(run: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    export_run(run, Path("."))
+    assert np.array_equal(nats(tmp_path / "here"), nats(whole))
+
+
 def test_loading_needs_no_deepspeed_and_no_transformers(whole: Path) -> None:
     code = "import sys, lm1b; lm1b.load(sys.argv[1]).score(['w1']); sys.exit({'deepspeed', 'transformers'} & set(sys.modules) != set())"
     assert command("-c", code, whole).returncode == 0
@@ -218,7 +225,8 @@ def test_the_card_has_this_checkpoints_perplexities_and_no_path(tmp_path: Path) 
             found, config, text, fingerprint=tokens.fingerprint, end_id=tokens.vocabulary.end_id, kinds=["ema", "raw"]
         )
     own = {**lines[-2], "split": "files", "files": [str(tmp_path / "mine.txt")], "word_perplexity": 7.25}
-    for line in [{**lines[-2], "word_perplexity": 1e9}, *lines, own]:  # scored again: the newest line counts
+    looks = [{**lines[0], "split": "test", "look": number} for number in (1, 1, 2)]
+    for line in [{**lines[-2], "word_perplexity": 1e9}, *lines, own, *looks]:  # scored again: the newest line counts
         append_json_line(run / "evaluations.jsonl", seal(line))
     done = export_run(run, tmp_path / "model")
     card = (done.path / "README.md").read_text()
@@ -231,6 +239,7 @@ def test_the_card_has_this_checkpoints_perplexities_and_no_path(tmp_path: Path) 
     assert [line["word_perplexity"] for line in facts["evaluations"]] == [lines[-2]["word_perplexity"], 7.25]
     assert facts["vocabulary"]["fingerprint"] == tokens.fingerprint
     assert '"cell": "lstm"' in card
+    assert "scored on test text 2 times" in card
     assert "500 sentences" in card
     for path in done.path.iterdir():
         assert str(tmp_path).encode() not in path.read_bytes(), path.name

@@ -24,7 +24,7 @@ from torch import Tensor
 from lm1b.data.remote_tokens import open_tokens
 from lm1b.data.shards import TokenDirectory
 from lm1b.errors import UserError
-from lm1b.evaluation.export_facts import export_facts, generation_config, hugging_face_config, known_perplexities
+from lm1b.evaluation.export_facts import export_facts, generation_config, hugging_face_config
 from lm1b.evaluation.exported import (
     CONFIG,
     CORE,
@@ -41,7 +41,7 @@ from lm1b.evaluation.loading import DTYPES, chosen_core
 from lm1b.evaluation.model_card import model_card
 from lm1b.evaluation.perplexity import Weights, model_of
 from lm1b.evaluation.watcher import choose_checkpoint
-from lm1b.files import digest_of_file, flush_folder, needing_space, write_json, write_sealed_json
+from lm1b.files import digest_of_file, flush_folder, needing_space, read_json_lines, write_json, write_sealed_json
 from lm1b.training.checkpoint import Checkpoint, table_file
 from lm1b.training.run_log import best_step, read_run_config
 from lm1b.training.tensor_file import DTYPE_NAMES, ELEMENT_BYTES, MatrixInFile, TensorFile, bytes_of
@@ -87,7 +87,7 @@ def export_run(
     """
     if precision not in DTYPES:
         raise UserError(f"precision must be one of {', '.join(DTYPES)}, found {precision}")
-    run_directory, out = Path(run_directory), Path(out)
+    run_directory, out = Path(run_directory), Path(os.path.abspath(out))
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out}: there is something already; name a folder that is not there or is empty")
     if is_export(run_directory):
@@ -103,9 +103,8 @@ def export_run(
         found.verify()
         core, kind = chosen_core(found, weights)
         shape = model_of(found, state)
-        facts = export_facts(
-            found, state, shape, tokens, kind, precision, known_perplexities(run_directory, found, kind, tokens.fingerprint)
-        )
+        lines = read_json_lines(run_directory / "evaluations.jsonl")
+        facts = export_facts(found, state, shape, tokens, kind, precision, lines)
         sources = _sources(found, state, core, DTYPES[precision])
         try:
             with needing_space(out.parent, sum(source.num_bytes for source in sources.values())):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from lm1b import __version__
 from lm1b.config import ModelConfig
 from lm1b.data.shards import TokenDirectory
 from lm1b.evaluation.exported import FORMAT_VERSION
-from lm1b.files import read_json_lines
+from lm1b.evaluation.texts import count_test_looks
 from lm1b.training.checkpoint import Checkpoint
 
 # Of a line of evaluations.jsonl; the files' names stay behind.
@@ -17,13 +16,13 @@ EVALUATION_FACTS = ("split", "official", "state", "lanes", "precision", "weights
 EVALUATION_FACTS += ("word_perplexity", "label", "finished_at")
 
 
-def known_perplexities(run_directory: Path, checkpoint: Checkpoint, kind: str, fingerprint: str) -> list[dict[str, Any]]:
+def _known_perplexities(lines: list[dict[str, Any]], step: int, kind: str, fingerprint: str) -> list[dict[str, Any]]:
     """What evaluations.jsonl says of this checkpoint and these weights, the newest line of each text and protocol; no paths."""
     newest = {}
-    for line in read_json_lines(run_directory / "evaluations.jsonl"):
-        if (line.get("step"), line.get("weights"), line.get("vocabulary")) == (checkpoint.step, kind, fingerprint):
+    for line in lines:
+        if (line.get("step"), line.get("weights"), line.get("vocabulary")) == (step, kind, fingerprint):
             text = (line["split"], line["predictions"], *(line["files"] if line["split"] == "files" else ()))
-            newest[text, line["state"], line["lanes"], line["precision"]] = {fact: line.get(fact) for fact in EVALUATION_FACTS}
+            newest[text, line["state"], line.get("lanes"), line["precision"]] = {fact: line.get(fact) for fact in EVALUATION_FACTS}
     return list(newest.values())
 
 
@@ -34,9 +33,9 @@ def export_facts(
     tokens: TokenDirectory,
     kind: str,
     precision: str,
-    evaluations: list[dict[str, Any]],
+    lines: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    """Ours of config.json: whatever tells what the model is and what its figures mean."""
+    """Ours of config.json: whatever tells what the model is and what its figures mean. lines: of evaluations.jsonl."""
     vocabulary = tokens.vocabulary
     counts = ("num_sentences", "num_words", "num_tokens", "num_unknown")
     return {
@@ -60,7 +59,8 @@ def export_facts(
             "official": bool(tokens.corpus.get("official")),
             "train": {count: tokens.manifest["splits"]["train"][count] for count in counts},
         },
-        "evaluations": evaluations,
+        "evaluations": _known_perplexities(lines, checkpoint.step, kind, vocabulary.fingerprint),
+        "looks_at_test": count_test_looks(lines),
     }
 
 

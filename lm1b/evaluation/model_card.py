@@ -119,6 +119,7 @@ def _perplexities(facts: dict[str, Any]) -> list[str]:
         "vocabulary do not compare. State `carry`: the text is cut at sentence ends into so many lanes, each from zero state; `reset`: "
         "every sentence alone. Measured from the run's float32 weights in the precision of the table"
         + ("; the files here are rounded to bf16." if facts["precision"] == "bf16" else "."),
+        f"All of the run's checkpoints together were scored on test text {facts['looks_at_test']} times.",
     ]
 
 
