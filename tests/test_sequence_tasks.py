@@ -23,9 +23,10 @@ from lm1b.errors import UserError
 from lm1b.sequence_tasks.config import NetworkConfig, TaskExperiment, load_task_experiment
 from lm1b.sequence_tasks.data import NO_LABEL, Batch, constant_answer_nats, stored
 from lm1b.sequence_tasks.network import SequenceNetwork, loss_of, norm_stabilizer, turn_around
+from lm1b.sequence_tasks.runs import train_run
 from lm1b.sequence_tasks.search import Experiment, summarize
 from lm1b.sequence_tasks.tasks import load_task
-from lm1b.sequence_tasks.trainer import SequenceRun, train_run
+from lm1b.sequence_tasks.trainer import SequenceRun
 from lm1b.strict_config import override, parse
 from lm1b.workers import Workers
 
@@ -161,8 +162,10 @@ def test_a_bidirectional_layer_reads_the_future() -> None:
 
 def test_the_norm_stabilizer_by_hand() -> None:
     y_TBW = torch.tensor([[[3.0, 4.0], [1.0, 0.0]], [[0.0, 1.0], [9.0, 9.0]], [[6.0, 8.0], [9.0, 9.0]]])
-    assert norm_stabilizer(y_TBW, torch.tensor([3, 1])).item() == pytest.approx(((5 - 1) ** 2 + (1 - 10) ** 2) / 2)
-    assert norm_stabilizer(y_TBW[:1], torch.tensor([1, 1])).item() == 0.0
+    total, count = norm_stabilizer(y_TBW, torch.tensor([3, 1]))
+    assert (total.item(), count) == (pytest.approx((5 - 1) ** 2 + (1 - 10) ** 2), 2)
+    total, count = norm_stabilizer(y_TBW[:1], torch.tensor([1, 1]))
+    assert (total.item(), count) == (0.0, 0)
 
 
 # Training ---------------------------------------------------------------------------------------------------------
@@ -262,7 +265,7 @@ def test_the_stabilizer_keeps_norms_closer_together(tmp_path: Path) -> None:
         for _ in range(60):
             run.update()
         batch = run.task.dev.batch(torch.arange(30))
-        spread.append(norm_stabilizer(run.network(batch).y_TBW, batch.lengths_B).item())
+        spread.append(norm_stabilizer(run.network(batch).y_TBW, batch.lengths_B)[0].item())
     assert spread[1] < 0.5 * spread[0]
 
 
