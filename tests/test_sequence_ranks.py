@@ -17,7 +17,7 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from sequence_ranks_worker import CASES, HALF, RATE, UPDATES, WILD_RATE, case, spoilt_updates
+from sequence_ranks_worker import CASES, HALF, NO_PENALTY, RATE, UPDATES, WILD_RATE, case, spoilt_updates
 from tiny import REPOSITORY, environment, free_port, run_ranks
 
 from lm1b.sequence_tasks.runs import train_run
@@ -106,7 +106,7 @@ def test_the_first_ranks_folder_decides_and_it_alone_writes(found: Any) -> None:
 def test_a_gradient_that_is_not_finite_on_one_rank_is_skipped_on_both_and_counted_once(found: Any, what: str, factor: float) -> None:
     _, reports, _ = found
     expected = [(0, 0, True), (1, 1, False), (1, 0, True)]
-    assert spoilt_updates(SequenceRun(*case("label_per_step"), 1, RATE), True, factor) == expected
+    assert spoilt_updates(SequenceRun(*case("label_per_step", **NO_PENALTY), 1, RATE), True, factor) == expected
     assert [[tuple(seen) for seen in report[what]] for report in reports] == [expected, expected]
 
 
