@@ -315,6 +315,14 @@ def test_the_better_half_goes_on_and_the_best_is_trained_with_every_seed(tmp_pat
     assert result["summary"] == {"runs": 2, "diverged": 0, "median": sum(errors) / 2, "least": errors[0], "greatest": errors[1]}
 
 
+def test_of_rates_that_do_nothing_the_lowest_is_taken_in_whatever_order_they_end(tmp_path: Path) -> None:
+    found = []
+    for number, rates in enumerate(([1e30, 1e29], [1e29, 1e30])):
+        result, _ = run_experiment(experiment(tmp_path / str(number), search__learning_rates=rates, run__seeds=[1]))
+        found.append(result["learning_rate"])
+    assert found == [1e29, 1e29]
+
+
 def test_nothing_is_trained_twice_and_more_seeds_are_added(tmp_path: Path) -> None:
     config = experiment(tmp_path / "run")
     first, _ = run_experiment(config)

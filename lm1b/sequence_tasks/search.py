@@ -125,9 +125,9 @@ def _load_everywhere(config_json: str, ranks: Ranks) -> None:
             raise UserError(f"ranks {first} and {other} have different data for {task.name}; give every host the same files")
 
 
-def _rank(run: dict[str, Any]) -> tuple[bool, float]:
-    """The better run first, by its error on dev; those that diverged last."""
-    return run["diverged"], math.inf if run["dev_error"] is None else run["dev_error"]
+def _rank(run: dict[str, Any]) -> tuple[bool, float, float]:
+    """The better run first, by its error on dev; those that diverged last; of equals the lower rate, whichever has ended first."""
+    return run["diverged"], math.inf if run["dev_error"] is None else run["dev_error"], run["learning_rate"]
 
 
 def _check_same(kept: dict[str, Any], config: dict[str, Any], folder: Path) -> None:
