@@ -13,13 +13,13 @@ from lm1b.config import Config, load_config
 from lm1b.data.preprocess import preprocess
 from lm1b.data.shards import SPLITS, TokenDirectory
 from lm1b.errors import run_command
+from lm1b.explain import add_config_arguments
 from lm1b.launchers import here
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Make the vocabulary and the token shards of a corpus.")
-    parser.add_argument("--config", required=True, help="the experiment's JSON file")
-    parser.add_argument("--set", action="append", default=[], metavar="a.b=VALUE", help="override a field of the config; repeatable")
+    add_config_arguments(parser, Config)
     parser.add_argument(
         "--verify", action="store_true", help="also check the SHA-256 of the vocabulary and of every shard, whatever was verified before"
     )

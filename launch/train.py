@@ -8,14 +8,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lm1b.config import load_config
+from lm1b.config import Config, load_config
 from lm1b.errors import run_command
+from lm1b.explain import add_config_arguments
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="the experiment's JSON file")
-    parser.add_argument("--set", action="append", default=[], metavar="a.b=value", help="override one field; may be repeated")
+    add_config_arguments(parser, Config)
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     arguments = parser.parse_args()
     config = load_config(arguments.config, arguments.set)

@@ -1,3 +1,22 @@
 """lm1b: recurrent language models on the 1 Billion Word benchmark."""
 
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lm1b.evaluation.loading import LoadedModel
+
 __version__ = "0.1.0"
+
+
+def load(path: str | Path, **options: Any) -> LoadedModel:
+    """A trained model to ask: `lm1b.load("runs/irnn_lm").score(["The president said ."])`.
+
+    path: a run directory. options: as of `lm1b.evaluation.loading.load_run` (checkpoint, weights, precision, device).
+    Raises UserError where there is nothing to load.
+    """
+    from lm1b.evaluation.loading import load_run  # importing the package alone loads no torch
+
+    return load_run(Path(path), **options)

@@ -97,7 +97,7 @@ class CellConfig(Section):
     cell: Cell = Field(
         description="irnn: ReLU from the identity (Le 2015). np_rnn: ReLU from a normalised positive-definite matrix (Talathi 2015)."
     )
-    layers: Positive = Field(default=1, description="Recurrent layers.")
+    layers: Positive = Field(default=1, description="Recurrent layers, one on the other's outputs.")
     hidden: Positive = Field(description="Units of a recurrent layer (H).")
     recurrent_projection: Positive | None = Field(
         default=None, description="lstm only: width of the state that a projection feeds back (LSTMP, Sak 2014); null: none."
@@ -198,7 +198,7 @@ class OptimizerConfig(Section):
     epsilon: PositiveFloat = Field(default=1e-10, description="adagrad, adam: added to the denominator.")
     beta1: Probability = Field(default=0.9, description="adam: decay of the first moment.")
     beta2: Probability = Field(default=0.999, description="adam: decay of the second moment.")
-    momentum: Probability = Field(default=0.0, description="sgd: momentum.")
+    momentum: Probability = Field(default=0.0, description="sgd: share of the last update that is added to the next one.")
     clip_norm: PositiveFloat | None = Field(
         default=10.0,
         description="Clip the core's global gradient norm at this (LM1B recipe: 10); null: no clipping. Tables are never clipped.",
@@ -208,7 +208,9 @@ class OptimizerConfig(Section):
 class ScheduleConfig(Section):
     """Learning rate over updates: warm-up, then a shape; for core and tables alike."""
 
-    shape: Literal["constant", "linear", "cosine"] = Field(default="constant", description="Shape after warm-up.")
+    shape: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="How the rate goes from its height, after warm-up, to the last update."
+    )
     warmup_updates: int = Field(default=0, ge=0, description="Updates over which the rate climbs linearly from 0.")
     final_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
         default=0.0, description="linear, cosine: share of the rate left at the last update."
@@ -251,7 +253,7 @@ class CheckpointsConfig(Section):
     in_background: bool = Field(
         default=True, description="Write behind the steps, on a CPU, with at most 256 MB beside the tables; false: the steps wait."
     )
-    keep_last: Positive = Field(default=2, description="Newest checkpoints kept.")
+    keep_last: Positive = Field(default=2, description="How many of the newest checkpoints are kept.")
     keep_every: Positive | None = Field(default=None, description="Also keep every checkpoint whose step this divides; null: none.")
     keep_best: bool = Field(default=True, description="Also keep the best on validation so far, by evaluations.jsonl.")
 

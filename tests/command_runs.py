@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,12 @@ from tiny import REPOSITORY, environment, free_port, write_corpus, write_setting
 DEEPSPEED = str(Path(sys.executable).with_name("deepspeed"))
 
 
-def run(arguments: list[str], timeout: float = 240, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end; stdout and stderr apart."""
-    return subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=timeout, cwd=cwd, stdin=subprocess.DEVNULL)
+def run(
+    arguments: list[str], timeout: float = 240, cwd: Path = REPOSITORY, stdin: Path = Path(os.devnull)
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; stdout and stderr apart. stdin: the file that it reads."""
+    with open(stdin) as file:
+        return subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=timeout, cwd=cwd, stdin=file)
 
 
 def launch(config: Path, *more: str, ranks: int = 2) -> list[str]:

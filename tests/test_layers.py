@@ -15,7 +15,7 @@ FILES = sorted([*REPOSITORY.glob("lm1b/**/*.py"), *REPOSITORY.glob("launch/*.py"
 def layer_of(module: str) -> int:
     """Height of `lm1b.data.batches` and the like."""
     parts = module.split(".")
-    if parts[0] == "launch":
+    if parts[0] == "launch" or module == "lm1b.__init__":  # the two front doors
         return LAYERS.index("launch")
     return LAYERS.index(parts[1]) if len(parts) > 1 and parts[1] in LAYERS else 0
 

@@ -18,7 +18,9 @@ from lm1b.data.shards import TokenDirectory
 from lm1b.distributed import Ranks, single_process
 from lm1b.errors import UserError
 from lm1b.evaluation import perplexity
-from lm1b.evaluation.perplexity import Scorer, cut_for_scoring, evaluate_checkpoint
+from lm1b.evaluation import scorer as scorer_module
+from lm1b.evaluation.perplexity import evaluate_checkpoint
+from lm1b.evaluation.scorer import Scorer, cut_for_scoring
 from lm1b.evaluation.texts import ScoredText, text_of_files, text_of_split
 from lm1b.model.language_model import LanguageModel
 from lm1b.training.checkpoint import Checkpoint
@@ -59,13 +61,19 @@ def test_sequences_of_any_lengths_equal_brute_force(sequences: list[list[int]], 
     scorer, input_rows = made_scorer(3, 20, cell=cell)
     told: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(perplexity, "POSITIONS", positions)
-        nats = scorer.nats([np.array(sequence, np.uint16) for sequence in sequences], side_by_side, told.append)
-    expected = sum(
+        patch.setattr(scorer_module, "POSITIONS", positions)
+        arrays = [np.array(sequence, np.uint16) for sequence in sequences]
+        nats = scorer.nats(arrays, side_by_side, told.append)
+        each = dict(scorer.nats_of_each(arrays, side_by_side))
+    expected = [
         brute_force_nats(scorer.model, input_rows, scorer.output_rows_VP, scorer.output_bias_V, sequence, 1) for sequence in sequences
-    )
-    assert nats == pytest.approx(expected, rel=1e-6)
+    ]
+    assert nats == pytest.approx(sum(expected), rel=1e-6)
     assert sum(told) == sum(map(len, sequences))
+    assert each.keys() == set(range(len(sequences)))
+    for number, sequence in enumerate(sequences):
+        assert len(each[number]) == len(sequence)
+        assert each[number].sum() == pytest.approx(expected[number], rel=1e-6)
 
 
 def test_300_positions_at_the_benchmark_s_vocabulary_size() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -90,12 +91,23 @@ def test_a_command_of_the_readme(folder: Path, trained: subprocess.CompletedProc
     line = re.sub(r"\b(out\.json|scaling\.png)", lambda found: str(folder / found[0]), line)
     line = re.sub(r"\bruns/\w+", str(folder / "run"), line).replace("my_sentences.txt", sentences)
     line = line.replace("-- deepspeed ", f"-- {shlex.quote(DEEPSPEED)} --master_port {free_port()} ")
+    line, _, stdin = line.partition(" < ")
     program, *rest = shlex.split(line)
     arguments = [sys.executable, *rest] if program == "python" else [DEEPSPEED, "--master_port", str(free_port()), *rest]
-    done = run(arguments)
+    done = run(arguments, stdin=Path(stdin.strip() or os.devnull))
     assert done.returncode == 0, done.stdout + done.stderr
     ours = [warning for warning in done.stderr.splitlines() if "Warning:" in warning and "/lm1b/" in warning]
     assert not ours
+
+
+def test_the_readmes_python_runs(folder: Path, trained: subprocess.CompletedProcess[str], tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    for number, block in enumerate(blocks):
+        script = tmp_path / f"block_{number}.py"
+        script.write_text("candidates = ['w1 w2', 'w3']\n" + re.sub(r"\bruns/\w+", str(folder / "run"), block))
+        done = run([sys.executable, str(script)])
+        assert done.returncode == 0, done.stderr
 
 
 def test_the_readmes_make_targets_exist() -> None:

@@ -30,7 +30,7 @@ from lm1b.sequence_tasks.trainer import SequenceRun
 from lm1b.strict_config import override, parse
 from lm1b.workers import Workers
 
-CONFIGS = sorted((REPOSITORY / "configs" / "tasks").glob("*.json"))
+CONFIGS = sorted(path for path in (REPOSITORY / "configs" / "tasks").glob("*.json") if path.name != "schema.json")
 CELLS = ["irnn", "np_rnn", "relu_rnn", "tanh_rnn", "lstm"]
 
 

@@ -28,7 +28,7 @@ import torch
 
 from lm1b.config import Config, load_config
 from lm1b.errors import run_command
-from lm1b.evaluation.perplexity import Scorer, cut_for_scoring
+from lm1b.evaluation.scorer import Scorer, cut_for_scoring
 from lm1b.evaluation.texts import ScoredText, text_of_split
 from lm1b.files import read_json, write_json
 from lm1b.model.language_model import LanguageModel

@@ -81,6 +81,11 @@ def tidy(data: bytes) -> bytes:
     return data
 
 
+def blank_lines(data: bytes) -> list[bool]:
+    """For every line of text whether it is blank, and so no sentence."""
+    return [not line.strip(b" ") for line in tidy(data).split(b"\n")[:-1]]
+
+
 def _has_written_symbol(data: bytes) -> bool:
     """Whether `</S>` or `<S>` is in the text, perhaps inside a word. One byte is found at 30 GB/s, a string at 2, so each `<` is tried."""
     place = data.find(b"<")

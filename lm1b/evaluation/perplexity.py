@@ -1,23 +1,20 @@
 """Exact perplexity: full softmax over the whole vocabulary, sums of nats in float64, divided once.
 
-1. The text becomes *sequences*, each from zero state after `</S>`: with `carry` the text is cut at sentence ends into a few
-   long lanes, with `reset` every sentence is a sequence of its own. Nothing is dropped.
-2. Sequences of like length go through the recurrent layers side by side, a window of steps at a time, so that each
-   call of the softmax gets some thousand positions: long matrix products, and no more memory than one window.
+1. A checkpoint is leased, verified and read: of the input table only the rows of the text's own words.
+2. The scorer (scorer.py) runs the text's sequences through it.
 3. Every position's -log P(target) is added up in float64: word_perplexity = exp(nats / (words + sentences)).
 
 Worked example: two sentences of 3 and 1 words give 6 predictions (the `</S>` of each is predicted); 30 nats in all are a
 word perplexity of exp(30 / 6) = 148.4.
 
-Letters: T steps, B sequences side by side, D embedding, P output width, V vocabulary, U distinct words of the text,
-N positions (at most T*B, padding left out).
+Letters: D embedding, P output width, V vocabulary, U distinct words of the text.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,106 +24,16 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from lm1b.config import Config, ModelConfig
-from lm1b.data.batches import cut_into_lanes
 from lm1b.distributed import Ranks, agree, all_reduce_sum, single_process
 from lm1b.errors import UserError
+from lm1b.evaluation.scorer import Scorer, cut_for_scoring
 from lm1b.evaluation.texts import ScoredText
-from lm1b.model.full_softmax import full_softmax_part, gather_dealt, places_of_targets
 from lm1b.model.language_model import LanguageModel
-from lm1b.model.recurrent import State
 from lm1b.training.checkpoint import Checkpoint
 from lm1b.training.run_log import now
 
-POSITIONS = 1536  # in one call of the softmax: matrix products near their ceiling (measured: 512 to 4,096)
 Weights = Literal["raw", "ema"]
 KINDS: dict[str, list[Weights]] = {"raw": ["raw"], "ema": ["ema"], "both": ["ema", "raw"]}  # by evaluation.weights
-
-
-@dataclass(frozen=True)
-class Scorer:
-    """A model with the rows it needs. Each rank holds all input rows of the text, and its own rows of the output table. It
-    runs the recurrent layers for every R-th sequence, and its rows of the softmax for all.
-
-    input_ids_U: int64, rising, the words that occur; input_rows_UD, output_rows_VP (row r on rank r % ranks), output_bias_V:
-    in the computing precision (bias float32).
-    """
-
-    model: LanguageModel
-    input_ids_U: np.ndarray
-    input_rows_UD: Tensor
-    output_rows_VP: Tensor
-    output_bias_V: Tensor
-    end_id: int
-    vocabulary_block: int
-    ranks: Ranks
-
-    def nats(self, sequences: Sequence[np.ndarray], side_by_side: int, on_scored: Callable[[int], object] = lambda n: None) -> float:
-        """Nats of all tokens of the sequences, each from zero state after `</S>`; float64. on_scored is told of each N."""
-        total = 0.0
-        for group in _groups(sequences, side_by_side):
-            total += self._nats_side_by_side(group, on_scored)
-        return total
-
-    @torch.no_grad()
-    def _nats_side_by_side(self, group: list[np.ndarray], on_scored: Callable[[int], object]) -> float:
-        """The group's sequences run from longest to shortest, so that those still running are always the first B."""
-        device, ranks = self.ranks.device, self.ranks
-        state = self.model.zero_state(len(range(ranks.rank, len(group), ranks.size)), device)
-        total, start = 0.0, 0
-        while start < len(group[0]):
-            running = sum(len(sequence) > start for sequence in group)
-            steps = min(max(1, POSITIONS // running), len(group[0]) - start)
-            inputs_TB, targets_TB, real_TB = self._window(group[:running], start, steps)
-            inputs_TB = inputs_TB[:, ranks.rank :: ranks.size]
-            state = {name: value[: inputs_TB.shape[1]] for name, value in state.items()}
-            x_TBD = self.input_rows_UD[torch.from_numpy(inputs_TB).to(device)]
-            hidden_TBP, state = self._hidden(x_TBD, state)
-            hidden_TBP = gather_dealt(hidden_TBP, running, ranks)
-            real = torch.from_numpy(real_TB).to(device)
-            targets_N = torch.from_numpy(targets_TB).to(device)[real]
-            places_N = places_of_targets(targets_N, self.ranks)
-            part = full_softmax_part(hidden_TBP[real], self.output_rows_VP, self.output_bias_V, places_N, self.vocabulary_block)
-            total += float(part.reduce(self.ranks).nats().sum())
-            start += steps
-            on_scored(len(targets_N))
-        return total
-
-    def _hidden(self, x_TBD: Tensor, state: State) -> tuple[Tensor, State]:
-        """The recurrent layers, where any of this rank's sequences still runs."""
-        if x_TBD.shape[1]:
-            return self.model.hidden(x_TBD, state)
-        return x_TBD.new_zeros(len(x_TBD), 0, self.model.output_width), state
-
-    def _window(self, running: list[np.ndarray], start: int, steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Inputs (as places in input_ids_U), targets, and where a target is real: int64, int64, bool, each (T, B)."""
-        inputs_TB = np.full((steps, len(running)), self.end_id, np.int64)
-        targets_TB = np.full((steps, len(running)), self.end_id, np.int64)
-        real_TB = np.zeros((steps, len(running)), bool)
-        for lane, sequence in enumerate(running):
-            here = sequence[start : start + steps]
-            targets_TB[: len(here), lane] = here
-            real_TB[: len(here), lane] = True
-            inputs_TB[1 : len(here), lane] = here[:-1]
-            if start:
-                inputs_TB[0, lane] = sequence[start - 1]
-        return np.searchsorted(self.input_ids_U, inputs_TB), targets_TB, real_TB
-
-
-def _groups(sequences: Sequence[np.ndarray], side_by_side: int) -> Iterator[list[np.ndarray]]:
-    """Sequences from longest to shortest; short ones in groups that fill a window, long ones `side_by_side` at a time."""
-    order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
-    start = 0
-    while start < len(order):
-        count = max(side_by_side, POSITIONS // len(sequences[order[start]]))
-        yield [sequences[i] for i in order[start : start + count]]
-        start += count
-
-
-def cut_for_scoring(text: ScoredText, state: str, lanes: int) -> list[np.ndarray]:
-    """The text as sequences that start from zero state: `lanes` pieces cut at sentence ends (`carry`), or sentences (`reset`)."""
-    if state == "carry":
-        return [lane for lane in cut_into_lanes(text.tokens_N, text.sentence_ends, lanes) if len(lane)]
-    return np.split(text.tokens_N, text.sentence_ends[:-1])
 
 
 @dataclass(frozen=True)
@@ -169,10 +76,10 @@ def _read_leased(checkpoint: Checkpoint, fingerprint: str, ids_U: Tensor, ranks:
         raw, average = checkpoint.core("weights"), checkpoint.core("ema")
         assert raw is not None, "core.safetensors holds no weights"
         cores: dict[Weights, dict[str, Tensor]] = {"raw": raw} if average is None else {"ema": average, "raw": raw}
-        return _Reading(state, _model_of(checkpoint, state), input_rows_UD, output_rows_VP, bias_V, cores)
+        return _Reading(state, model_of(checkpoint, state), input_rows_UD, output_rows_VP, bias_V, cores)
 
 
-def _model_of(checkpoint: Checkpoint, state: dict[str, Any]) -> ModelConfig:
+def model_of(checkpoint: Checkpoint, state: dict[str, Any]) -> ModelConfig:
     """The shape that the checkpoint was trained with, whatever config.json says now."""
     try:
         return ModelConfig.model_validate(state["config"]["model"])

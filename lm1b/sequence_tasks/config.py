@@ -80,9 +80,11 @@ class NetworkConfig(CellConfig):
 class OptimizerConfig(Section):
     """How weights follow their gradient."""
 
-    kind: Literal["sgd", "rmsprop", "adam"] = Field(default="adam", description="Le 2015: sgd.")
+    kind: Literal["sgd", "rmsprop", "adam"] = Field(
+        default="adam", description="torch's optimizer of all weights (Le 2015: sgd with clipping)."
+    )
     learning_rate: PositiveFloat = Field(description="Constant; the search, where there is one, chooses its own.")
-    momentum: Probability = Field(default=0.0, description="sgd, rmsprop: momentum.")
+    momentum: Probability = Field(default=0.0, description="sgd, rmsprop: share of the last update that is added to the next one.")
     clip_norm: PositiveFloat | None = Field(
         default=1.0, description="Clip the gradient's norm at this (Le 2015 searches 1, 10, 100, 1000); null: no clipping."
     )
@@ -93,7 +95,7 @@ class TrainingConfig(Section):
     """How long to train, and what is watched."""
 
     updates: Positive = Field(description="Length of a run in updates: the budget that every cell of a table shares.")
-    batch: Positive = Field(default=16, description="Sequences an update.")
+    batch: Positive = Field(default=16, description="Sequences that one update is made from.")
     evaluate_every: Positive = Field(default=500, description="Updates between two looks at dev.")
     norm_stabilizer: NonNegativeFloat = Field(
         default=0.0, description="Weight of the penalty mean over steps of (|h_t| - |h_t-1|)^2 on the last layer (Krueger 2016)."

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks.machine import Ceiling, cpu_seconds, peak_memory, peak_memory_from_here
-from lm1b.evaluation.perplexity import POSITIONS
+from lm1b.evaluation.scorer import POSITIONS
 from lm1b.model.full_softmax import full_softmax_nats
 from lm1b.training.engine import DTYPES
 

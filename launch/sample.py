@@ -1,0 +1,46 @@
+"""Sentences drawn from a model: python launch/sample.py --run runs/irnn_lm --prompt "The president"
+
+Words are printed as they are drawn, one sentence a line. The same seed gives the same sentences.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from pathlib import Path
+
+from lm1b.errors import run_command
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True, help="the run's directory")
+    parser.add_argument("--prompt", default="", help="tokenized beginning of every sentence, words parted by spaces")
+    parser.add_argument("--count", type=int, default=1, help="how many sentences (default 1)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="below 1 the likely words become likelier; 0: always the likeliest")
+    parser.add_argument("--top-k", type=int, help="draw from the so many likeliest words alone")
+    parser.add_argument("--top-p", type=float, help="draw from the fewest words that hold this share of the probability")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--longest", type=int, default=60, metavar="WORDS", help="end a sentence here (default 60)")
+    parser.add_argument("--allow-unknown", action="store_true", help="<UNK> may be drawn")
+    parser.add_argument("--checkpoint", default="latest", help="latest (default), best (by validation so far) or a step")
+    parser.add_argument("--weights", choices=["ema", "raw"], default="ema", help="averaged weights (default), or those as trained")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="a GPU if there is one where not given")
+    arguments = parser.parse_args()
+
+    from lm1b.evaluation.loading import load_run  # after the arguments: a mistake there is answered at once
+    from lm1b.evaluation.sampling import SamplingSettings, sample_sentence
+
+    settings = SamplingSettings(
+        arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed, arguments.longest, arguments.allow_unknown
+    )
+    model = load_run(arguments.run, checkpoint=arguments.checkpoint, weights=arguments.weights, device=arguments.device)
+    for number in range(arguments.count):
+        text = itertools.chain([arguments.prompt] if arguments.prompt else [], sample_sentence(model, arguments.prompt, settings, number))
+        for place, word in enumerate(text):
+            print(f" {word}" if place else word, end="", flush=True)
+        print(flush=True)
+
+
+if __name__ == "__main__":
+    run_command(main)

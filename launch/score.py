@@ -1,0 +1,39 @@
+"""Score sentences: python launch/score.py --run runs/irnn_lm < sentences.txt
+
+One tokenized sentence a line in, one line of JSON out, in the same order: nats, words, unknown, perplexity, and with --words the natural
+log-probability of each word and of the sentence's end. Each sentence stands alone, from zero state: the nats add up to those of
+launch/evaluate.py --state reset. An empty line has no words, no nats and no perplexity.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from lm1b.errors import run_command
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True, help="the run's directory")
+    parser.add_argument("--checkpoint", default="latest", help="latest (default), best (by validation so far) or a step")
+    parser.add_argument("--weights", choices=["ema", "raw"], default="ema", help="averaged weights (default), or those as trained")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the model; nats are summed in float64")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="a GPU if there is one where not given")
+    parser.add_argument("--words", action="store_true", help="also each word's log-probability")
+    arguments = parser.parse_args()
+
+    from lm1b.evaluation.loading import load_run  # after the arguments: a mistake there is answered at once
+
+    model = load_run(
+        arguments.run, checkpoint=arguments.checkpoint, weights=arguments.weights, precision=arguments.precision, device=arguments.device
+    )
+    together = 1 if sys.stdin.isatty() else 4096
+    for score in model.score_stream(iter(sys.stdin.buffer), together):
+        print(json.dumps(score.as_json(with_words=arguments.words)), flush=together == 1)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,139 @@
+"""A trained model to ask: `lm1b.load("runs/irnn_lm").score(["The president said ."])`.
+
+1. `load_run` reads one checkpoint of a run, its weights and its tables, and the vocabulary of its token directory. No DeepSpeed.
+2. Text becomes sentences of ids, one a line, as evaluation reads it: scores add up to those of `evaluate.py --state reset`.
+3. Sentences of like length are scored side by side, and come back in the order in which they were given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lm1b.data.remote_tokens import open_tokens
+from lm1b.data.text import blank_lines
+from lm1b.data.vocabulary import Vocabulary
+from lm1b.distributed import single_process
+from lm1b.errors import UserError
+from lm1b.evaluation.perplexity import Weights, model_of
+from lm1b.evaluation.scorer import Scorer
+from lm1b.evaluation.watcher import choose_checkpoint
+from lm1b.model.language_model import LanguageModel
+from lm1b.training.checkpoint import Checkpoint
+from lm1b.training.run_log import best_step, read_run_config
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class SentenceScore:
+    """nats: of all words and of the sentence's end. log_probabilities: natural, of each word and, the last, of the end; float64.
+
+    words: how many, the end left out. unknown: words that the vocabulary does not have. perplexity: exp(nats / (words + 1)).
+    An empty line is no sentence: 0 words, 0 nats, no perplexity and no log-probabilities.
+    """
+
+    words: int
+    unknown: int
+    log_probabilities: np.ndarray
+
+    @property
+    def nats(self) -> float:
+        """Of the whole sentence."""
+        return -math.fsum(self.log_probabilities)
+
+    @property
+    def perplexity(self) -> float | None:
+        """A word, the end counted as one; None for an empty line, and where the number is beyond a float."""
+        mean = self.nats / len(self.log_probabilities) if len(self.log_probabilities) else math.inf
+        return math.exp(mean) if mean < 700 else None
+
+    def as_json(self, *, with_words: bool = False) -> dict[str, Any]:
+        """One line of launch/score.py."""
+        line = {"nats": self.nats, "words": self.words, "unknown": self.unknown, "perplexity": self.perplexity}
+        return {**line, "log_probabilities": self.log_probabilities.tolist()} if with_words else line
+
+
+class LoadedModel:
+    """A model with its vocabulary and all of its rows, in memory, on one device."""
+
+    def __init__(self, scorer: Scorer, vocabulary: Vocabulary, facts: dict[str, Any]) -> None:
+        """facts: where it came from (run, checkpoint, weights, precision)."""
+        self.scorer, self.vocabulary, self.facts = scorer, vocabulary, facts
+
+    def score(self, sentences: Sequence[str], *, side_by_side: int = 32) -> list[SentenceScore]:
+        """Each sentence (tokenized, words parted by spaces) alone, from zero state. Raises UserError for one that holds a newline."""
+        for number, sentence in enumerate(sentences):
+            if "\n" in sentence:
+                raise UserError(f"sentence {number}: holds a newline; give one sentence a string")
+        return self.score_lines("\n".join([*sentences, ""]).encode(), side_by_side=side_by_side)
+
+    def score_lines(self, text: bytes, source: str = "text", *, side_by_side: int = 32) -> list[SentenceScore]:
+        """Each line of UTF-8 text. Raises UserError that names `source` where it is not UTF-8."""
+        ids_N, _ = self.vocabulary.encode(text, source)
+        ends = np.flatnonzero(ids_N == self.vocabulary.end_id) + 1
+        sequences = np.split(ids_N.astype(np.int64), ends[:-1]) if len(ends) else []
+        nats = dict(self.scorer.nats_of_each(sequences, side_by_side))
+        scored = (self._score(sequence, nats[number]) for number, sequence in enumerate(sequences))
+        nothing = SentenceScore(0, 0, np.zeros(0))
+        return [nothing if is_blank else next(scored) for is_blank in blank_lines(text)]
+
+    def _score(self, ids_T: np.ndarray, nats_T: np.ndarray) -> SentenceScore:
+        return SentenceScore(len(ids_T) - 1, int(np.count_nonzero(ids_T == self.vocabulary.unknown_id)), -nats_T)
+
+    def score_stream(self, lines: Iterator[bytes], together: int = 4096) -> Iterator[SentenceScore]:
+        """Line after line, `together` at a time: as much memory whatever the length of the stream, and output as input comes."""
+        while chunk := [line for _, line in zip(range(together), lines, strict=False)]:
+            yield from self.score_lines(b"".join(chunk), "standard input")
+
+
+def load_run(
+    run_directory: Path, *, checkpoint: str = "latest", weights: Weights = "ema", precision: str = "fp32", device: str | None = None
+) -> LoadedModel:
+    """A checkpoint of a run (`latest`, `best` or a step), ready to be asked. weights: `ema` falls back to `raw` where there is no average.
+
+    device: a GPU if there is one where None. Raises UserError where there is no such run, checkpoint or token directory.
+    """
+    if precision not in DTYPES:
+        raise UserError(f"precision must be one of {', '.join(DTYPES)}, found {precision}")
+    config = read_run_config(run_directory)
+    tokens = open_tokens(config.tokens)
+    found = choose_checkpoint(run_directory, checkpoint, best_step(run_directory))
+    ranks = single_process(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    vocabulary = tokens.vocabulary
+    with found.lease():
+        state = found.state()
+        if state["vocabulary"] != tokens.fingerprint:
+            raise UserError(f"{found.path}: trained with another vocabulary than that of {config.tokens.directory}")
+        found.verify(0, 1)
+        core, kind = _core(found, weights)
+        rows = [found.read_table(name, 0, 1) for name in ("input_table", "output_table", "output_bias")]
+        shape = model_of(found, state)
+    dtype = DTYPES[precision]
+    model = LanguageModel(shape, config.run.seed).to(ranks.device, dtype).eval()
+    model.load_state_dict(core)
+    scorer = Scorer(
+        model,
+        np.arange(vocabulary.size),
+        rows[0].to(ranks.device, dtype),
+        rows[1].to(ranks.device, dtype),
+        rows[2].flatten().to(ranks.device),
+        vocabulary.end_id,
+        config.evaluation.vocabulary_block,
+        ranks,
+    )
+    facts = {"run": str(run_directory), "checkpoint": found.path.name, "weights": kind, "precision": precision}
+    return LoadedModel(scorer, vocabulary, facts)
+
+
+def _core(checkpoint: Checkpoint, weights: Weights) -> tuple[dict[str, torch.Tensor], Weights]:
+    average = checkpoint.core("ema") if weights == "ema" else None
+    core = average or checkpoint.core("weights")
+    assert core is not None, "core.safetensors holds no weights"
+    return core, "ema" if average else "raw"

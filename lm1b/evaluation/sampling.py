@@ -1,0 +1,86 @@
+"""Sentences drawn from a model, word by word.
+
+1. The prompt's words go through the recurrent layers from zero state after `</S>`, as in scoring.
+2. The next word's logits, over the whole vocabulary in float32, are divided by the temperature; of the words only the `top_k` likeliest
+   are kept, and of those the fewest that hold `top_p` of the probability (nucleus sampling, Holtzman et al. 2020).
+3. A uniform number keyed by (seed, sentence, place) picks one of them, the likeliest first: the same seed, the same sentence.
+
+`<S>` is never drawn, and `<UNK>` only where it is allowed: it stands for no word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lm1b.errors import UserError
+from lm1b.evaluation.loading import LoadedModel
+from lm1b.randomness import derive_key, uniform
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """temperature: 0 takes the likeliest word always. top_k, top_p: None keeps all. seed: of all sentences together."""
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 1
+    longest: int = 60
+    may_be_unknown: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises UserError for what is out of range."""
+        if not 0.0 <= self.temperature < float("inf"):
+            raise UserError(f"temperature must be 0 or more, found {self.temperature}")
+        if self.top_k is not None and self.top_k < 1:
+            raise UserError(f"top-k must be at least 1, found {self.top_k}")
+        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
+            raise UserError(f"top-p must be above 0 and at most 1, found {self.top_p}")
+        if self.longest < 1:
+            raise UserError(f"the longest sentence must have at least 1 word, found {self.longest}")
+
+
+@torch.no_grad()
+def sample_sentence(model: LoadedModel, prompt: str, settings: SamplingSettings, number: int = 0) -> Iterator[str]:
+    """The words that follow `prompt` (tokenized, may be empty), up to the sentence's end or `settings.longest` of them.
+
+    number: which of the seed's sentences. Raises UserError where the prompt holds a newline.
+    """
+    if "\n" in prompt:
+        raise UserError("the prompt holds a newline; give the beginning of one sentence")
+    scorer, vocabulary = model.scorer, model.vocabulary
+    ids_N, _ = vocabulary.encode(f"{prompt}\n".encode(), "prompt")
+    before = [vocabulary.end_id, *ids_N[:-1].tolist()]  # its own `</S>` left out; an empty prompt has none
+    never = [vocabulary.start_id] + ([] if settings.may_be_unknown else [vocabulary.unknown_id])
+    key = derive_key(settings.seed, "sample", number)
+    state = scorer.model.zero_state(1, scorer.ranks.device)
+    for place in range(settings.longest):
+        x_T1D = scorer.input_rows_UD[torch.tensor(before, device=scorer.ranks.device)].unsqueeze(1)
+        hidden_T1P, state = scorer.model.hidden(x_T1D, state)
+        logits_V = (scorer.output_rows_VP @ hidden_T1P[-1, 0]).float() + scorer.output_bias_V.float()
+        logits_V[never] = -torch.inf
+        drawn = choose(logits_V, settings, float(uniform(key, torch.tensor([place]))))
+        if drawn == vocabulary.end_id:
+            return
+        yield vocabulary.words[drawn]
+        before = [drawn]
+
+
+def choose(logits_V: Tensor, settings: SamplingSettings, uniform_number: float) -> int:
+    """The id that a number in (0, 1) picks."""
+    if settings.temperature == 0.0:
+        return int(logits_V.argmax())
+    kept = min(settings.top_k or len(logits_V), int(torch.isfinite(logits_V).sum()))
+    values_K, ids_K = torch.topk(logits_V, kept)  # falling
+    shares_K = torch.softmax(values_K.double() / settings.temperature, 0).cpu().numpy()
+    cumulative_K = np.cumsum(shares_K)
+    if settings.top_p is not None:
+        kept = int(np.searchsorted(cumulative_K, settings.top_p * cumulative_K[-1])) + 1
+        cumulative_K = cumulative_K[:kept]
+    place = int(np.searchsorted(cumulative_K, uniform_number * cumulative_K[-1], side="right"))
+    return int(ids_K[min(place, len(cumulative_K) - 1)])

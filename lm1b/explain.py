@@ -1,0 +1,103 @@
+"""What a config's fields mean, for people (`--explain model.identity_scale`) and for editors (a JSON schema).
+
+python launch/train.py --explain                         every section, and what it is for
+python launch/train.py --explain model                   its fields, with defaults
+python launch/train.py --explain model.identity_scale    one field: what it takes, its default, its meaning, unit and source
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import functools
+import json
+import textwrap
+from typing import Any, get_args
+
+from lm1b.errors import UserError
+from lm1b.strict_config import Section
+
+WIDTH = 110
+
+
+def sections_in(annotation: Any) -> list[type[Section]]:
+    """The sections that a field may hold: one, several where its `kind` decides, or none."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for argument in get_args(annotation) for section in sections_in(argument)]
+
+
+def explain(model: type[Section], path: str = "") -> str:
+    """The page on a section or a field. Raises UserError, with the nearest name, where there is none."""
+    sections, walked = [model], ""
+    for name in path.split(".") if path else []:
+        holding = [section for section in sections if name in section.model_fields]
+        if not holding:
+            known = sorted({known for section in sections for known in section.model_fields})
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f", did you mean `{near[0]}`?" if near else f"; there are {', '.join(known)}" if known else ""
+            raise UserError(f"--explain {path}: no `{name}` in {walked or 'the config'}{hint}")
+        walked = f"{walked}.{name}" if walked else name
+        sections = sections_in(holding[0].model_fields[name].annotation)
+        if not sections and walked == path:
+            return "\n\n".join(_field(section, name, path) for section in holding)
+    return "\n\n".join(_section(section, walked) for section in sections)
+
+
+def _section(section: type[Section], path: str) -> str:
+    lines = [f"{path or 'the config'}: {' '.join((section.__doc__ or '').split())}"]
+    schema = section.model_json_schema()
+    for name, field in section.model_fields.items():
+        inner = sections_in(field.annotation)
+        meaning = field.description or " ".join((inner[0].__doc__ or "").split()) if inner else field.description or ""
+        head = f"  {name}" if inner else f"  {name} ({_type(schema['properties'][name], schema)}; {_default(section, name)})"
+        lines.append(textwrap.fill(f"{head}: {meaning}", WIDTH, subsequent_indent="      "))
+    return "\n".join(lines)
+
+
+def _field(section: type[Section], name: str, path: str) -> str:
+    schema = section.model_json_schema()
+    meaning = textwrap.fill(section.model_fields[name].description or "", WIDTH, initial_indent="  ", subsequent_indent="  ")
+    return f"{path}: {_type(schema['properties'][name], schema)}; {_default(section, name)}\n{meaning}"
+
+
+def _default(section: type[Section], name: str) -> str:
+    field = section.model_fields[name]
+    return "must be given" if field.is_required() else f"default {json.dumps(field.get_default(call_default_factory=True))}"
+
+
+def _type(schema: dict[str, Any], whole: dict[str, Any]) -> str:
+    """A JSON schema of one value in words."""
+    if "$ref" in schema:
+        return _type(whole["$defs"][schema["$ref"].rsplit("/", 1)[-1]], whole)
+    if "anyOf" in schema:
+        return " or ".join(_type(option, whole) for option in schema["anyOf"])
+    if "enum" in schema or "const" in schema:
+        return "one of " + ", ".join(str(value) for value in schema.get("enum", [schema.get("const")]))
+    if schema.get("type") == "array":
+        return f"list of: {_type(schema['items'], whole)}"
+    words = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false", "object": "object"}
+    bounds = {"exclusiveMinimum": "above", "minimum": "at least", "exclusiveMaximum": "below", "maximum": "at most"}
+    limits = " and ".join(f"{word} {schema[key]:g}" for key, word in bounds.items() if key in schema)
+    return " ".join(filter(None, [words.get(schema.get("type", ""), schema.get("type", "anything")), limits]))
+
+
+class Explain(argparse.Action):
+    """`--explain [FIELD]`: print the page and end."""
+
+    def __init__(self, *arguments: Any, model: type[Section], **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self._model = model
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        """Raises UserError for a field that is not there."""
+        print(explain(self._model, values or ""))
+        parser.exit()
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, model: type[Section], *, several: bool = False) -> None:
+    """`--config`, `--set` and `--explain`, alike for every command that takes a config of this kind. several: one or more files."""
+    parser.add_argument("--config", required=True, nargs="+" if several else None, metavar="FILE", help="JSON, one experiment a file")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=VALUE", help="override one field; may be repeated")
+    action: Any = functools.partial(Explain, model=model)
+    parser.add_argument("--explain", action=action, nargs="?", metavar="FIELD", help="print what a field or a section means, and end")
