@@ -1,35 +1,72 @@
-"""One cell on one of the papers' tasks: python launch/sequence_task.py --config configs/tasks/adding_150_irnn.json
+"""One cell on one of the papers' tasks: python launch/sequence_task.py --config configs/tasks/adding_irnn.json
 
-Searches the learning rate where the config says so, trains every seed with the best one, and looks at test once a run, at its end. The same
-command again goes on where it was, and trains nothing twice. Several configs are done one after another.
+Searches the learning rate where the config says so, trains every seed with the best one, and looks at test once a run, at its end. The
+same command again goes on where it was, and trains nothing twice. Several configs are done one after another.
+
+So started, runs go side by side, each in a process of its own. Under a launcher of several ranks every run is trained by all of them
+together, under DeepSpeed, each rank with an equal share of every batch:
+
+    deepspeed --num_gpus 2 launch/sequence_task.py --config configs/tasks/adding_irnn.json
+
+The results are the same but for float32's rounding, and what one way has begun the other goes on with.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from lm1b.errors import run_command
-from lm1b.sequence_tasks.config import load_task_experiment
+from lm1b.errors import UserError, run_command
+from lm1b.explain import add_config_arguments
+from lm1b.launchers import here
+from lm1b.sequence_tasks.config import TaskExperiment, load_task_experiment
 from lm1b.workers import Workers, usable_cores
+
+if TYPE_CHECKING:
+    from lm1b.distributed import Ranks
+
+
+@contextmanager
+def ranks_of(configs: list[TaskExperiment]) -> Iterator[Ranks | None]:
+    """The ranks of a launcher, or None for a process on its own."""
+    if here().size == 1:
+        yield None
+        return
+    from lm1b.sequence_tasks.ranks import ranks_together
+    from lm1b.training.same_everywhere import check_program
+
+    with ranks_together() as ranks:
+        for config in configs:
+            check_program(ranks, config)
+        yield ranks
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", nargs="+", required=True, help="JSON files, one a cell and task")
-    parser.add_argument("--set", action="append", default=[], metavar="a.b=value", help="override one field of all; may be repeated")
+    add_config_arguments(parser, TaskExperiment, several=True)
     parser.add_argument("--processes", type=int, help="runs side by side; one a core where not given")
+    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     arguments = parser.parse_args()
     configs = [load_task_experiment(path, arguments.set) for path in arguments.config]
+    if arguments.processes and here().size > 1:
+        raise UserError("--processes: several ranks train one run together; leave it out, or start without a launcher")
+    processes = 1 if here().size > 1 else arguments.processes or usable_cores()
 
     # After the configs: a misspelt key is answered at once, before torch is loaded.
     from lm1b.sequence_tasks.provenance import neutral_command
     from lm1b.sequence_tasks.search import Experiment
 
-    with Workers(arguments.processes or usable_cores(), if_killed="the same command goes on from there") as workers:
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    with ranks_of(configs) as ranks, Workers(processes, if_killed="the same command goes on from there") as workers:
         for path, config in zip(arguments.config, configs, strict=True):
             command = neutral_command("launch/sequence_task.py", path, arguments.set)
-            result = Experiment(config, workers, lambda line: print(line, flush=True), command).run()
-            print(f"{config.run.directory}: learning rate {result['learning_rate']:g}, error on test {result['summary']}", flush=True)
+            result = Experiment(config, workers, say, ranks, command).run()
+            if ranks is None or ranks.is_first:
+                say(f"{config.run.directory}: learning rate {result['learning_rate']:g}, error on test {result['summary']}")
 
 
 if __name__ == "__main__":

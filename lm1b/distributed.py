@@ -129,6 +129,26 @@ def all_gather_objects(value: object, ranks: Ranks) -> list[object]:
     return [json.loads(bytes(part[: int(n)].cpu().numpy()).decode()) for part, n in zip(gathered, lengths, strict=True)]
 
 
+def from_first(ranks: Ranks, action: Callable[[], T]) -> T:
+    """What `action` gives on the first rank, a JSON value, on all of them; the others do not run it. See `agree`."""
+    value = agree(ranks, lambda: action() if ranks.is_first else None)
+    return all_gather_objects(value, ranks)[0]  # type: ignore[return-value]
+
+
+def tensors_from_first(tensors: dict[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
+    """The first rank's tensors, float32 and by name, on CPU on every rank; the others give none. Collective."""
+    if ranks.size == 1:
+        return tensors
+    assert all(tensor.dtype == torch.float32 for tensor in tensors.values())
+    shapes: list[tuple[str, list[int]]] = from_first(ranks, lambda: [(name, list(tensor.shape)) for name, tensor in tensors.items()])
+    found = {}
+    for name, shape in shapes:
+        tensor = (tensors[name] if ranks.is_first else torch.empty(shape)).to(ranks.device)
+        dist.broadcast(tensor, 0)
+        found[name] = tensor.cpu()
+    return found
+
+
 def agree(ranks: Ranks, action: Callable[[], T], *, may_take_long: bool = False) -> T:
     """Run `action` on every rank; where it is a user's mistake or a file system's no on any of them, raise UserError on all.
 

@@ -17,7 +17,7 @@ from lm1b.errors import UserError
 from lm1b.model.language_model import LanguageModel
 from lm1b.strict_config import Section
 
-SHIPPED = sorted(path for path in (REPOSITORY / "configs").glob("*.json") if path.name != "schema.json")
+SHIPPED = sorted(path for path in (REPOSITORY / "configs").glob("*.json") if not path.name.endswith("schema.json"))
 
 
 def problems(settings_json: Any) -> str:

@@ -68,7 +68,7 @@ def test_the_schemas_are_those_of_the_models(path: object) -> None:
     assert kept == SCHEMAS[path].model_json_schema(), "run python tools/config_schema.py"  # type: ignore[index]
 
 
-@pytest.mark.parametrize("script", ["train.py", "preprocess.py"])
+@pytest.mark.parametrize("script", ["train.py", "preprocess.py", "sequence_task.py"])
 def test_commands_explain_without_a_config(script: str) -> None:
     def command(*options: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -140,12 +140,12 @@ def test_results_keep_their_provenance_when_the_same_command_finds_them_done(tmp
     sets = [*TINY, "run.seeds=[1]", f"run.directory={tmp_path / 'tiny'}"]
     config = load_task_experiment(REPOSITORY / "configs" / "tasks" / "adding_irnn.json", sets)
     with Workers(1) as workers:
-        first = Experiment(config, workers, lambda line: None, "the first command").run()
+        first = Experiment(config, workers, lambda line: None, command="the first command").run()
         before = (tmp_path / "tiny" / "results.json").read_bytes()
-        again = Experiment(config, workers, lambda line: None, "another command").run()
+        again = Experiment(config, workers, lambda line: None, command="another command").run()
         assert again == first == json.loads(before)
         assert (tmp_path / "tiny" / "results.json").read_bytes() == before
         assert first["provenance"]["command"] == "the first command"
         assert first["task"]["name"] == "adding, T = 8"
         more = load_task_experiment(REPOSITORY / "configs" / "tasks" / "adding_irnn.json", [*sets, "run.seeds=[1, 2]"])
-        assert Experiment(more, workers, lambda line: None, "a third").run()["provenance"]["command"] == "a third"
+        assert Experiment(more, workers, lambda line: None, command="a third").run()["provenance"]["command"] == "a third"

@@ -99,6 +99,11 @@ def test_a_command_of_the_readme(
         )
     else:
         line = re.sub(r"configs/\w+\.json", str(folder / "run.json"), line)
+    if "sequence_task.py" in line:
+        tiny = ["training.updates=4", "training.evaluate_every=2", "task.train_size=64", "task.held_out_size=32", "run.seeds=[1]"]
+        line += "".join(f" --set {part}" for part in [*tiny, f"run.directory={folder}/tasks/adding_irnn"])
+    line = line.replace("runs/tasks/", f"{folder}/tasks/")
+    line = line.replace("--into results/papers", f"--into {folder}/kept").replace("--out report", f"--out {folder}/report")
     line = re.sub(r"\b(out\.json|scaling\.png)", lambda found: str(folder / found[0]), line)
     line = re.sub(r"\bruns/\w+", str(folder / "run"), line).replace("my_sentences.txt", sentences)
     line = line.replace("-- deepspeed ", f"-- {shlex.quote(DEEPSPEED)} --master_port {free_port()} ")

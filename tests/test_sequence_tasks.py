@@ -23,13 +23,14 @@ from lm1b.errors import UserError
 from lm1b.sequence_tasks.config import NetworkConfig, TaskExperiment, load_task_experiment
 from lm1b.sequence_tasks.data import NO_LABEL, Batch, constant_answer_nats, stored
 from lm1b.sequence_tasks.network import SequenceNetwork, loss_of, norm_stabilizer, turn_around
+from lm1b.sequence_tasks.runs import train_run
 from lm1b.sequence_tasks.search import Experiment, summarize
 from lm1b.sequence_tasks.tasks import load_task
-from lm1b.sequence_tasks.trainer import SequenceRun, train_run
+from lm1b.sequence_tasks.trainer import SequenceRun
 from lm1b.strict_config import override, parse
 from lm1b.workers import Workers
 
-CONFIGS = sorted(path for path in (REPOSITORY / "configs" / "tasks").glob("*.json") if path.name != "schema.json")
+CONFIGS = sorted((REPOSITORY / "configs" / "tasks").glob("*.json"))
 CELLS = ["irnn", "np_rnn", "relu_rnn", "tanh_rnn", "lstm"]
 
 
@@ -161,8 +162,10 @@ def test_a_bidirectional_layer_reads_the_future() -> None:
 
 def test_the_norm_stabilizer_by_hand() -> None:
     y_TBW = torch.tensor([[[3.0, 4.0], [1.0, 0.0]], [[0.0, 1.0], [9.0, 9.0]], [[6.0, 8.0], [9.0, 9.0]]])
-    assert norm_stabilizer(y_TBW, torch.tensor([3, 1])).item() == pytest.approx(((5 - 1) ** 2 + (1 - 10) ** 2) / 2)
-    assert norm_stabilizer(y_TBW[:1], torch.tensor([1, 1])).item() == 0.0
+    total, count = norm_stabilizer(y_TBW, torch.tensor([3, 1]))
+    assert (total.item(), count) == (pytest.approx((5 - 1) ** 2 + (1 - 10) ** 2), 2)
+    total, count = norm_stabilizer(y_TBW[:1], torch.tensor([1, 1]))
+    assert (total.item(), count) == (0.0, 0)
 
 
 # Training ---------------------------------------------------------------------------------------------------------
@@ -262,7 +265,7 @@ def test_the_stabilizer_keeps_norms_closer_together(tmp_path: Path) -> None:
         for _ in range(60):
             run.update()
         batch = run.task.dev.batch(torch.arange(30))
-        spread.append(norm_stabilizer(run.network(batch).y_TBW, batch.lengths_B).item())
+        spread.append(norm_stabilizer(run.network(batch).y_TBW, batch.lengths_B)[0].item())
     assert spread[1] < 0.5 * spread[0]
 
 
@@ -312,6 +315,14 @@ def test_the_better_half_goes_on_and_the_best_is_trained_with_every_seed(tmp_pat
     assert result["summary"] == {"runs": 2, "diverged": 0, "median": sum(errors) / 2, "least": errors[0], "greatest": errors[1]}
 
 
+def test_of_rates_that_do_nothing_the_lowest_is_taken_in_whatever_order_they_end(tmp_path: Path) -> None:
+    found = []
+    for number, rates in enumerate(([1e30, 1e29], [1e29, 1e30])):
+        result, _ = run_experiment(experiment(tmp_path / str(number), search__learning_rates=rates, run__seeds=[1]))
+        found.append(result["learning_rate"])
+    assert found == [1e29, 1e29]
+
+
 def test_nothing_is_trained_twice_and_more_seeds_are_added(tmp_path: Path) -> None:
     config = experiment(tmp_path / "run")
     first, _ = run_experiment(config)
@@ -321,6 +332,9 @@ def test_nothing_is_trained_twice_and_more_seeds_are_added(tmp_path: Path) -> No
     assert {path: path.stat().st_mtime_ns for path in files} == files
     third, _ = run_experiment(override(config, ["run.seeds=[1,2,3]"]))
     assert third["runs"][:2] == first["runs"]
+    other = "0.02" if first["learning_rate"] != 0.02 else "0.01"  # another search, another rate: nothing of the former one's is taken
+    fourth, _ = run_experiment(override(config, [f"search.learning_rates=[{other}]"]))
+    assert {run["learning_rate"] for run in fourth["runs"]} == {float(other)}
     with pytest.raises(UserError, match=r"holds runs with other settings \(task.steps, model.hidden\)"):
         run_experiment(override(config, ["task.steps=7", "model.hidden=9"]))
 

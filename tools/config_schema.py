@@ -1,6 +1,6 @@
 """The JSON schemas of the configs, for editors that complete and check them: python tools/config_schema.py
 
-Writes configs/schema.json (language models) and configs/tasks/schema.json (the papers' tasks). A test keeps them equal to the models.
+Writes configs/schema.json (language models) and configs/task_schema.json (the papers' tasks). A test keeps them equal to the models.
 In Visual Studio Code: "json.schemas": [{"fileMatch": ["configs/*.json"], "url": "./configs/schema.json"}].
 """
 
@@ -15,7 +15,7 @@ from lm1b.files import write_json
 from lm1b.sequence_tasks.config import TaskExperiment
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-SCHEMAS = {CONFIGS / "schema.json": Config, CONFIGS / "tasks" / "schema.json": TaskExperiment}
+SCHEMAS = {CONFIGS / "schema.json": Config, CONFIGS / "task_schema.json": TaskExperiment}
 
 
 def main() -> None:

@@ -97,11 +97,12 @@ def evaluate_checkpoint(
     kinds: Sequence[Weights] | None = None,
     ranks: Ranks | None = None,
     on_scored: Callable[[int], object] = lambda n: None,
+    on_nats: Callable[[dict[str, Any], list[np.ndarray]], object] | None = None,
 ) -> list[dict[str, Any]]:
     """Score `text` with one checkpoint: one result a kind of weights asked for, as evaluations.jsonl keeps them.
 
     config: the run's, its `evaluation` section says how. kinds: of weights to score, where not all that it asks for.
-    on_scored is told of every number of predictions done.
+    on_scored is told of every number of predictions done; on_nats of each result and the nats of every token, piece by piece of the text.
     Raises UserError where the checkpoint has gone, is damaged, or belongs to another vocabulary.
     """
     ranks = ranks or single_process()
@@ -127,7 +128,12 @@ def evaluate_checkpoint(
     for kind in _kinds(kinds or KINDS[settings.weights], reading.cores):
         started = time.monotonic()
         scorer.model.load_state_dict(reading.cores[kind])
-        nats = scorer.nats(sequences, settings.lanes, on_scored)
+        if on_nats is None:
+            pieces, nats = [], scorer.nats(sequences, settings.lanes, on_scored)
+        else:
+            found = dict(scorer.nats_of_each(sequences, settings.lanes, on_scored))
+            pieces = [found[number] for number in range(len(sequences))]
+            nats = float(sum(piece.sum() for piece in pieces))
         predictions = len(text.tokens_N)
         result = {
             "step": checkpoint.step,
@@ -155,6 +161,8 @@ def evaluate_checkpoint(
             "finished_at": now(),
         }
         results.append(result)
+        if on_nats is not None:
+            on_nats(result, pieces)
     return results
 
 

@@ -17,10 +17,12 @@ from lm1b.data.remote_tokens import open_tokens
 from lm1b.data.shards import TokenDirectory
 from lm1b.errors import UserError, describe_os_error
 from lm1b.evaluation.curves import RunRecord, draw_curves
+from lm1b.evaluation.details import render_details
 from lm1b.evaluation.ngram import fit_baselines
 from lm1b.evaluation.published import PUBLISHED
 from lm1b.evaluation.texts import TEST_FILE, ScoredText, count_test_looks, text_of_files, text_of_split
 from lm1b.files import atomic_file, read_json, write_json
+from lm1b.markdown import markdown_table
 
 COLUMNS = (
     "run", "step", "epochs", "tokens seen", "split", "files", "state", "weights", "precision", "predictions", "unknown", "perplexity",
@@ -148,11 +150,6 @@ def as_text(rows: list[list[str]]) -> str:
     return "\n".join([line(list(COLUMNS)), line(["-" * width for width in widths]), *(line(row) for row in rows)])
 
 
-def _markdown_table(header: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return "\n".join([*lines, *("| " + " | ".join(cell.strip() for cell in row) + " |" for row in rows)])
-
-
 def is_comparable(run: RunRecord) -> bool:
     """Whether the run was trained on the full benchmark and scored on its test file with the official vocabulary."""
     return any(
@@ -162,7 +159,7 @@ def is_comparable(run: RunRecord) -> bool:
 
 
 def as_markdown(runs: list[RunRecord], rows: list[list[str]], notes: list[str]) -> str:
-    """The whole report."""
+    """The whole report. Raises UserError for kept nats that are damaged."""
     published = [[figure.model, str(figure.perplexity), figure.source, figure.protocol] for figure in PUBLISHED]
     others = [run.name for run in runs if not is_comparable(run)]
     warning = ""
@@ -177,12 +174,13 @@ def as_markdown(runs: list[RunRecord], rows: list[list[str]], notes: list[str]) 
         "Exact word perplexities over the whole vocabulary (closed: `<UNK>` is a word; predictions = words + sentences, each `</S>` is "
         "predicted). `*`: best on validation. The last two columns divide by the baselines on the same text and vocabulary. "
         f"Looks at a test text: {tests}.",
-        _markdown_table(list(COLUMNS), rows) if rows else "Nothing has been scored yet.",
+        markdown_table(list(COLUMNS), rows) if rows else "Nothing has been scored yet.",
         *(f"Note: {note}" for note in notes),
         "![Training loss and validation perplexity against training tokens](curves.png)",
+        *render_details(runs),
         "## Published figures on the 1 Billion Word benchmark (test file heldout-00000)",
         warning + "Figures marked as recalled come from memory of the paper and were not read again.",
-        _markdown_table(["model", "perplexity", "source", "protocol"], published),
+        markdown_table(["model", "perplexity", "source", "protocol"], published),
     ]
     return "\n\n".join(parts) + "\n"
 

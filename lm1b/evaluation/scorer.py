@@ -65,7 +65,9 @@ class Scorer:
                 on_scored(len(window.nats_N))
         return total
 
-    def nats_of_each(self, sequences: Sequence[np.ndarray], side_by_side: int) -> Iterator[tuple[int, np.ndarray]]:
+    def nats_of_each(
+        self, sequences: Sequence[np.ndarray], side_by_side: int, on_scored: Callable[[int], object] = lambda n: None
+    ) -> Iterator[tuple[int, np.ndarray]]:
         """(number of a sequence, nats of each of its tokens, float64), from the longest sequence to the shortest."""
         for group in groups(sequences, side_by_side):
             found = [np.empty(len(sequences[i])) for i in group]
@@ -75,6 +77,7 @@ class Scorer:
                 for nats_T, whole in zip(nats_TB.T, found, strict=False):  # only the first ones still run
                     here = whole[window.start : window.start + len(nats_T)]
                     here[:] = nats_T[: len(here)]
+                on_scored(len(window.nats_N))
             yield from zip(group, found, strict=True)
 
     @torch.no_grad()

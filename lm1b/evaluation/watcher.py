@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -28,6 +29,7 @@ from lm1b.distributed import Ranks, agree, all_gather_objects, single_process
 from lm1b.errors import UserError
 from lm1b.evaluation.perplexity import KINDS, Weights, evaluate_checkpoint
 from lm1b.evaluation.texts import ScoredText, text_of_files, text_of_split
+from lm1b.evaluation.token_nats import LARGEST_TOKENS, write_token_nats
 from lm1b.files import append_json_line, read_json_lines, seal
 from lm1b.launchers import here
 from lm1b.peers import naming_the_guilty
@@ -60,7 +62,7 @@ class Evaluator:
         tokens = open_tokens(config.tokens)
         tokens.verify_once()
         self.fingerprint = tokens.fingerprint
-        self.end_id = tokens.vocabulary.end_id
+        self.symbols = {"end_id": tokens.vocabulary.end_id, "unknown_id": tokens.vocabulary.unknown_id}
         self.text: ScoredText = text_of_files(tokens.vocabulary, files or []) if split is None else text_of_split(tokens, split)
 
     @property
@@ -86,10 +88,11 @@ class Evaluator:
                 self.config,
                 self.text,
                 fingerprint=self.fingerprint,
-                end_id=self.end_id,
+                end_id=self.symbols["end_id"],
                 kinds=kinds,
                 ranks=self.ranks,
                 on_scored=bar.update,
+                on_nats=self._keep_nats if len(self.text.tokens_N) <= LARGEST_TOKENS else None,
             )
         if self.ranks.is_first:
             # A folder of its own: a trainer that goes on from a checkpoint hides later points of its own folder.
@@ -102,6 +105,11 @@ class Evaluator:
                         name = f"evaluation/{line['split']}_{line['state']}_{line['weights']}_word_perplexity"
                         board.add_scalar(name, line["word_perplexity"], line["step"])
         return lines
+
+    def _keep_nats(self, line: dict[str, Any], pieces: list[np.ndarray]) -> None:
+        """For the report's breakdowns; the first rank's."""
+        if self.ranks.is_first and line["nats"] is not None:
+            write_token_nats(self.run_directory, line, pieces, self.text.tokens_N, self.symbols)
 
     def scored(self) -> set[tuple[int, str]]:
         """(step, kind of weights) that evaluations.jsonl already has for this text and these settings."""

@@ -37,6 +37,10 @@ class Batch:
     lengths_B: Tensor
     targets: Tensor
 
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        return Batch(self.x_TBD.to(device), self.lengths_B.to(device), self.targets.to(device))
+
 
 class Split(Protocol):
     """Sequences by number, 0 to len - 1."""

@@ -67,7 +67,7 @@ class SequenceNetwork(nn.Module):
         y_TBW = x_TBD.float()
         if self.asked == "label_per_step":
             return Answers(self.readout(y_TBW), y_TBW)
-        last_BW = y_TBW[batch.lengths_B - 1, torch.arange(len(batch.lengths_B))]
+        last_BW = y_TBW[batch.lengths_B - 1, torch.arange(len(batch.lengths_B), device=y_TBW.device)]
         return Answers(self.readout(last_BW), y_TBW)
 
     def _through(self, stack: nn.Module, x_TBD: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class SequenceNetwork(nn.Module):
 
 def turn_around(x_TBD: Tensor, lengths_B: Tensor) -> Tensor:
     """Each sequence backward; what comes after its end stays where it is."""
-    steps_T1 = torch.arange(len(x_TBD)).unsqueeze(1)
+    steps_T1 = torch.arange(len(x_TBD), device=x_TBD.device).unsqueeze(1)
     from_TB = torch.where(steps_T1 < lengths_B, lengths_B - 1 - steps_T1, steps_T1)
     return x_TBD.gather(0, from_TB.unsqueeze(2).expand_as(x_TBD))
 
@@ -102,9 +102,9 @@ def loss_of(answers: Answers, batch: Batch, asked: Asked) -> tuple[Tensor, Tenso
     return nats, wrong.double(), int(is_asked.sum())
 
 
-def norm_stabilizer(y_TBW: Tensor, lengths_B: Tensor) -> Tensor:
-    """Mean over steps and sequences of (|h_t| - |h_t-1|)^2 (Krueger and Memisevic 2016), no dimensions."""
+def norm_stabilizer(y_TBW: Tensor, lengths_B: Tensor) -> tuple[Tensor, int]:
+    """Sum over steps and sequences of (|h_t| - |h_t-1|)^2 (Krueger and Memisevic 2016), and of how many."""
     norms_TB = torch.linalg.vector_norm(y_TBW, dim=2)
-    both_are_real = torch.arange(1, len(norms_TB)).unsqueeze(1) < lengths_B
+    both_are_real = torch.arange(1, len(norms_TB), device=y_TBW.device).unsqueeze(1) < lengths_B
     squares = norms_TB.diff(dim=0) ** 2 * both_are_real
-    return squares.sum() / both_are_real.sum().clamp(min=1)
+    return squares.sum(), int(both_are_real.sum())

@@ -5,8 +5,9 @@
 2. Every seed is trained to the whole budget with that rate, and looks at test once, with the weights that were best on dev.
 3. Runs go side by side, one a core, and none that has ended is done again: the same command goes on after a kill.
 4. `results.json` says where it comes from (provenance.py). It stays as it is where the same command finds every run done.
+5. Several ranks train one run after another together; the first one's folder decides, and it alone writes and speaks.
 
-    run.directory/  config.json  search/rate_0.001/...  seeds/seed_1/...  results.json
+    run.directory/  config.json  search/rate_0.001/...  seeds/rate_0.001/seed_1/...  results.json
 """
 
 from __future__ import annotations
@@ -21,14 +22,16 @@ from typing import Any
 
 import torch
 
+from lm1b.distributed import Ranks, agree, all_gather_objects, from_first, local_rank, single_process
 from lm1b.errors import UserError
 from lm1b.files import read_json, write_json
 from lm1b.sequence_tasks.config import TaskExperiment
 from lm1b.sequence_tasks.data import Task
 from lm1b.sequence_tasks.provenance import provenance, task_facts
+from lm1b.sequence_tasks.runs import train_run
 from lm1b.sequence_tasks.tasks import load_task
-from lm1b.sequence_tasks.trainer import train_run
 from lm1b.strict_config import parse
+from lm1b.training.process_group import best_device
 from lm1b.workers import Workers
 
 SEARCH_SEED = 0
@@ -42,10 +45,17 @@ def _experiment(config_json: str) -> tuple[TaskExperiment, Task]:
     return config, load_task(config.task)
 
 
-def _train_one(config_json: str, seed: int, learning_rate: float, updates: int, folder: Path, look_at_test: bool) -> dict[str, Any]:
+def _train_one(
+    config_json: str, seed: int, learning_rate: float, updates: int, folder: Path, look_at_test: bool, ranks: Ranks | None
+) -> dict[str, Any]:
+    """ranks None: a process on its own."""
     config, task = _experiment(config_json)
-    torch.set_num_threads(1)
-    return train_run(config, task, seed, learning_rate, updates, folder, look_at_test=look_at_test)
+    if ranks is None:
+        torch.set_num_threads(1)
+        ranks = single_process(best_device())
+    # cuDNN would round products of float32 to 10 bits: over hundreds of steps that is 1e-3 of the state.
+    torch.backends.cudnn.allow_tf32 = False
+    return train_run(config, task, seed, learning_rate, updates, folder, look_at_test=look_at_test, ranks=ranks)
 
 
 def _facts(config_json: str) -> dict[str, Any]:
@@ -55,31 +65,54 @@ def _facts(config_json: str) -> dict[str, Any]:
 class Experiment:
     """One cell on one task, in its folder."""
 
-    def __init__(self, config: TaskExperiment, workers: Workers, say: Callable[[str], object], command: str | None = None) -> None:
-        """command: for the record, without paths of this machine. Raises UserError where the folder holds other settings."""
+    def __init__(
+        self,
+        config: TaskExperiment,
+        workers: Workers,
+        say: Callable[[str], object],
+        ranks: Ranks | None = None,
+        command: str | None = None,
+    ) -> None:
+        """Raises UserError where the folder holds other settings. ranks: several, each with Workers of one process; collective.
+
+        command: for the record, without paths of this machine.
+        """
         self.config, self._workers, self._say, self._command = config, workers, say, command
+        self._ranks = ranks or single_process()
         self._json = json.dumps(config.as_json(), sort_keys=True)
         self.folder = Path(config.run.directory)
+        agree(self._ranks, self._open_folder)
+        if self._ranks.size > 1:
+            _load_everywhere(self._json, self._ranks)
+
+    def _open_folder(self) -> None:
         kept = self.folder / "config.json"
-        if kept.exists():
-            _check_same(read_json(kept), config.as_json(), self.folder)
-        write_json(kept, config.as_json())
+        if self._ranks.is_first and kept.exists():
+            _check_same(read_json(kept), self.config.as_json(), self.folder)
+        self._write(kept, self.config.as_json())
+
+    def _write(self, path: Path, value: dict[str, Any]) -> None:
+        if self._ranks.is_first:
+            write_json(path, value)
 
     def run(self) -> dict[str, Any]:
-        """Search, where there is one, then all seeds: what results.json holds."""
+        """Search, where there is one, then all seeds: what results.json holds. Collective."""
         search = self._search() if self.config.search else {}
         best = search.get("best", self.config.optimizer.learning_rate)
-        runs = self._train(
-            [(seed, best, self.config.training.updates, self.folder / "seeds" / f"seed_{seed}", True) for seed in self.config.run.seeds]
-        )
+        folder = self.folder / "seeds" / f"rate_{best:g}"  # of this rate: another search may find another one
+        runs = self._train([(seed, best, self.config.training.updates, folder / f"seed_{seed}", True) for seed in self.config.run.seeds])
         runs.sort(key=lambda run: run["seed"])
         result = {"config": self.config.as_json(), "learning_rate": best, "search": search, "runs": runs, "summary": summarize(runs)}
+        return from_first(self._ranks, lambda: self._keep(result))
+
+    def _keep(self, result: dict[str, Any]) -> dict[str, Any]:
+        """results.json, which stays as it is where it says the same already; the first rank's."""
         kept = self.folder / "results.json"
         before = read_json(kept) if kept.exists() else {}
         if "provenance" in before and {key: before.get(key) for key in result} == result:
             return before
         (facts,) = self._workers.run(_facts, [(self._json,)])  # in a process that has the data
-        result |= {"task": facts, "provenance": provenance(self._command)}
+        result = {**result, "task": facts, "provenance": provenance(self._command)}
         write_json(kept, result)
         return result
 
@@ -97,15 +130,29 @@ class Experiment:
 
     def _train(self, jobs: Iterable[tuple[int, float, int, Path, bool]]) -> list[dict[str, Any]]:
         found = []
-        for run in self._workers.run(_train_one, ((self._json, *job) for job in jobs)):
-            self._say(f"{self.folder.name}: {describe(run)}")
+        ranks = self._ranks if self._ranks.size > 1 else None
+        for run in self._workers.run(_train_one, ((self._json, *job, ranks) for job in jobs)):
+            if self._ranks.is_first:
+                self._say(f"{self.folder.name}: {describe(run)}")
             found.append(run)
         return found
 
 
-def _rank(run: dict[str, Any]) -> tuple[bool, float]:
-    """The better run first, by its error on dev; those that diverged last."""
-    return run["diverged"], math.inf if run["dev_error"] is None else run["dev_error"]
+def _load_everywhere(config_json: str, ranks: Ranks) -> None:
+    """Every rank loads the task, the first of each host before the others, since a download may go with it. Raises UserError."""
+    for is_turn in (local_rank() == 0, local_rank() != 0):
+        agree(ranks, lambda is_turn=is_turn: _experiment(config_json) if is_turn else None, may_take_long=True)
+    task = _experiment(config_json)[1]
+    facts = {"sources": task.sources, "sequences": [len(task.train), len(task.dev), len(task.test)]}
+    for number, found in enumerate(all_gather_objects(facts, ranks)):
+        if found != facts:
+            first, other = sorted((ranks.rank, number))
+            raise UserError(f"ranks {first} and {other} have different data for {task.name}; give every host the same files")
+
+
+def _rank(run: dict[str, Any]) -> tuple[bool, float, float]:
+    """The better run first, by its error on dev; those that diverged last; of equals the lower rate, whichever has ended first."""
+    return run["diverged"], math.inf if run["dev_error"] is None else run["dev_error"], run["learning_rate"]
 
 
 def _check_same(kept: dict[str, Any], config: dict[str, Any], folder: Path) -> None:

@@ -6,35 +6,32 @@
    from which a run that was stopped goes on bit for bit.
 4. What counts is the point of the curve with the least error on dev: its weights are kept, and test is looked at with them, once, where
    that is asked for.
-
-A run's folder:  run.safetensors (weights, those best on dev, optimizer state; the curve in its metadata)
-                 result_<updates>.json, once it has come that far
+5. One process trains with torch alone, on a GPU where there is one. Over several ranks (engine_run.py) each takes its share of every
+   batch and of what is evaluated; sums are added up over the ranks, and what lies in the first one's folder decides.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
+from lm1b.distributed import Ranks, agree, all_reduce_sum, from_first, single_process, tensors_from_first
 from lm1b.errors import UserError
-from lm1b.files import atomic_file, read_json, write_json
 from lm1b.randomness import derive_key, permutation
 from lm1b.sequence_tasks.config import OptimizerConfig, TaskExperiment
 from lm1b.sequence_tasks.data import Batch, Split, Task
-from lm1b.sequence_tasks.network import SequenceNetwork, loss_of, norm_stabilizer
+from lm1b.sequence_tasks.network import Answers, SequenceNetwork, loss_of, norm_stabilizer
+from lm1b.sequence_tasks.run_file import read_run, write_run
 
 EVALUATED_TOGETHER = 128
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 DIVERGED_LOSS = 2.0  # times what a run has started from
+PROGRESS = ("updates", "skipped", "skipped_in_a_row", "curve", "cpu_seconds")  # kept in the run's file beside the tensors
 
 
 def make_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
@@ -49,20 +46,71 @@ def make_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter], lear
 class SequenceRun:
     """A network in training, at some update."""
 
-    def __init__(self, config: TaskExperiment, task: Task, seed: int, learning_rate: float) -> None:
+    optimizer: torch.optim.Optimizer
+
+    def __init__(self, config: TaskExperiment, task: Task, seed: int, learning_rate: float, ranks: Ranks | None = None) -> None:
+        """Raises UserError where the ranks do not divide a batch. ranks None: one process, on the CPU."""
         self.config, self.task, self.seed = config, task, seed
-        self.learning_rate = learning_rate
+        self.learning_rate, self.ranks = learning_rate, ranks or single_process()
+        self.batch_size = min(config.training.batch, len(task.train))
+        if self.batch_size % self.ranks.size:
+            raise UserError(
+                f"a batch of {self.batch_size} sequences must be divisible by the number of ranks (={self.ranks.size}); "
+                "use another --num_gpus or --set training.batch="
+            )
         self.network = SequenceNetwork(config.model, task.input_width, task.asked, task.outputs, seed)
         self.network.dtype = DTYPES[config.training.precision]
         self.parameters = list(self.network.parameters())
-        self.optimizer = make_optimizer(config.optimizer, self.parameters, learning_rate)
         self.updates = 0
         self.skipped, self.skipped_in_a_row = 0, 0
         self.curve: list[dict[str, Any]] = []
         self.best_weights: dict[str, Tensor] = {}
         self.cpu_seconds = 0.0
         self._epoch, self._order_N = -1, torch.empty(0, dtype=torch.int64)
-        self._interval: list[tuple[float, float]] = []  # loss and gradient norm of each update since the last look at dev
+        # Of each update since the last look at dev: this rank's share of the loss, and the gradient's norm.
+        self._interval: list[tuple[float, float]] = []
+        self.prepare()
+
+    # What differs over ranks: see EngineRun -----------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Bring the network to its device, and make what steps it."""
+        self.network.to(self.ranks.device)
+        self.optimizer = make_optimizer(self.config.optimizer, self.parameters, self.learning_rate)
+
+    def forward(self, batch: Batch) -> Answers:
+        """With gradients."""
+        return self.network(batch)
+
+    def step(self, loss: Tensor) -> float | None:
+        """Follow the gradient of a loss of which this is the rank's share -> the gradient's norm before clipping; None: skipped."""
+        settings = self.config.optimizer
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if settings.clip_value is not None:
+            nn.utils.clip_grad_value_(self.parameters, settings.clip_value)
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, settings.clip_norm or math.inf))
+        if not math.isfinite(norm):
+            return None
+        self.optimizer.step()
+        return norm
+
+    def state(self) -> dict[str, Tensor]:
+        """`weights/<name>`, and `optimizer/<number of the parameter>/<key>` as torch calls it. Collective."""
+        tensors = {f"weights/{name}": parameter.detach() for name, parameter in self.network.named_parameters()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{index}/{key}": value for key, value in state.items() if isinstance(value, Tensor)}
+        return tensors
+
+    def set_state(self, weights: dict[str, Tensor], optimizer: dict[int, dict[str, Tensor]]) -> None:
+        """What `state` has given, by parameter. Collective."""
+        self.network.load_state_dict(weights)
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": optimizer})
+
+    def close(self) -> None:
+        """The run is not needed any more."""
+
+    # The run --------------------------------------------------------------------------------------------------------
 
     @property
     def has_diverged(self) -> bool:
@@ -78,54 +126,57 @@ class SequenceRun:
         return self.skipped_in_a_row >= self.config.training.max_skipped
 
     def next_batch(self) -> Batch:
-        """The batch of the present update. What is left over at an epoch's end is left out of it."""
-        size = min(self.config.training.batch, len(self.task.train))
-        per_epoch = len(self.task.train) // size
+        """This rank's share of the present update's batch. What is left over at an epoch's end is left out of it."""
+        per_epoch = len(self.task.train) // self.batch_size
         epoch, place = divmod(self.updates, per_epoch)
         if epoch != self._epoch:
             self._epoch, self._order_N = epoch, permutation(derive_key(self.seed, "order", epoch), len(self.task.train))
-        return self.task.train.batch(self._order_N[place * size : (place + 1) * size])
+        share = self.batch_size // self.ranks.size
+        first = place * self.batch_size + self.ranks.rank * share
+        return self.task.train.batch(self._order_N[first : first + share]).to(self.ranks.device)
 
     def update(self) -> None:
         """One update, or a skipped one."""
-        training, settings, batch = self.config.training, self.config.optimizer, self.next_batch()
-        answers = self.network(batch)
-        total, _, asked = loss_of(answers, batch, self.task.asked)
+        weight, batch = self.config.training.norm_stabilizer, self.next_batch()
+        answers = self.forward(batch)
+        total, _, num_asked = loss_of(answers, batch, self.task.asked)
+        squares, num_pairs = norm_stabilizer(answers.y_TBW, batch.lengths_B) if weight else (0.0, 0)
+        asked, pairs = self.add_up(num_asked, num_pairs)
         loss = total / asked
-        penalty = training.norm_stabilizer * norm_stabilizer(answers.y_TBW, batch.lengths_B) if training.norm_stabilizer else 0.0
-        self.optimizer.zero_grad(set_to_none=True)
-        (loss + penalty).backward()
-        if settings.clip_value is not None:
-            nn.utils.clip_grad_value_(self.parameters, settings.clip_value)
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, settings.clip_norm or math.inf))
+        norm = self.step(loss + weight * (squares / max(pairs, 1.0)))
         self.updates += 1
-        if math.isfinite(norm):
-            self.optimizer.step()
+        if norm is not None:
             self.skipped_in_a_row = 0
             self._interval.append((float(loss.detach()), norm))
         else:
             self.skipped += 1
             self.skipped_in_a_row += 1
 
+    def add_up(self, *values: float) -> list[float]:
+        """Each summed over the ranks, in float64. Collective."""
+        return all_reduce_sum(torch.tensor(values, dtype=torch.float64, device=self.ranks.device), self.ranks).tolist()
+
     def evaluate(self, split: Split) -> tuple[float, float]:
-        """Loss and error of an answer, over a whole split; sums in float64, divided once."""
+        """Loss and error of an answer, over a whole split; sums in float64, divided once. Collective."""
         loss_sum, error_sum, count = 0.0, 0.0, 0
         with torch.no_grad():
-            for indices_B in torch.arange(len(split)).split(EVALUATED_TOGETHER):
-                batch = split.batch(indices_B)
+            for indices_B in torch.arange(len(split)).split(EVALUATED_TOGETHER)[self.ranks.rank :: self.ranks.size]:
+                batch = split.batch(indices_B).to(self.ranks.device)
                 loss, error, asked = loss_of(self.network(batch), batch, self.task.asked)
                 loss_sum, error_sum, count = loss_sum + float(loss.double()), error_sum + float(error), count + asked
-        return loss_sum / count, error_sum / count
+        losses, errors, answers = self.add_up(loss_sum, error_sum, count)
+        return losses / answers, errors / answers
 
     def look_at_dev(self) -> None:
-        """Put a point on the curve."""
+        """Put a point on the curve. Collective."""
         dev_loss, dev_error = self.evaluate(self.task.dev)
         losses, norms = zip(*self._interval, strict=True) if self._interval else ((math.nan,), (math.nan,))  # nan: all were skipped
+        (train_loss,) = self.add_up(math.fsum(losses) / len(losses))
         self._interval = []
         self.curve.append(
             {
                 "updates": self.updates,
-                "train_loss": _finite(math.fsum(losses) / len(losses)),
+                "train_loss": _finite(train_loss),
                 "gradient_norm": _finite(statistics.median(norms)),
                 "skipped": self.skipped,
                 "dev_loss": _finite(dev_loss),
@@ -143,43 +194,27 @@ class SequenceRun:
     # The run's file -----------------------------------------------------------------------------------------------
 
     def save(self, path: Path) -> None:
-        """Everything that going on needs, atomically. An update later than the last look at dev is not kept."""
+        """Everything that going on needs, atomically. An update later than the last look at dev is not kept. Collective."""
         assert not self._interval, "saved where dev has just been looked at"
-        tensors = {f"weights/{name}": parameter.detach() for name, parameter in self.network.named_parameters()}
-        tensors |= {f"best/{name}": weight for name, weight in self.best_weights.items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{index}/{key}": value for key, value in state.items() if isinstance(value, Tensor)}
-        progress = {
-            "updates": self.updates,
-            "skipped": self.skipped,
-            "skipped_in_a_row": self.skipped_in_a_row,
-            "curve": self.curve,
-            "cpu_seconds": self.cpu_seconds,
-        }
-        with atomic_file(path, outlives_power=False) as file:
-            file.write(save({name: tensor.contiguous() for name, tensor in tensors.items()}, {"progress": json.dumps(progress)}))
+        tensors = self.state() | {f"best/{name}": weight for name, weight in self.best_weights.items()}
+        progress = {name: getattr(self, name) for name in PROGRESS}
+        agree(self.ranks, lambda: write_run(path, tensors, progress) if self.ranks.is_first else None)
 
     def load(self, path: Path) -> None:
-        """Go on from a file of `save`. Raises UserError for one that is not whole."""
-        try:
-            with safe_open(path, "pt") as file:
-                progress = json.loads(file.metadata()["progress"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path}: not a run that can be gone on with ({error}); delete it to train that run anew") from None
+        """Go on from a file of `save`, whatever the number of ranks then. Raises UserError for one that is not whole. Collective."""
+        kept = agree(self.ranks, lambda: read_run(path) if self.ranks.is_first else ({}, {}))
+        for name, value in from_first(self.ranks, lambda: kept[1]).items():
+            setattr(self, name, value)
         kinds: dict[str, dict[str, Tensor]] = {"weights": {}, "best": {}, "optimizer": {}}
-        for name, value in tensors.items():
+        for name, value in tensors_from_first(kept[0], self.ranks).items():
             kind, _, rest = name.partition("/")
             kinds[kind][rest] = value
-        self.network.load_state_dict(kinds["weights"])
         self.best_weights = kinds["best"]
-        state: dict[int, dict[str, Tensor]] = {}
+        optimizer: dict[int, dict[str, Tensor]] = {}
         for name, value in kinds["optimizer"].items():
             index, key = name.split("/")
-            state.setdefault(int(index), {})[key] = value
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
-        for name, value in progress.items():
-            setattr(self, name, value)
+            optimizer.setdefault(int(index), {})[key] = value
+        self.set_state(kinds["weights"], optimizer)
 
     def result(self) -> dict[str, Any]:
         """What is kept of the run."""
@@ -207,30 +242,3 @@ class SequenceRun:
 def _finite(value: float) -> float | None:
     """JSON has no NaN."""
     return value if math.isfinite(value) else None
-
-
-def train_run(
-    config: TaskExperiment, task: Task, seed: int, learning_rate: float, updates: int, folder: Path, *, look_at_test: bool
-) -> dict[str, Any]:
-    """Train to `updates`, or read what has come of it already: SequenceRun.result, with `test_loss` and `test_error` where asked."""
-    done = Path(folder) / f"result_{updates}.json"
-    if done.exists():
-        return read_json(done)
-    run, kept = SequenceRun(config, task, seed, learning_rate), Path(folder) / "run.safetensors"
-    if kept.exists():
-        run.load(kept)
-    else:
-        run.look_at_dev()
-    while run.updates < updates and not run.has_given_up:
-        started_at = time.process_time()
-        until = min(updates, run.updates + config.training.evaluate_every)
-        while run.updates < until and not run.has_given_up:
-            run.update()
-        run.look_at_dev()
-        run.cpu_seconds += time.process_time() - started_at
-        run.save(kept)
-    result = run.result()
-    if look_at_test and not run.has_diverged:
-        result |= run.look_at_test()
-    write_json(done, result, outlives_power=False)
-    return result

@@ -97,7 +97,8 @@ def check_deepspeed_section(config: Config) -> None:
 
 def deepspeed_config(settings: EngineSettings, precision: str, core_size: int) -> dict[str, Any]:
     """DeepSpeed's own dictionary. core_size: parameters."""
-    zero = {"stage": settings.zero_stage, "reduce_bucket_size": core_size, "allgather_bucket_size": core_size, "overlap_comm": False}
+    bucket = core_size + core_size % 2  # DeepSpeed takes no odd one
+    zero = {"stage": settings.zero_stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket, "overlap_comm": False}
     if settings.zero_stage == 3:
         zero |= {"stage3_param_persistence_threshold": 0, "stage3_prefetch_bucket_size": core_size}
     result: dict[str, Any] = {

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from lm1b.distributed import Ranks
 from lm1b.training.deepspeed_settings import EngineSettings, deepspeed_config
-from lm1b.training.process_group import at_the_end, import_deepspeed, quiet
+from lm1b.training.process_group import at_the_end, before_the_end, import_deepspeed, quiet
 from lm1b.training.waiting import Waiting
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -134,6 +134,10 @@ class Engine:
             return
         shape = getattr(parameter, "ds_shape", parameter.shape)
         safe_set_full_grad(parameter, torch.full(tuple(shape), float("nan"), device=self.ranks.device, dtype=torch.float32))
+
+    def close(self) -> None:
+        """Let go of DeepSpeed's engine before the ranks part, where one process trains one model after another."""
+        before_the_end(self._let_go)
 
     def _let_go(self) -> None:
         """Hooks inside torch would keep DeepSpeed's engine, and with it the threads of its process groups, for ever."""

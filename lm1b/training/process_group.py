@@ -93,13 +93,19 @@ def _join_group(backend: str, place: Place) -> Peers | None:
         )
 
 
+def best_device(local_rank: int = 0) -> torch.device:
+    """What a process computes on: the GPU of its number, where there are any and DS_ACCELERATOR does not say `cpu`."""
+    use_cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
+    return torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+
+
 def start_ranks() -> Ranks:
     """Join the process group that the launcher describes, or be the only process where there is no launcher."""
-    use_cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
+    place = here()
+    device = best_device(place.local_rank)
+    use_cuda = device.type == "cuda"
     if not use_cuda:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    place = here()
-    device = torch.device("cuda", place.local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(device)
     backend = "nccl" if use_cuda else "gloo"
@@ -132,6 +138,12 @@ def plain_ranks() -> Iterator[Ranks]:
 def at_the_end(let_go: Callable[[], None]) -> None:
     """Have `stop_ranks` call this first: whoever holds process groups lets go of them."""
     _AT_THE_END.append(let_go)
+
+
+def before_the_end(let_go: Callable[[], None]) -> None:
+    """Call what `at_the_end` was given now, and not again."""
+    _AT_THE_END.remove(let_go)
+    let_go()
 
 
 def stop_ranks() -> None:

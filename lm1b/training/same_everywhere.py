@@ -19,6 +19,7 @@ from lm1b.host_facts import package_folder, program_facts, source_digests
 from lm1b.peers import ANSWER_SECONDS
 from lm1b.processes import host_name
 from lm1b.remote import PATIENCE_VARIABLE, is_url, patience_seconds
+from lm1b.strict_config import Section
 from lm1b.training.checkpoint import list_checkpoints
 from lm1b.training.process_group import TIME_LIMIT_VARIABLE, time_limit
 from lm1b.training.run_state import LOCK
@@ -29,13 +30,14 @@ INSTALL = "install the same on every host: pip install -c constraints.txt -e ."
 # May be another on each host: places of files, whose contents are compared instead, and shares of the host's cores.
 LOCAL_SETTINGS = {
     "corpus": ("path",),
+    "task": ("path",),
     "tokens": ("directory", "processes", "cache_directory", "cache_bytes"),
     "run": ("directory",),
     "training": ("threads",),
 }
 
 
-def check_program(ranks: Ranks, config: Config) -> list[str]:
+def check_program(ranks: Ranks, config: Section) -> list[str]:
     """Compare versions, source and config over all ranks -> what differs and does no harm. Raises UserError on every rank."""
     if ranks.size == 1:
         return []
@@ -123,7 +125,7 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _shared_settings(config: Config) -> dict[str, Any]:
+def _shared_settings(config: Section) -> dict[str, Any]:
     """The resolved config's fields that must be equal everywhere, by `section.key`."""
     fields = {(section, key): value for section, keys in config.as_json().items() for key, value in _items(keys)}
     return {".".join(filter(None, place)): value for place, value in fields.items() if place[1] not in LOCAL_SETTINGS.get(place[0], ())}

@@ -13,6 +13,7 @@ import os
 import statistics
 from pathlib import Path
 
+from lm1b.markdown import markdown_table
 from lm1b.sequence_tasks.papers.compare import best_of_cell, judge, judge_scales, num_solved, shown, shown_range
 from lm1b.sequence_tasks.papers.kept import CELL_NAMES, KeptResult
 from lm1b.sequence_tasks.papers.published import NOT_KNOWN, PublishedTable, Row
@@ -20,12 +21,6 @@ from lm1b.sequence_tasks.papers.published import NOT_KNOWN, PublishedTable, Row
 PAPERS_LAYOUT = {"phones": "TIMIT", "actions": "UCF-101 features"}  # of Task.sources where the data are the paper's own
 CANNOT_TELL = "Cannot tell whether it agrees: of what the paper reports here nothing is known to us."
 DECIDED_BY_ACCURACY = ("pixel_mnist", "actions")
-
-
-def markdown_table(header: list[str], rows: list[list[str]]) -> str:
-    """A table whose cells are plain text."""
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return "\n".join([*lines, *("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)])
 
 
 def is_papers_data(result: KeptResult) -> bool:

@@ -1,0 +1,65 @@
+"""The report's details of each run's newest scores: where the nats go, how sure the perplexity is, whether two runs differ."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+from lm1b.evaluation.breakdown import Interval, Part, by_frequency, by_position, compare, confidence
+from lm1b.evaluation.curves import RunRecord
+from lm1b.evaluation.token_nats import TokenNats, read_token_nats
+from lm1b.markdown import markdown_table
+
+EXPLAINED = (
+    "Intervals hold 95 %, by the bootstrap over the text's sentences: how far this text lets one tell, not what another seed would give. "
+    "Bands are of training counts: words 1 to 10 are the ten commonest."
+)
+
+
+def kept_nats(run: RunRecord) -> list[tuple[dict[str, Any], TokenNats]]:
+    """Lines of evaluations.jsonl whose nats of every token are still there. Raises UserError for a damaged file."""
+    latest = {(line["split"], tuple(line["files"]), line["state"], line["weights"], line["precision"]): line for line in run.evaluations}
+    found = ((line, read_token_nats(run.directory, line)) for line in latest.values())
+    return [(line, tokens) for line, tokens in found if tokens is not None]
+
+
+def _text(line: dict[str, Any]) -> str:
+    text = line.get("official") or (line["split"] if line["split"] != "files" else ", ".join(Path(file).name for file in line["files"]))
+    return f"{text}, {line['state']}, {line['weights']}, {line['precision']}"
+
+
+def _shown(interval: Interval, digits: int) -> str:
+    return f"{interval.value:.{digits}f} ({interval.low:.{digits}f} to {interval.high:.{digits}f})"
+
+
+def _compared(kept: list[tuple[RunRecord, dict[str, Any], TokenNats]]) -> list[str]:
+    """Every pair of runs on the same text, scored alike."""
+    rows = []
+    for (one, line, tokens), (other, other_line, other_tokens) in itertools.combinations(kept, 2):
+        same_way = all(line[key] == other_line[key] for key in ("state", "precision", "weights")) and one.directory != other.directory
+        if same_way and tokens.text_key == other_tokens.text_key:
+            ratio = compare(tokens, other_tokens)
+            verdict = "cannot tell" if ratio.low <= 1.0 <= ratio.high else f"{(other if ratio.value < 1.0 else one).name} is better"
+            rows.append([one.name, other.name, _text(line), _shown(ratio, 4), verdict])
+    if not rows:
+        return []
+    return ["### Two runs on one text", markdown_table(["run", "other run", "text", "perplexity, other / run", "on this text"], rows)]
+
+
+def _bands(name: str, parts: list[Part]) -> str:
+    rows = [[part.name, f"{part.predictions:,}", f"{part.share_of_nats:.1%}", f"{part.perplexity:,.1f}"] for part in parts]
+    return markdown_table([name, "predictions", "of all nats", "perplexity"], rows)
+
+
+def render_details(runs: list[RunRecord]) -> list[str]:
+    """Parts of the report's Markdown; none where no nats were kept."""
+    kept = [(run, line, tokens) for run in runs for line, tokens in kept_nats(run)]
+    if not kept:
+        return []
+    rows = [[run.name, str(line["step"]), _text(line), _shown(confidence(tokens), 2)] for run, line, tokens in kept]
+    parts = ["## Where the nats go", EXPLAINED, markdown_table(["run", "step", "text", "perplexity"], rows), *_compared(kept)]
+    for run, line, tokens in kept:
+        parts.append(f"### {run.name}, step {line['step']}, {_text(line)}")
+        parts += [_bands("band", by_frequency(tokens)), _bands("place in the sentence", by_position(tokens))]
+    return parts

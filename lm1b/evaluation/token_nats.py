@@ -1,0 +1,80 @@
+"""The nats of every token of a text that was scored: what breakdowns, confidence intervals and paired tests are made from.
+
+An evaluation leaves one file a text, way of scoring and kind of weights in the run's `token_nats/`, the latest taking the place of the
+one before: safetensors with `nats` (float32 [N]) and `ids` (uint32 [N], in the order of the text, `</S>` at every sentence's end), and
+what they are of in its metadata. 8 bytes a token; texts of more than LARGEST_TOKENS leave none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from lm1b.errors import UserError
+from lm1b.files import atomic_file
+
+FOLDER = "token_nats"
+LARGEST_TOKENS = 5_000_000
+FACTS = ("step", "split", "files", "state", "lanes", "precision", "weights", "vocabulary")  # of the line in evaluations.jsonl
+
+
+@dataclass(frozen=True)
+class TokenNats:
+    """nats_N: float32, ids_N: uint32, in the order of the text. facts: FACTS of the evaluation, `end_id` and `unknown_id`."""
+
+    nats_N: np.ndarray
+    ids_N: np.ndarray
+    facts: dict[str, Any]
+
+    @property
+    def text_key(self) -> str:
+        """Equal for two evaluations whose tokens may be compared one by one: same vocabulary, same text."""
+        return hashlib.sha256(f"{self.facts['vocabulary']}\n".encode() + self.ids_N.astype("<u4").tobytes()).hexdigest()
+
+    def by_sentence(self, values_N: np.ndarray) -> np.ndarray:
+        """Sums of values over the sentences, float64."""
+        starts = np.concatenate([[0], np.flatnonzero(self.ids_N == self.facts["end_id"])[:-1] + 1])
+        return np.add.reduceat(values_N.astype(np.float64), starts)
+
+
+def path_of(run_directory: Path, line: dict[str, Any]) -> Path:
+    """Where the nats of a line of evaluations.jsonl are kept."""
+    text = line["split"] if line["split"] != "files" else hashlib.sha256("\n".join(line["files"]).encode()).hexdigest()[:12]
+    way = "_".join(str(line[key]) for key in ("state", "weights", "precision"))
+    return Path(run_directory) / FOLDER / f"{text}_{way}.safetensors"
+
+
+def write_token_nats(
+    run_directory: Path, line: dict[str, Any], parts: Sequence[np.ndarray], ids_N: np.ndarray, symbols: dict[str, int]
+) -> None:
+    """Keep the nats of a line of evaluations.jsonl. parts: nats of the text's pieces, in order. symbols: end_id and unknown_id."""
+    facts = {**{key: line[key] for key in FACTS}, **symbols}
+    tensors = {"nats": np.concatenate(parts).astype(np.float32), "ids": ids_N.astype(np.uint32)}
+    with atomic_file(path_of(run_directory, line), outlives_power=False) as file:
+        file.write(save(tensors, {"facts": json.dumps(facts)}))
+
+
+def read_token_nats(run_directory: Path, line: dict[str, Any]) -> TokenNats | None:
+    """The nats of a line of evaluations.jsonl; None where a later evaluation has taken their place, or none were kept.
+
+    Raises UserError for a file that is not whole.
+    """
+    path = path_of(run_directory, line)
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "numpy") as file:
+            facts = json.loads(file.metadata()["facts"])
+            found = TokenNats(file.get_tensor("nats"), file.get_tensor("ids"), facts)
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: damaged ({error}); evaluate again") from None
+    is_of_line = all(facts.get(key) == line[key] for key in FACTS) and len(found.nats_N) == len(found.ids_N) == line["predictions"]
+    return found if is_of_line else None
