@@ -85,3 +85,12 @@ def made_checkpoint(config: Config, step: int, *, finished: bool = False, ema: b
     saved = saver.finish()
     assert saved is not None
     return saved
+
+
+def made_run_directory(folder: Path, *steps: int, scale: float = 1.0) -> Path:
+    """A run directory with a checkpoint at each of these steps, and its tokens beside it."""
+    made_tokens(folder / "tokens")
+    config = made_config(folder)
+    for step in steps:
+        made_checkpoint(config, step, scale=scale)
+    return Path(config.run.directory)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made_run import made_checkpoint, made_config, made_text, made_tokens
+from made_run import made_checkpoint, made_config, made_run_directory, made_text, made_tokens
 from safetensors.torch import load_file, save_file
 from tiny import REPOSITORY, environment
 
@@ -29,12 +29,7 @@ TABLES = {"input_table": "input_table.weight", "output_table": "output_table.wei
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("made")
-    made_tokens(folder / "tokens")
-    config = made_config(folder)
-    made_checkpoint(config, 10)
-    made_checkpoint(config, 20)
-    return Path(config.run.directory)
+    return made_run_directory(tmp_path_factory.mktemp("made"), 10, 20)
 
 
 @pytest.fixture(scope="module")

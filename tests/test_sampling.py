@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_run import made_checkpoint, made_config, made_tokens
+from made_run import made_run_directory
 from tiny import REPOSITORY, environment
 
 import lm1b
@@ -23,11 +23,7 @@ from lm1b.evaluation.sampling import SamplingSettings, choose, sample_sentence
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("made")
-    made_tokens(folder / "tokens")
-    config = made_config(folder)
-    made_checkpoint(config, 10, scale=4.0)
-    return Path(config.run.directory)
+    return made_run_directory(tmp_path_factory.mktemp("made"), 10, scale=4.0)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_run import made_checkpoint, made_config, made_text, made_tokens
+from made_run import made_config, made_run_directory, made_text, made_tokens
 from tiny import REPOSITORY, environment
 
 import lm1b
@@ -26,12 +26,7 @@ from lm1b.training.checkpoint import list_checkpoints
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("made")
-    made_tokens(folder / "tokens")
-    config = made_config(folder)
-    made_checkpoint(config, 10)
-    made_checkpoint(config, 20)
-    return Path(config.run.directory)
+    return made_run_directory(tmp_path_factory.mktemp("made"), 10, 20)
 
 
 @pytest.fixture(scope="module")
