@@ -300,7 +300,10 @@ def run_experiment(config: TaskExperiment, processes: int = 1) -> tuple[dict[str
 
 
 def test_the_better_half_goes_on_and_the_best_is_trained_with_every_seed(tmp_path: Path) -> None:
-    result, _ = run_experiment(experiment(tmp_path / "run"))
+    result, said = run_experiment(experiment(tmp_path / "run"))
+    assert [line for line in said if "runs to" in line] == [
+        f"run: {runs} runs to {updates} updates each; a line as each ends" for runs, updates in ((4, 6), (2, 12), (1, 24), (2, 24))
+    ]
     rungs = result["search"]["rungs"]
     assert [rung["updates"] for rung in rungs] == [6, 12, 24]
     assert [len(rung["runs"]) for rung in rungs] == [4, 2, 1]

@@ -16,7 +16,7 @@ import functools
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,9 @@ class Experiment:
             rates = [run["learning_rate"] for run in runs[: max(1, len(runs) // 2)]]
         return {"best": rates[0], "rungs": rungs}
 
-    def _train(self, jobs: Iterable[tuple[int, float, int, Path, bool]]) -> list[dict[str, Any]]:
+    def _train(self, jobs: list[tuple[int, float, int, Path, bool]]) -> list[dict[str, Any]]:
+        if self._ranks.is_first:
+            self._say(f"{self.folder.name}: {len(jobs)} runs to {jobs[0][2]:,} updates each; a line as each ends")  # minutes may pass
         found = []
         ranks = self._ranks if self._ranks.size > 1 else None
         for run in self._workers.run(_train_one, ((self._json, *job, ranks) for job in jobs)):
