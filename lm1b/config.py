@@ -139,21 +139,57 @@ class ModelConfig(CellConfig):
         default="glorot_uniform",
         description="Initial weights of the projection: uniform or normal with Glorot's variance 2/(in + out) (normal: Talathi 2015).",
     )
+    tie_tables: bool = Field(
+        default=False,
+        description="One table for input and output rows (Press 2017): half the parameters. embedding must equal the softmax's width.",
+    )
+
+    @property
+    def output_width(self) -> int:
+        """Width of what the softmax reads (P)."""
+        return self.projection or self.recurrent_projection or self.hidden
+
+    @model_validator(mode="after")
+    def _check_tied(self) -> ModelConfig:
+        if self.tie_tables and self.embedding != self.output_width:
+            raise ValueError(f"tie_tables needs embedding (={self.embedding}) to be as wide as the softmax's input (={self.output_width})")
+        return self
 
 
 class SoftmaxConfig(Section):
     """The training loss."""
 
-    kind: Literal["sampled", "full"] = Field(
+    kind: Literal["sampled", "full", "adaptive"] = Field(
         default="sampled",
-        description="`sampled`: words drawn by a log-uniform proposal stand in for the vocabulary. `full`: exact, over the whole of it; "
-        "each rank works on its own rows. For small vocabularies, and as the reference: its work and its memory grow with the vocabulary.",
+        description="`sampled`: drawn words stand in for the vocabulary. `full`: exact, over the whole of it; each rank works on its own "
+        "rows. For small vocabularies, and as the reference: its work and its memory grow with the vocabulary. `adaptive`: exact, rare "
+        "words in clusters of narrower rows (Grave 2017); dense weights in the core, at most 100,000 words.",
     )
     samples: Positive = Field(
         default=8192,
-        description="`sampled`: words drawn without replacement from the log-uniform proposal, the same on every rank (S; LM1B recipe: "
-        "8,192).",
+        description="`sampled`: words drawn without replacement from the proposal, the same on every rank (S; LM1B recipe: 8,192).",
     )
+    proposal: Literal["log_uniform", "unigram"] = Field(
+        default="log_uniform",
+        description="`sampled`: what words are drawn by. `log_uniform`: their rank by training count (LM1B recipe). `unigram`: their "
+        "training count to the power unigram_power.",
+    )
+    unigram_power: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        default=0.75, description="proposal=unigram: power of the training counts (Mikolov 2013: 0.75); 0 draws uniformly."
+    )
+    cutoffs: Annotated[list[Positive], Field(min_length=1)] | None = Field(
+        default=None,
+        description="`adaptive`: ids at which the clusters of rarer words begin, rising; null: 1/20 and 1/4 of the vocabulary.",
+    )
+    cluster_factor: Annotated[float, Field(ge=1.0)] = Field(
+        default=4.0, description="`adaptive`: each cluster's rows are narrower by this than those of the one before (Grave 2017: 4)."
+    )
+
+    @model_validator(mode="after")
+    def _check_cutoffs(self) -> SoftmaxConfig:
+        if self.cutoffs is not None and sorted(set(self.cutoffs)) != self.cutoffs:
+            raise ValueError(f"cutoffs (={self.cutoffs}) must rise")
+        return self
 
 
 class TablesConfig(Section):
@@ -237,7 +273,7 @@ class TrainingConfig(Section):
     threads: Positive | None = Field(default=None, description="CPU threads a rank; null: the rank's share of the cores.")
     log_every: Positive = Field(default=10, description="Steps between two lines of metrics.jsonl.")
     gap_every: Positive | None = Field(
-        default=200, description="Steps between two full-softmax checks of the sampled loss; null: never (softmax.kind=full has none)."
+        default=200, description="Steps between two full-softmax checks of the sampled loss; null: never (only `sampled` has one)."
     )
     gap_positions: Positive = Field(default=256, description="Positions scored by the full softmax at each check.")
     max_skipped: Positive = Field(default=20, description="Skipped (non-finite) updates in a row that end the run.")
@@ -316,6 +352,8 @@ class Config(Section):
             problems.append(
                 f"batches.lanes (={self.batches.lanes}) must be divisible by training.micro_batches (={training.micro_batches})"
             )
+        if self.model.tie_tables and self.softmax.kind == "adaptive":
+            problems.append("model.tie_tables needs softmax.kind=sampled or full: the adaptive softmax has no output table")
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -25,13 +25,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lm1b.config import ModelConfig
 from lm1b.data.text import END, UNKNOWN
 from lm1b.data.vocabulary import Vocabulary
 from lm1b.errors import UserError
-from lm1b.evaluation.exported import VOCABULARY
-from lm1b.model.language_model import LanguageModel
-from lm1b.strict_config import parse
+from lm1b.evaluation.exported import VOCABULARY, shape_of_facts
+from lm1b.evaluation.shape import Shape
 
 try:
     from tokenizers import Regex, Tokenizer, pre_tokenizers, processors
@@ -51,7 +49,7 @@ except ImportError as error:
 
 
 class Lm1bConfig(PreTrainedConfig):
-    """config.json of an exported model. lm1b: our own facts; `lm1b["model"]` is the shape, a ModelConfig."""
+    """config.json of an exported model. lm1b: our own facts, the shape among them."""
 
     model_type = "lm1b"
 
@@ -64,9 +62,9 @@ class Lm1bConfig(PreTrainedConfig):
     lm1b: dict | None = None
 
     @property
-    def shape(self) -> ModelConfig:
+    def shape(self) -> Shape:
         """Raises UserError where config.json has none that this program knows."""
-        return parse(ModelConfig, (self.lm1b or {}).get("model"), "config.json: lm1b.model")
+        return shape_of_facts(self.lm1b or {}, self.vocab_size, "config.json")
 
 
 class OutputTable(nn.Linear):
@@ -77,18 +75,20 @@ class OutputTable(nn.Linear):
 
 
 class Lm1bForCausalLM(PreTrainedModel, GenerationMixin):
-    """The core and both tables, all in memory; logits over the whole vocabulary."""
+    """The core and its tables, all in memory; logits over the whole vocabulary (of the adaptive softmax its log-probabilities)."""
 
     config_class = Lm1bConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
     _keep_in_fp32_modules_strict = ["output_table.bias"]  # noqa: RUF012 (as the library has it)
+    _tied_weights_keys = {"output_table.weight": "input_table.weight"}  # noqa: RUF012 (where config.tie_word_embeddings)
 
     def __init__(self, config: Lm1bConfig) -> None:
         super().__init__(config)
-        self.core = LanguageModel(config.shape, 0, initialize=False)
-        self.input_table = nn.Embedding(config.vocab_size, config.shape.embedding)
-        self.output_table = OutputTable(self.core.output_width, config.vocab_size)
+        shape = config.shape
+        self.core = shape.core()
+        self.input_table = nn.Embedding(config.vocab_size, shape.model.embedding)
+        self.output_table = OutputTable(self.core.output_width, config.vocab_size) if shape.has_output_rows else None
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -97,7 +97,7 @@ class Lm1bForCausalLM(PreTrainedModel, GenerationMixin):
     def get_input_embeddings(self) -> nn.Module:
         return self.input_table
 
-    def get_output_embeddings(self) -> nn.Module:
+    def get_output_embeddings(self) -> nn.Module | None:
         return self.output_table
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
@@ -116,7 +116,12 @@ class Lm1bForCausalLM(PreTrainedModel, GenerationMixin):
             raise ValueError("attention_mask has zeros before ones; a recurrent model reads from the left: pad on the right")
         x_TBD = self.input_table(input_ids.T)
         hidden_TBP, _ = self.core.hidden(x_TBD, self.core.zero_state(len(input_ids), x_TBD.device, x_TBD.dtype))
-        logits_BTV = self.output_table(hidden_TBP.transpose(0, 1))
+        hidden_BTP = hidden_TBP.transpose(0, 1)
+        if self.core.adaptive is None:
+            assert self.output_table is not None
+            logits_BTV = self.output_table(hidden_BTP)
+        else:
+            logits_BTV = self.core.adaptive.log_probabilities(hidden_BTP.flatten(0, 1)).unflatten(0, hidden_BTP.shape[:2])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits_BTV, labels, vocab_size=self.config.vocab_size, **kwargs)

@@ -48,7 +48,7 @@ def made_tokens(folder: Path) -> TokenDirectory:
     return TokenDirectory.open(folder)
 
 
-def made_config(folder: Path, **model: Any) -> Config:
+def made_config(folder: Path, softmax: dict[str, Any] | None = None, **model: Any) -> Config:
     shape = {"cell": "lstm", "layers": 2, "embedding": 6, "hidden": 8, "projection": 5} | model
     return parse_config(
         {
@@ -57,6 +57,7 @@ def made_config(folder: Path, **model: Any) -> Config:
             "tokens": {"directory": str(folder / "tokens")},
             "batches": {"lanes": 4, "steps": 5},
             "model": shape,
+            "softmax": softmax or {},
             "training": {"total_steps": 30},
             "evaluation": {"lanes": 3, "vocabulary_block": 16},
         }
@@ -68,16 +69,19 @@ def made_checkpoint(config: Config, step: int, *, finished: bool = False, ema: b
     tokens = TokenDirectory.open(Path(config.tokens.directory))
     run = Path(config.run.directory)
     write_json(run / "config.json", {"config": config.as_json(), "history": []})
-    model = LanguageModel(config.model, seed=step)
-    average = LanguageModel(config.model, seed=step + 1000)
+    size = tokens.vocabulary.size
+    model = LanguageModel(config.model, step, softmax=config.softmax, vocabulary_size=size)
+    average = LanguageModel(config.model, step + 1000, softmax=config.softmax, vocabulary_size=size)
     core = {f"weights/{name}": value for name, value in model.state_dict().items()}
     if ema:
         core |= {f"ema/{name}": value for name, value in average.state_dict().items()}
     ranks = single_process()
-    size = tokens.vocabulary.size
+    widths = {"input_table": config.model.embedding, "output_table": model.output_width, "output_bias": 1}
+    missing = {"output_table", "output_bias"} if model.adaptive else {"output_table"} if config.model.tie_tables else set()
     tables = [
         VocabularyTable(name, size, width, seed=step, initial_scale=scale, initial_accumulator=1.0, ranks=ranks)
-        for name, width in (("input_table", config.model.embedding), ("output_table", model.output_width), ("output_bias", 1))
+        for name, width in widths.items()
+        if name not in missing
     ]
     state = {"step": step, "epoch": step / 10, "finished": finished, "vocabulary": tokens.fingerprint, "config": config.as_json()}
     saver = CheckpointSaver(run, ranks)

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from lm1b.config import load_config
 from lm1b.data.batches import Batch
 from lm1b.model.language_model import LanguageModel
-from lm1b.model.sampler import LogUniformSampler
+from lm1b.model.sampler import LogUniform, Sampler
 from lm1b.model.tables import Tables
 from lm1b.training.deepspeed_settings import language_model_settings
 from lm1b.training.engine import Engine
@@ -87,7 +87,7 @@ def main() -> None:
     core_parameters = sum(parameter.numel() for parameter in model.parameters())
     engine = Engine(model, language_model_settings(config, ranks), config.training.precision, ranks)
     tables = Tables.create(config, VOCABULARY, model.output_width, ranks)
-    sampler = LogUniformSampler(VOCABULARY, config.softmax.samples, config.run.seed)
+    sampler = Sampler(LogUniform(VOCABULARY), config.softmax.samples, config.run.seed)
     batches = DrawnBatches(config.batches.lanes, config.batches.steps)
     step = TrainingStep(config, engine, tables, sampler, batches, ranks)  # type: ignore[arg-type]
     step.total_updates = steps + 1  # the last is not taken: rows of each step after these are asked for, as in a long run

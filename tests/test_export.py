@@ -65,8 +65,10 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
         {"cell": "irnn", "projection": None},
         {"cell": "np_rnn", "input_weight": "np_rnn", "layers": 1},
         {"cell": "lstm", "projection": None, "recurrent_projection": 4},
+        {"embedding": 5, "tie_tables": True},
+        {"softmax": {"kind": "adaptive", "cutoffs": [6, 20], "cluster_factor": 2.0}},
     ],
-    ids=["lstm", "irnn", "np_rnn", "lstm with recurrent projection"],
+    ids=["lstm", "irnn", "np_rnn", "lstm with recurrent projection", "tied tables", "adaptive softmax"],
 )
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-6), ("bf16", 1e-2)])
 def test_scores_are_those_of_the_run_which_may_be_gone(tmp_path: Path, model: dict[str, object], precision: str, tolerance: float) -> None:

@@ -12,7 +12,7 @@ from lm1b.distributed import single_process
 from lm1b.model.full_softmax import full_softmax_nats
 from lm1b.model.language_model import LanguageModel, LossParts, gather_rows
 from lm1b.model.recurrent import State
-from lm1b.model.sampler import LogUniformSampler
+from lm1b.model.sampler import LogUniform, Sampler
 from lm1b.model.tables import VocabularyTable, distinct_inputs, distinct_outputs
 
 ALONE = single_process()
@@ -35,7 +35,7 @@ class Trainer:
             )
             for name, width in widths.items()
         }
-        self.sampler = LogUniformSampler(VOCABULARY_SIZE, NUM_SAMPLES, seed=1)
+        self.sampler = Sampler(LogUniform(VOCABULARY_SIZE), NUM_SAMPLES, seed=1)
         self.learning_rate = learning_rate
         self.optimizer = torch.optim.Adagrad(self.model.parameters(), lr=learning_rate, initial_accumulator_value=1.0)
 

@@ -23,7 +23,10 @@ from lm1b.evaluation.perplexity import evaluate_checkpoint
 from lm1b.evaluation.scorer import Scorer, cut_for_scoring
 from lm1b.evaluation.texts import ScoredText, text_of_files, text_of_split
 from lm1b.model.language_model import LanguageModel
+from lm1b.model.output_layer import TableOutput
 from lm1b.training.checkpoint import Checkpoint
+
+ALONE = single_process()
 
 
 def brute_force_nats(
@@ -48,7 +51,7 @@ def made_scorer(seed: int, size: int, *, block: int = 7, cell: str = "lstm", end
     input_rows_VD, output_rows_VP, bias_V = (torch.randn(size, width, generator=generator) for width in (4, 3, 1))
     ids = np.arange(size)
     return Scorer(
-        LanguageModel(config, seed), ids, input_rows_VD, output_rows_VP, bias_V.flatten(), end, block, single_process()
+        LanguageModel(config, seed), ids, input_rows_VD, TableOutput(output_rows_VP, bias_V.flatten(), ALONE, block), end, ALONE
     ), input_rows_VD
 
 
@@ -65,9 +68,9 @@ def test_sequences_of_any_lengths_equal_brute_force(sequences: list[list[int]], 
         arrays = [np.array(sequence, np.uint16) for sequence in sequences]
         nats = scorer.nats(arrays, side_by_side, told.append)
         each = dict(scorer.nats_of_each(arrays, side_by_side))
-    expected = [
-        brute_force_nats(scorer.model, input_rows, scorer.output_rows_VP, scorer.output_bias_V, sequence, 1) for sequence in sequences
-    ]
+    output = scorer.output
+    assert isinstance(output, TableOutput)
+    expected = [brute_force_nats(scorer.model, input_rows, output.rows_VP, output.bias_V, sequence, 1) for sequence in sequences]
     assert nats == pytest.approx(sum(expected), rel=1e-6)
     assert sum(told) == sum(map(len, sequences))
     assert each.keys() == set(range(len(sequences)))
@@ -86,7 +89,7 @@ def test_300_positions_at_the_benchmark_s_vocabulary_size() -> None:
     tokens_N = np.random.default_rng(5).integers(0, size, positions)
     ids_U = np.union1d(tokens_N, [end])
     input_rows_UD = torch.randn(len(ids_U), 8, generator=generator)
-    scorer = Scorer(model, ids_U, input_rows_UD, output_rows_VP, bias_V, end, 8192, single_process())
+    scorer = Scorer(model, ids_U, input_rows_UD, TableOutput(output_rows_VP, bias_V, ALONE), end, ALONE)
     lanes = np.split(tokens_N, [90, 200])
     nats = scorer.nats(lanes, 3)
     # The reference: every logit of every position in float64, from the same inputs.
@@ -159,6 +162,8 @@ def test_no_rank_holds_more_than_its_output_rows(made: tuple[Config, TokenDirect
     for rank in range(3):
         reading = perplexity._read(checkpoint, tokens.fingerprint, torch.tensor([1, 2]), Ranks(rank, 3, torch.device("cpu")))
         num_rows = len(range(rank, tokens.vocabulary.size, 3))
+        assert reading.output_rows_VP is not None
+        assert reading.output_bias_V is not None
         assert len(reading.output_rows_VP) == len(reading.output_bias_V) == num_rows
         assert reading.output_rows_VP.untyped_storage().nbytes() == 4 * num_rows * reading.output_rows_VP.shape[1]
 

@@ -14,11 +14,11 @@ from command_runs import fill, launch, run
 from made_run import made_config, made_tokens
 from tiny import REPOSITORY
 
-from lm1b.config import Config, ModelConfig, load_config
+from lm1b.config import Config, ModelConfig, SoftmaxConfig, load_config
 from lm1b.data.batches import Batches
 from lm1b.launchers import Place
 from lm1b.model.language_model import LanguageModel
-from lm1b.model.work import core_parameters, flops_per_word, output_width, table_parameters
+from lm1b.model.work import core_parameters, flops_per_word, table_parameters
 from lm1b.strict_config import override
 from lm1b.training.plan import _bytes_a_rank, make_plan
 
@@ -34,8 +34,19 @@ def test_parameters_and_widths_are_the_model_s(shape: dict[str, Any]) -> None:
     config = ModelConfig.model_validate(shape)
     model = LanguageModel(config, 1)
     assert core_parameters(config) == sum(parameter.numel() for parameter in model.parameters())
-    assert output_width(config) == model.output_width
-    assert table_parameters(config, 100) == 100 * (7 + model.output_width + 1)
+    softmax = SoftmaxConfig()
+    assert table_parameters(config, softmax, 100) == 100 * (7 + model.output_width + 1)
+    tied = config.model_copy(update={"tie_tables": True})
+    assert table_parameters(tied, softmax, 100) == 100 * (7 + 1)
+
+
+def test_parameters_of_the_adaptive_softmax_are_the_core_s() -> None:
+    model, softmax = ModelConfig.model_validate(SHAPES[0]), SoftmaxConfig(kind="adaptive", cutoffs=[10, 30])
+    core = LanguageModel(model, 1, softmax=softmax, vocabulary_size=100)
+    # Head: 10 words and 2 clusters, with their bias. Clusters: 20 and 70 words, rows 5 and 1 wide.
+    assert core_parameters(model, softmax, 100) == core_parameters(model) + 12 * 21 + 5 * 20 + 20 * 5 + 20 + 70
+    assert core_parameters(model, softmax, 100) == sum(parameter.numel() for parameter in core.parameters())
+    assert table_parameters(model, softmax, 100) == 700
 
 
 def test_work_of_a_word_is_that_of_the_papers_shapes() -> None:
@@ -70,7 +81,7 @@ def test_memory_is_within_a_tenth_of_what_the_benchmark_measured() -> None:
             continue
         overrides = ["model.hidden=512", "model.projection=null", "optimizer.kind=adagrad"]
         config = load_config(REPOSITORY / "configs" / "irnn_lm.json", overrides)
-        core, tables = core_parameters(config.model), table_parameters(config.model, row["vocabulary"])
+        core, tables = core_parameters(config.model), table_parameters(config.model, config.softmax, row["vocabulary"])
         estimate = _bytes_a_rank(config, core, tables, row["vocabulary"], row["ranks"], row["precision"])
         assert estimate / 2**20 == pytest.approx(row["peak_memory_mb"], rel=0.1), row["ranks"]
         checked += 1

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm1b.errors import UserError
-from lm1b.model.sampler import LogUniformSampler
+from lm1b.model.sampler import LogUniform, Proposal, Sampler, Unigram
 from lm1b.randomness import derive_key, uniform
 
 CPU = torch.device("cpu")
@@ -33,7 +33,7 @@ def draw_one_by_one(vocabulary_size: int, num_samples: int, seed: int, step: int
 @given(vocabulary_size=st.integers(2, 400), share=st.floats(0.01, 0.5), seed=st.integers(0, 2**40), step=st.integers(0, 2**40))
 def test_draws_as_by_the_definition(vocabulary_size: int, share: float, seed: int, step: int) -> None:
     num_samples = max(1, int(vocabulary_size * share))
-    sampler = LogUniformSampler(vocabulary_size, num_samples, seed)
+    sampler = Sampler(LogUniform(vocabulary_size), num_samples, seed)
     samples = sampler.draw(step, CPU)
     ids, num_draws = draw_one_by_one(vocabulary_size, num_samples, seed, step)
     assert samples.ids_S.tolist() == ids
@@ -44,20 +44,31 @@ def test_draws_as_by_the_definition(vocabulary_size: int, share: float, seed: in
     assert bool((log_expected_S <= 0).all())
 
 
+def test_draws_of_the_unigram_fall_by_its_cumulative_sums() -> None:
+    """A word of count 0 is drawn as if it had count 1."""
+    proposal = Unigram(np.array([81, 16, 1, 0]), 0.75)
+    shares = np.array([27, 8, 1, 1]) / 37
+    assert torch.allclose(proposal.probability(torch.arange(4)), torch.from_numpy(shares))
+    ends = np.cumsum(shares)
+    assert proposal.ids(np.array([1e-9, ends[0] - 1e-9, ends[0] + 1e-9, ends[1] + 1e-9, 1 - 1e-12])).tolist() == [0, 0, 1, 2, 3]
+    assert Unigram(np.array([7, 5, 0]), 0.0).probability(torch.tensor([[0], [2]])).flatten().tolist() == pytest.approx([1 / 3] * 2)
+
+
 def test_a_draw_depends_on_seed_and_step_alone() -> None:
-    sampler = LogUniformSampler(5000, 700, seed=3)
+    sampler = Sampler(LogUniform(5000), 700, seed=3)
     first = sampler.draw(9, CPU)
     sampler._draws_at_a_time = 1  # a small first guess only costs another round
     again = sampler.draw(9, CPU)
     assert torch.equal(first.ids_S, again.ids_S)
     assert first.num_draws == again.num_draws
     assert not torch.equal(first.ids_S, sampler.draw(10, CPU).ids_S)
-    assert not torch.equal(first.ids_S, LogUniformSampler(5000, 700, seed=4).draw(9, CPU).ids_S)
+    assert not torch.equal(first.ids_S, Sampler(LogUniform(5000), 700, seed=4).draw(9, CPU).ids_S)
 
 
-def test_inclusion_frequency_is_the_expected_one() -> None:
+@pytest.mark.parametrize("proposal", [LogUniform(400), Unigram(40_000 // np.arange(1, 401), 0.75)], ids=["log-uniform", "unigram"])
+def test_inclusion_frequency_is_the_expected_one(proposal: Proposal) -> None:
     vocabulary_size, num_samples, num_trials = 400, 40, 2000
-    sampler = LogUniformSampler(vocabulary_size, num_samples, seed=1)
+    sampler = Sampler(proposal, num_samples, seed=1)
     every_id = torch.arange(vocabulary_size)
     included = torch.zeros(vocabulary_size, dtype=torch.float64)
     expected = torch.zeros(vocabulary_size, dtype=torch.float64)
@@ -76,7 +87,7 @@ def test_inclusion_frequency_is_the_expected_one() -> None:
 
 
 def test_log_expected_is_the_formula() -> None:
-    sampler = LogUniformSampler(793_471, 8192, seed=1)
+    sampler = Sampler(LogUniform(793_471), 8192, seed=1)
     ids = torch.tensor([[0, 1, 2], [1000, 100_000, 793_470]])
     k = ids.numpy().astype(np.float64)
     probability = np.log((k + 2) / (k + 1)) / np.log(793_472)
@@ -85,14 +96,14 @@ def test_log_expected_is_the_formula() -> None:
 
 
 def test_the_benchmark_needs_about_sixteen_thousand_draws() -> None:
-    samples = LogUniformSampler(793_471, 8192, seed=1).draw(0, CPU)
+    samples = Sampler(LogUniform(793_471), 8192, seed=1).draw(0, CPU)
     assert 15_500 < samples.num_draws < 16_600
     # E sums to the number of samples, nearly.
-    assert abs(LogUniformSampler(793_471, 8192, 1).log_expected(torch.arange(793_471), samples.num_draws).exp().sum() - 8192) < 150
+    assert abs(Sampler(LogUniform(793_471), 8192, 1).log_expected(torch.arange(793_471), samples.num_draws).exp().sum() - 8192) < 150
 
 
 def test_all_ids_are_taken_where_samples_are_the_vocabulary() -> None:
-    sampler = LogUniformSampler(50, 50, seed=1)
+    sampler = Sampler(LogUniform(50), 50, seed=1)
     samples = sampler.draw(3, CPU)
     assert samples.ids_S.tolist() == list(range(50))
     assert not sampler.log_expected(torch.arange(7), samples.num_draws).any()
@@ -101,5 +112,5 @@ def test_all_ids_are_taken_where_samples_are_the_vocabulary() -> None:
 def test_too_many_samples_name_the_full_softmax() -> None:
     for num_samples in (51, 99, 101):
         with pytest.raises(UserError, match=r"softmax\.kind=full"):
-            LogUniformSampler(100, num_samples, seed=1)
-    LogUniformSampler(100, 50, seed=1)
+            Sampler(LogUniform(100), num_samples, seed=1)
+    Sampler(LogUniform(100), 50, seed=1)

@@ -19,7 +19,7 @@ from scaling_worker import VOCABULARY
 from tiny import REPOSITORY, environment, run_ranks, write_settings
 
 from lm1b.errors import UserError
-from lm1b.model.sampler import LogUniformSampler
+from lm1b.model.sampler import LogUniform, Sampler
 
 NETWORK = Network("wire", 20e-6, 1e9)
 PARTS = {"sampler": 0.01, "row fetch": 0.03, "recurrent": 0.2, "softmax": 0.3, "core update": 0.05, "table update": 0.06}
@@ -59,7 +59,7 @@ def foretell(layout: Layout, ranks: int, network: Network = NETWORK, machine: Ma
 
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_expected_rows_are_the_mean_of_drawn_ones(ranks: int) -> None:
-    words, tokens, sampler, generator = zipf(5000, 400), 900, LogUniformSampler(5000, 400, seed=3), np.random.default_rng(8)
+    words, tokens, sampler, generator = zipf(5000, 400), 900, Sampler(LogUniform(5000), 400, seed=3), np.random.default_rng(8)
     probability_V = read_counts(None, 5000) / read_counts(None, 5000).sum()
     drawn = []
     for step in range(60):
@@ -89,7 +89,7 @@ def test_expected_rows_are_the_mean_of_drawn_ones(ranks: int) -> None:
 
 
 def test_expected_samples_add_up_and_are_as_frequent_as_drawn_ones() -> None:
-    words, sampler = zipf(5000, 400), LogUniformSampler(5000, 400, seed=1)
+    words, sampler = zipf(5000, 400), Sampler(LogUniform(5000), 400, seed=1)
     assert words.sampled_V.sum() == pytest.approx(400, rel=1e-5)
     times_V = np.bincount(np.concatenate([sampler.draw(step, "cpu").ids_S.numpy() for step in range(400)]), minlength=5000)
     for ids in (slice(0, 20), slice(20, 200), slice(200, 1000), slice(1000, 5000)):

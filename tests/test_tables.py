@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lm1b.distributed import Ranks
 from lm1b.model.row_formats import Plain
-from lm1b.model.sampler import LogUniformSampler
+from lm1b.model.sampler import LogUniform, Sampler
 from lm1b.model.tables import VocabularyTable, distinct_inputs, distinct_outputs
 
 
@@ -125,7 +125,7 @@ def test_rows_are_rounded_alone_too() -> None:
     targets=st.lists(st.integers(0, 99), min_size=1, max_size=60), step=st.integers(0, 100), num_samples=st.sampled_from([1, 20, 50, 100])
 )
 def test_positions_of_inputs_and_targets(targets: list[int], step: int, num_samples: int) -> None:
-    sampler = LogUniformSampler(100, num_samples, seed=1)
+    sampler = Sampler(LogUniform(100), num_samples, seed=1)
     samples = sampler.draw(step, "cpu")
     targets_N = torch.tensor(targets)
     ids_U, positions = distinct_outputs(samples, targets_N, ALONE)
@@ -148,7 +148,7 @@ def _two_ranks_sharing_samples(rank: int, store: str, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(seconds=60))
     ranks = Ranks(rank, 2, torch.device("cpu"))
     table, whole = make_table(ranks), make_table()
-    samples = LogUniformSampler(41, 15, seed=3).draw(0, "cpu")
+    samples = Sampler(LogUniform(41), 15, seed=3).draw(0, "cpu")
     targets_N = torch.randint(0, 41, (9,), generator=torch.Generator().manual_seed(rank))
     ids_U, positions = distinct_outputs(samples, targets_N, ranks)
     request = asked(ids_U, ranks, num_shared=15)

@@ -13,7 +13,6 @@ from lm1b.files import read_json_lines
 from lm1b.training.checkpoint import Checkpoint, list_checkpoints
 
 WORKER = str(Path(__file__).with_name("training_worker.py"))
-TABLES = ("input_table", "output_table", "output_bias")
 
 
 def job(folder: Path, run: str, **sections: Any) -> dict[str, Any]:
@@ -50,7 +49,7 @@ def tensors_of(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     found = {}
     for kind in ("weights", "ema", *(f"optimizer/{key}" for key in checkpoint.optimizer_keys())):
         found |= {f"{kind}/{name}": tensor for name, tensor in (checkpoint.core(kind) or {}).items()}
-    for name in TABLES:
+    for name in checkpoint.state()["tables"]:
         found |= {f"{name}/{key}": checkpoint.read_table(name, key=key) for key in ("rows", "accumulators")}
     return found | {f"carry/{name}": tensor for name, tensor in checkpoint.carry().items()}
 

@@ -29,9 +29,9 @@ import torch
 from lm1b.config import Config, load_config
 from lm1b.errors import run_command
 from lm1b.evaluation.scorer import Scorer, cut_for_scoring
+from lm1b.evaluation.shape import Shape, output_layer
 from lm1b.evaluation.texts import ScoredText, text_of_split
 from lm1b.files import read_json, write_json
-from lm1b.model.language_model import LanguageModel
 from lm1b.training.process_group import start_ranks, stop_ranks
 from lm1b.training.run import Run, prepare_process
 
@@ -50,18 +50,19 @@ def word_perplexity(run: Run, text: ScoredText) -> float:
     step, config = run.training_step, run.config
     core = step.engine.core_state()
     kind = "ema" if config.training.ema_decay is not None else "weights"
-    model = LanguageModel(config.model, config.run.seed).to(step.engine.dtype).eval()
+    shape = Shape(config.model, config.softmax, run.tokens.vocabulary.size)
+    model = shape.core().to(step.engine.dtype).eval()
     model.load_state_dict({name.split("/", 1)[1]: tensor for name, tensor in core.items() if name.startswith(kind + "/")})
     ids_U = np.union1d(text.tokens_N, [run.tokens.vocabulary.end_id]).astype(np.int64)
     dtype = step.engine.dtype
+    outputs, bias = step.tables.output, step.tables.bias
+    block = config.evaluation.vocabulary_block
     scorer = Scorer(
         model,
         ids_U,
         step.tables.input.rows[torch.from_numpy(ids_U)].to(dtype),
-        step.tables.output.rows.to(dtype),
-        step.tables.bias.rows.flatten(),
+        output_layer(model, outputs and outputs.rows.to(dtype), bias and bias.rows.flatten(), run.ranks, block),
         run.tokens.vocabulary.end_id,
-        config.evaluation.vocabulary_block,
         run.ranks,
     )
     sequences = cut_for_scoring(text, "carry", config.evaluation.lanes)

@@ -39,7 +39,8 @@ from lm1b.evaluation.exported import (
 )
 from lm1b.evaluation.loading import DTYPES, chosen_core
 from lm1b.evaluation.model_card import model_card
-from lm1b.evaluation.perplexity import Weights, model_of
+from lm1b.evaluation.perplexity import Weights
+from lm1b.evaluation.shape import Shape, shape_of
 from lm1b.evaluation.watcher import choose_checkpoint
 from lm1b.files import digest_of_file, flush_folder, needing_space, read_json_lines, write_json, write_sealed_json
 from lm1b.training.checkpoint import Checkpoint, table_file
@@ -102,10 +103,10 @@ def export_run(
             raise UserError(f"{found.path}: trained with another vocabulary than that of {config.tokens.directory}")
         found.verify()
         core, kind = chosen_core(found, weights)
-        shape = model_of(found, state)
+        shape = shape_of(found, state)
         lines = read_json_lines(run_directory / "evaluations.jsonl")
         facts = export_facts(found, state, shape, tokens, kind, precision, lines)
-        sources = _sources(found, state, core, DTYPES[precision])
+        sources = _sources(found, shape, state["ranks"], core, DTYPES[precision])
         try:
             with needing_space(out.parent, sum(source.num_bytes for source in sources.values())):
                 num_bytes = _write(partial, sources, facts, state["config"], tokens, largest_file_bytes)
@@ -159,18 +160,21 @@ def _write_tensors(folder: Path, sources: dict[str, _Source], largest: int) -> d
     return files
 
 
-def _sources(checkpoint: Checkpoint, state: dict[str, Any], core: dict[str, Tensor], dtype: torch.dtype) -> dict[str, _Source]:
+def _sources(checkpoint: Checkpoint, shape: Shape, ranks: int, core: dict[str, Tensor], dtype: torch.dtype) -> dict[str, _Source]:
     """Every tensor by its name in the files. The float32 bias is first, so that all are aligned."""
 
-    def table(name: str, table_dtype: torch.dtype, *, flat: bool = False) -> _Source:
-        num_rows, width = state["tables"][name]["num_rows"], state["tables"][name]["width"]
-        return _Source(
-            table_dtype, [num_rows] if flat else [num_rows, width], _rows_in_order(checkpoint, name, num_rows, width, state["ranks"])
-        )
+    def table(name: str, width: int) -> _Source:
+        return _Source(dtype, [num_words, width], _rows_in_order(checkpoint, name, num_words, width, ranks))
 
-    sources = {OUTPUT_BIAS: table("output_bias", torch.float32, flat=True)}
+    num_words, sources = shape.vocabulary_size, {}
+    if shape.has_output_rows:
+        bias = _rows_in_order(checkpoint, "output_bias", num_words, 1, ranks)
+        sources[OUTPUT_BIAS] = _Source(torch.float32, [num_words], bias)
     sources |= {CORE + name: _Source(dtype, core[name].shape, iter([core[name]])) for name in sorted(core)}
-    return sources | {INPUT_TABLE: table("input_table", dtype), OUTPUT_TABLE: table("output_table", dtype)}
+    sources[INPUT_TABLE] = table("input_table", shape.model.embedding)
+    if shape.has_output_rows and not shape.model.tie_tables:
+        sources[OUTPUT_TABLE] = table("output_table", shape.model.output_width)
+    return sources
 
 
 def _rows_in_order(checkpoint: Checkpoint, name: str, num_rows: int, width: int, ranks: int) -> Iterator[Tensor]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from lm1b import __version__
-from lm1b.config import ModelConfig
 from lm1b.data.shards import TokenDirectory
 from lm1b.evaluation.exported import FORMAT_VERSION
+from lm1b.evaluation.shape import Shape
 from lm1b.evaluation.texts import count_test_looks
 from lm1b.training.checkpoint import Checkpoint
 
@@ -29,7 +29,7 @@ def _known_perplexities(lines: list[dict[str, Any]], step: int, kind: str, finge
 def export_facts(
     checkpoint: Checkpoint,
     state: dict[str, Any],
-    shape: ModelConfig,
+    shape: Shape,
     tokens: TokenDirectory,
     kind: str,
     precision: str,
@@ -41,7 +41,8 @@ def export_facts(
     return {
         "format_version": FORMAT_VERSION,
         "program": f"lm1b {__version__}",
-        "model": shape.as_json(),
+        "model": shape.model.as_json(),
+        "softmax": shape.softmax.as_json(),
         "vocabulary": {
             "size": vocabulary.size,
             "fingerprint": vocabulary.fingerprint,
@@ -75,7 +76,7 @@ def hugging_face_config(facts: dict[str, Any]) -> dict[str, Any]:
         "bos_token_id": vocabulary["end_id"],  # a sentence's first word is predicted from the end of the one before
         "eos_token_id": vocabulary["end_id"],
         "pad_token_id": vocabulary["end_id"],
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": facts["model"]["tie_tables"],
         "lm1b": facts,
     }
 

@@ -11,7 +11,8 @@
 3. lm1b/huggingface.py reads the same files as a model of `transformers`.
 
 Tensors: `core.*` (as LanguageModel names them), `input_table.weight` [V, D], `output_table.weight` [V, P], `output_table.bias` [V], which
-is float32 whatever the others are. V vocabulary, D embedding, P output width.
+is float32 whatever the others are. Tied tables are the input table alone; the adaptive softmax is part of the core. V vocabulary, D
+embedding, P output width.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lm1b.config import ModelConfig
+from lm1b.config import ModelConfig, SoftmaxConfig
 from lm1b.data.vocabulary import Vocabulary
 from lm1b.distributed import single_process
 from lm1b.errors import UserError
 from lm1b.evaluation.loading import DTYPES, LoadedModel, in_memory, load_run
 from lm1b.evaluation.perplexity import Weights
+from lm1b.evaluation.shape import Shape
 from lm1b.files import read_json, read_sealed_json
 from lm1b.model.language_model import LanguageModel
 from lm1b.strict_config import parse
@@ -45,6 +47,12 @@ CORE, INPUT_TABLE, OUTPUT_TABLE, OUTPUT_BIAS = "core.", "input_table.weight", "o
 def is_export(path: Path) -> bool:
     """Whether a folder is (or was meant to be) an exported model; a run has checkpoints."""
     return not (path / "checkpoints").exists() and any((path / name).exists() for name in (TENSORS, INDEX, MANIFEST))
+
+
+def shape_of_facts(facts: dict[str, Any], vocabulary_size: int, source: str) -> Shape:
+    """The shape that config.json tells. facts: its `lm1b` part. Raises UserError where it is none that this program knows."""
+    softmax = parse(SoftmaxConfig, facts.get("softmax") or {}, f"{source}: lm1b.softmax")
+    return Shape(parse(ModelConfig, facts.get("model"), f"{source}: lm1b.model"), softmax, vocabulary_size)
 
 
 def load_model(
@@ -71,7 +79,7 @@ def _load(export: ExportedModel, checkpoint: str, weights: Weights, precision: s
         )
     dtype = DTYPES[precision]
     model = export.core(dtype)
-    tables = export.tables(model.output_width, dtype)
+    tables = export.tables(dtype)
     known = {"export": str(export.path), "checkpoint": f"step_{facts['step']:08d}", "weights": facts["weights"], "precision": precision}
     ranks = single_process(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return in_memory(model, tables, export.vocabulary, known, dtype=dtype, ranks=ranks)
@@ -85,8 +93,8 @@ class ExportedModel:
         self.path = path
         self._manifest = self._verify()
         self.facts = self._read_facts()
-        self.shape = parse(ModelConfig, self.facts["model"], f"{path / CONFIG}: lm1b.model")
         self.vocabulary = Vocabulary.load(path / VOCABULARY)
+        self.shape = shape_of_facts(self.facts, self.vocabulary.size, str(path / CONFIG))
         if self.vocabulary.fingerprint != self.facts["vocabulary"]["fingerprint"]:
             raise UserError(f"{path / VOCABULARY}: not the vocabulary that {CONFIG} names; export the model again")
         self._files: Mapping[str, str] = read_json(path / INDEX)["weight_map"] if INDEX in self._manifest else {}
@@ -127,15 +135,16 @@ class ExportedModel:
 
     def core(self, dtype: torch.dtype) -> LanguageModel:
         """The dense core in `dtype`, on the CPU."""
-        model = LanguageModel(self.shape, 0, initialize=False).to(dtype)
+        model = self.shape.core().to(dtype)
         model.load_state_dict({name: self._read(CORE + name, torch.empty_like(value)) for name, value in model.state_dict().items()})
         return model
 
-    def tables(self, output_width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """Input rows, output rows and (float32) output bias, on the CPU."""
-        num_words = self.vocabulary.size
-        return (
-            self._read(INPUT_TABLE, torch.empty(num_words, self.shape.embedding, dtype=dtype)),
-            self._read(OUTPUT_TABLE, torch.empty(num_words, output_width, dtype=dtype)),
-            self._read(OUTPUT_BIAS, torch.empty(num_words)),
-        )
+    def tables(self, dtype: torch.dtype) -> list[Tensor]:
+        """Input rows, output rows and (float32) output bias, on the CPU, as far as there are any; tied rows twice the same tensor."""
+        num_words, model = self.vocabulary.size, self.shape.model
+        tables = [self._read(INPUT_TABLE, torch.empty(num_words, model.embedding, dtype=dtype))]
+        if self.shape.has_output_rows:
+            rows = torch.empty(num_words, model.output_width, dtype=dtype)
+            tables.append(tables[0] if model.tie_tables else self._read(OUTPUT_TABLE, rows))
+            tables.append(self._read(OUTPUT_BIAS, torch.empty(num_words)))
+        return tables

@@ -21,8 +21,9 @@ from lm1b.data.text import blank_lines
 from lm1b.data.vocabulary import Vocabulary
 from lm1b.distributed import Ranks, single_process
 from lm1b.errors import UserError
-from lm1b.evaluation.perplexity import Weights, model_of
+from lm1b.evaluation.perplexity import Weights
 from lm1b.evaluation.scorer import Scorer
+from lm1b.evaluation.shape import output_layer, output_table_name, shape_of
 from lm1b.evaluation.watcher import choose_checkpoint
 from lm1b.model.full_softmax import VOCABULARY_BLOCK
 from lm1b.model.language_model import LanguageModel
@@ -114,13 +115,22 @@ def load_run(
             raise UserError(f"{found.path}: trained with another vocabulary than that of {config.tokens.directory}")
         found.verify(0, 1)
         core, kind = chosen_core(found, weights)
-        rows = [found.read_table(name, 0, 1) for name in ("input_table", "output_table", "output_bias")]
-        shape = model_of(found, state)
+        shape = shape_of(found, state)
+        names = ["input_table", *([output_table_name(shape), "output_bias"] if shape.has_output_rows else [])]
+        rows = {name: found.read_table(name) for name in names}
     dtype = DTYPES[precision]
-    model = LanguageModel(shape, config.run.seed, initialize=False)
+    model = shape.core()
     model.load_state_dict(core)
     facts = {"run": str(run_directory), "checkpoint": found.path.name, "weights": kind, "precision": precision}
-    return in_memory(model, rows, vocabulary, facts, dtype=dtype, ranks=ranks, vocabulary_block=config.evaluation.vocabulary_block)
+    return in_memory(
+        model,
+        [rows[name] for name in names],
+        vocabulary,
+        facts,
+        dtype=dtype,
+        ranks=ranks,
+        vocabulary_block=config.evaluation.vocabulary_block,
+    )
 
 
 def in_memory(
@@ -133,18 +143,16 @@ def in_memory(
     ranks: Ranks,
     vocabulary_block: int = VOCABULARY_BLOCK,
 ) -> LoadedModel:
-    """A model of what has been read. tables: input rows, output rows and output bias, of the whole vocabulary."""
-    input_rows_VD, output_rows_VP, output_bias_V = tables
-    scorer = Scorer(
-        model.to(ranks.device, dtype).eval(),
-        np.arange(vocabulary.size),
-        input_rows_VD.to(ranks.device, dtype),
-        output_rows_VP.to(ranks.device, dtype),
-        output_bias_V.flatten().to(ranks.device),
-        vocabulary.end_id,
-        vocabulary_block,
-        ranks,
-    )
+    """A model of what has been read. tables: input rows, output rows and output bias, of the whole vocabulary; the first alone where the
+    softmax has no others."""
+    model = model.to(ranks.device, dtype).eval()
+    rows_VP = bias_V = None
+    input_rows_VD = tables[0].to(ranks.device, dtype)
+    if len(tables) > 1:
+        rows_VP = input_rows_VD if tables[1] is tables[0] else tables[1].to(ranks.device, dtype)
+        bias_V = tables[2].flatten().to(ranks.device)
+    output = output_layer(model, rows_VP, bias_V, ranks, vocabulary_block)
+    scorer = Scorer(model, np.arange(vocabulary.size), input_rows_VD, output, vocabulary.end_id, ranks)
     return LoadedModel(scorer, vocabulary, facts)
 
 

@@ -20,15 +20,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
-from lm1b.config import Config, ModelConfig
+from lm1b.config import Config
 from lm1b.distributed import Ranks, agree, all_reduce_sum, single_process
 from lm1b.errors import UserError
 from lm1b.evaluation.scorer import Scorer, cut_for_scoring
+from lm1b.evaluation.shape import Shape, output_layer, shape_of
 from lm1b.evaluation.texts import ScoredText
-from lm1b.model.language_model import LanguageModel
 from lm1b.training.checkpoint import Checkpoint
 from lm1b.training.run_log import now
 
@@ -38,13 +37,16 @@ KINDS: dict[str, list[Weights]] = {"raw": ["raw"], "ema": ["ema"], "both": ["ema
 
 @dataclass(frozen=True)
 class _Reading:
-    """What one rank reads of a checkpoint: its rows (float32; input rows only where it holds them, else 0) and the whole core."""
+    """What one rank reads of a checkpoint: its rows (float32; input rows only where it holds them, else 0) and the whole core.
+
+    output_rows_VP, output_bias_V: None where the softmax has none.
+    """
 
     state: dict[str, Any]
-    model: ModelConfig
+    shape: Shape
     input_rows_UD: Tensor
-    output_rows_VP: Tensor
-    output_bias_V: Tensor
+    output_rows_VP: Tensor | None
+    output_bias_V: Tensor | None
     cores: dict[Weights, dict[str, Tensor]]
 
 
@@ -70,21 +72,17 @@ def _read_leased(checkpoint: Checkpoint, fingerprint: str, ids_U: Tensor, ranks:
         table = checkpoint.read_table("input_table", ranks.rank, ranks.size)
         input_rows_UD = torch.zeros(len(ids_U), table.shape[1])
         input_rows_UD[mine_U] = table[ids_U[mine_U] // ranks.size]
+        shape = shape_of(checkpoint, state)
+        output_rows_VP, bias_V = table if shape.model.tie_tables else None, None
         del table
-        output_rows_VP = checkpoint.read_table("output_table", ranks.rank, ranks.size)
-        bias_V = checkpoint.read_table("output_bias", ranks.rank, ranks.size).flatten()
+        if shape.has_output_rows:
+            bias_V = checkpoint.read_table("output_bias", ranks.rank, ranks.size).flatten()
+            if output_rows_VP is None:
+                output_rows_VP = checkpoint.read_table("output_table", ranks.rank, ranks.size)
         raw, average = checkpoint.core("weights"), checkpoint.core("ema")
         assert raw is not None, "core.safetensors holds no weights"
         cores: dict[Weights, dict[str, Tensor]] = {"raw": raw} if average is None else {"ema": average, "raw": raw}
-        return _Reading(state, model_of(checkpoint, state), input_rows_UD, output_rows_VP, bias_V, cores)
-
-
-def model_of(checkpoint: Checkpoint, state: dict[str, Any]) -> ModelConfig:
-    """The shape that the checkpoint was trained with, whatever config.json says now."""
-    try:
-        return ModelConfig.model_validate(state["config"]["model"])
-    except (KeyError, TypeError, ValidationError):
-        raise UserError(f"{checkpoint.path}/state.json: holds no config.model that this program knows") from None
+        return _Reading(state, shape, input_rows_UD, output_rows_VP, bias_V, cores)
 
 
 def evaluate_checkpoint(
@@ -111,15 +109,21 @@ def evaluate_checkpoint(
     ids_U = np.union1d(text.tokens_N, [end_id]).astype(np.int64)
     reading = agree(ranks, lambda: _read(checkpoint, fingerprint, torch.from_numpy(ids_U), ranks))
     dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+    model = reading.shape.core().to(ranks.device, dtype).eval()
+    rows_VP, bias_V = reading.output_rows_VP, reading.output_bias_V
     scorer = Scorer(
-        LanguageModel(reading.model, config.run.seed).to(ranks.device, dtype).eval(),
+        model,
         ids_U,
         # Each row is on one rank and 0 on the others, so the sum brings every row to every rank unchanged.
         all_reduce_sum(reading.input_rows_UD.to(ranks.device), ranks).to(dtype),
-        reading.output_rows_VP.to(ranks.device, dtype),
-        reading.output_bias_V.to(ranks.device),
+        output_layer(
+            model,
+            None if rows_VP is None else rows_VP.to(ranks.device, dtype),
+            None if bias_V is None else bias_V.to(ranks.device),
+            ranks,
+            settings.vocabulary_block,
+        ),
         end_id,
-        settings.vocabulary_block,
         ranks,
     )
     sequences = cut_for_scoring(text, settings.state, settings.lanes)
@@ -155,7 +159,7 @@ def evaluate_checkpoint(
             "official": text.official,
             "trained_on_official": reading.state.get("corpus", {}).get("official", False),
             "vocabulary": fingerprint,
-            "vocabulary_size": reading.state["tables"]["output_table"]["num_rows"],
+            "vocabulary_size": reading.shape.vocabulary_size,
             "epoch": reading.state.get("epoch"),
             "seconds": round(loading_seconds + time.monotonic() - started, 3),
             "finished_at": now(),

@@ -62,7 +62,7 @@ def sample_sentence(model: LoadedModel, prompt: str, settings: SamplingSettings,
     for place in range(settings.longest):
         x_T1D = scorer.input_rows_UD[torch.tensor(before, device=scorer.ranks.device)].unsqueeze(1)
         hidden_T1P, state = scorer.model.hidden(x_T1D, state)
-        logits_V = (scorer.output_rows_VP @ hidden_T1P[-1, 0]).float() + scorer.output_bias_V.float()
+        logits_V = scorer.output.logits(hidden_T1P[-1, 0])
         logits_V[never] = -torch.inf
         drawn = choose(logits_V, settings, float(uniform(key, torch.tensor([place]))))
         if drawn == vocabulary.end_id:

@@ -22,8 +22,9 @@ from torch import Tensor
 from lm1b.data.batches import cut_into_lanes
 from lm1b.distributed import Ranks
 from lm1b.evaluation.texts import ScoredText
-from lm1b.model.full_softmax import full_softmax_part, gather_dealt, places_of_targets
+from lm1b.model.full_softmax import gather_dealt
 from lm1b.model.language_model import LanguageModel
+from lm1b.model.output_layer import OutputLayer
 from lm1b.model.recurrent import State
 
 POSITIONS = 1536  # in one call of the softmax: matrix products near their ceiling (measured: 512 to 4,096)
@@ -43,17 +44,14 @@ class Scorer:
     """A model with the rows it needs. Each rank holds all input rows of the text, and its own rows of the output table. It
     runs the recurrent layers for every R-th sequence, and its rows of the softmax for all.
 
-    input_ids_U: int64, rising, the words that occur; input_rows_UD, output_rows_VP (row r on rank r % ranks), output_bias_V:
-    in the computing precision (bias float32).
+    input_ids_U: int64, rising, the words that occur; input_rows_UD: in the computing precision.
     """
 
     model: LanguageModel
     input_ids_U: np.ndarray
     input_rows_UD: Tensor
-    output_rows_VP: Tensor
-    output_bias_V: Tensor
+    output: OutputLayer
     end_id: int
-    vocabulary_block: int
     ranks: Ranks
 
     def nats(self, sequences: Sequence[np.ndarray], side_by_side: int, on_scored: Callable[[int], object] = lambda n: None) -> float:
@@ -97,9 +95,7 @@ class Scorer:
             hidden_TBP = gather_dealt(hidden_TBP, running, ranks)
             real = torch.from_numpy(real_TB).to(device)
             targets_N = torch.from_numpy(targets_TB).to(device)[real]
-            places_N = places_of_targets(targets_N, self.ranks)
-            part = full_softmax_part(hidden_TBP[real], self.output_rows_VP, self.output_bias_V, places_N, self.vocabulary_block)
-            yield _Window(start, real_TB, part.reduce(self.ranks).nats())
+            yield _Window(start, real_TB, self.output.nats(hidden_TBP[real], targets_N))
             start += steps
 
     def _hidden(self, x_TBD: Tensor, state: State) -> tuple[Tensor, State]:

@@ -1,9 +1,10 @@
 """The dense core of the language model, from fetched rows to a loss: what DeepSpeed casts, cuts and trains.
 
-    input rows --gather--> x_TBD --recurrent layers--> y_TBH --projection--> hidden_TBP --sampled softmax--> nats
+    input rows --gather--> x_TBD --recurrent layers--> y_TBH --projection--> hidden_TBP --softmax--> nats
 
-Vocabulary tables are no part of it: their rows come in as float32 leaves and leave with float32 gradients. The computing
-dtype is that of the module's parameters. Every parameter takes part in every backward pass (ZeRO needs that).
+Vocabulary tables are no part of it: their rows come in as float32 leaves and leave with float32 gradients. (The adaptive softmax alone
+brings its own dense weights, and takes no output rows.) The computing dtype is that of the module's parameters. Every parameter takes
+part in every backward pass (ZeRO needs that).
 
 T steps, B lanes, N = T*B positions (time-major: n = t*B + b), D embedding, H hidden, P output width, U distinct rows.
 """
@@ -15,8 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lm1b.config import ModelConfig
+from lm1b.config import ModelConfig, SoftmaxConfig
 from lm1b.distributed import Ranks
+from lm1b.model.adaptive import AdaptiveSoftmax
 from lm1b.model.full_softmax import full_softmax
 from lm1b.model.recurrent import Dropout, RecurrentStack, State, glorot_normal, glorot_uniform
 from lm1b.model.softmax import sampled_softmax
@@ -37,10 +39,15 @@ class LossParts(NamedTuple):
 
 
 class LanguageModel(nn.Module):
-    """Recurrent layers and an optional linear projection before the softmax."""
+    """Recurrent layers, an optional linear projection before the softmax, and the adaptive softmax where it is asked for."""
 
-    def __init__(self, config: ModelConfig, seed: int, *, initialize: bool = True) -> None:
-        """initialize False: initial weights are left out, for a checkpoint's to take their place."""
+    def __init__(
+        self, config: ModelConfig, seed: int, *, initialize: bool = True, softmax: SoftmaxConfig | None = None, vocabulary_size: int = 0
+    ) -> None:
+        """initialize False: initial weights are left out, for a checkpoint's to take their place.
+
+        softmax, vocabulary_size: looked at for softmax.kind=adaptive alone. Raises UserError where that cannot be made.
+        """
         super().__init__()
         self.config = config
         self.seed = seed
@@ -54,7 +61,16 @@ class LanguageModel(nn.Module):
                 initial = glorot_normal if config.projection_weight == "glorot_normal" else glorot_uniform
                 weight.copy_(initial(derive_key(seed, "weight", "projection.weight"), weight.shape))
                 self.projection.bias.zero_()
-        self.output_width = config.projection or self.stack.output_width
+        self.adaptive = None
+        if softmax is not None and softmax.kind == "adaptive":
+            self.adaptive = AdaptiveSoftmax(self.output_width, vocabulary_size, softmax)
+            if initialize:
+                self.adaptive.initialize(seed)
+
+    @property
+    def output_width(self) -> int:
+        """Width of what the softmax reads (P)."""
+        return self.config.output_width
 
     @property
     def dtype(self) -> torch.dtype:
@@ -88,8 +104,8 @@ class LanguageModel(nn.Module):
         self,
         input_rows_UD: Tensor,
         input_positions_TB: Tensor,
-        output_rows_UP: Tensor,
-        output_bias_U: Tensor,
+        output_rows_UP: Tensor | None,
+        output_bias_U: Tensor | None,
         target_positions_N: Tensor,
         log_expected_U: Tensor | None,
         num_samples: int,
@@ -100,7 +116,7 @@ class LanguageModel(nn.Module):
         first_lane: int = 0,
         resets_TB: Tensor | None = None,
     ) -> LossParts:
-        """The sampled loss of a window, or the full softmax's.
+        """The sampled loss of a window, or the full softmax's, or the adaptive one's.
 
         input_rows_UD, output_rows_UP, output_bias_U (or [U, 1]): float32 leaves from the tables. input_positions_TB: int64, which input
         row each position reads. target_positions_N: int64, time-major (shape [T, B] will do), which output row is the target;
@@ -108,19 +124,26 @@ class LanguageModel(nn.Module):
         dropout; None: none. first_lane: global number of lane 0. resets_TB: bool, zero the lane's state before that step.
 
         full_over: the ranks that hold the output table between them, for the full softmax's loss. Then output_rows_UP and output_bias_U
-        are all of this rank's, target_positions_N are the targets' ids, and log_expected_U and num_samples are not looked at.
+        are all of this rank's, target_positions_N are the targets' ids, and log_expected_U and num_samples are not looked at. So it is with
+        the adaptive softmax, which takes no output rows and no bias (None).
         """
         x_TBD = gather_rows(input_rows_UD, input_positions_TB, self.dtype)
         hidden_TBP, new_state, largest = self._run(x_TBD, state, step, first_lane, resets_TB)
         hidden_NP = hidden_TBP.flatten(0, 1)
-        # Only here, and not by the caller: backward goes from the newest operation to the oldest, and the bias's gradient would otherwise
-        # wait for that of the recurrent layers, and with it whoever sends the output rows' gradients.
-        bias_U, targets_N = output_bias_U.flatten(), target_positions_N.flatten()
-        if full_over is not None:
-            nats = full_softmax(hidden_NP, output_rows_UP, bias_U, targets_N, full_over)
+        targets_N = target_positions_N.flatten()
+        if self.adaptive is not None:
+            nats = self.adaptive(hidden_NP, targets_N).sum()
         else:
-            assert log_expected_U is not None
-            nats = sampled_softmax(hidden_NP, output_rows_UP, bias_U, targets_N, log_expected_U, num_samples)
+            assert output_rows_UP is not None
+            assert output_bias_U is not None
+            # Only here, and not by the caller: backward goes from the newest operation to the oldest, and the bias's gradient would
+            # otherwise wait for that of the recurrent layers, and with it whoever sends the output rows' gradients.
+            bias_U = output_bias_U.flatten()
+            if full_over is not None:
+                nats = full_softmax(hidden_NP, output_rows_UP, bias_U, targets_N, full_over)
+            else:
+                assert log_expected_U is not None
+                nats = sampled_softmax(hidden_NP, output_rows_UP, bias_U, targets_N, log_expected_U, num_samples)
         return LossParts(nats, {name: value.detach() for name, value in new_state.items()}, largest, hidden_NP.detach())
 
 

@@ -94,11 +94,14 @@ class VocabularyTable:
 
 @dataclass(frozen=True)
 class Tables:
-    """The three vocabulary tables of a model, this rank's rows of each."""
+    """The vocabulary tables of a model, this rank's rows of each.
+
+    Tied: output is the input table itself. With the adaptive softmax: output and bias are None.
+    """
 
     input: VocabularyTable
-    output: VocabularyTable
-    bias: VocabularyTable
+    output: VocabularyTable | None
+    bias: VocabularyTable | None
 
     @staticmethod
     def create(config: Config, vocabulary_size: int, output_width: int, ranks: Ranks, *, initialize: bool = True) -> Tables:
@@ -117,12 +120,19 @@ class Tables:
                 ranks=ranks,
             )
 
-        return Tables(
-            table("input_table", config.model.embedding, scale), table("output_table", output_width, scale), table("output_bias", 1, 0.0)
-        )
+        inputs = table("input_table", config.model.embedding, scale)
+        if config.softmax.kind == "adaptive":
+            return Tables(inputs, None, None)
+        outputs = inputs if config.model.tie_tables else table("output_table", output_width, scale)
+        return Tables(inputs, outputs, table("output_bias", 1, 0.0))
+
+    @property
+    def are_tied(self) -> bool:
+        return self.output is self.input
 
     def all(self) -> list[VocabularyTable]:
-        return [self.input, self.output, self.bias]
+        """Each once: input table, output table, output bias, as far as they are there."""
+        return list(dict.fromkeys(table for table in (self.input, self.output, self.bias) if table is not None))
 
 
 def distinct_inputs(inputs_N: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor]:
@@ -145,6 +155,12 @@ def distinct_outputs(samples: Samples, targets_N: Tensor, ranks: Ranks) -> tuple
     others, places_of_others = torch.unique(target_keys_N[~is_sampled], return_inverse=True)
     places[~is_sampled] = places_of_others + num_samples
     return _ids(torch.cat([keys_S, others]), ranks), places
+
+
+def distinct_shared(samples: Samples, inputs_N: Tensor, targets_N: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor, Tensor]:
+    """For tied tables: as `distinct_outputs`, the inputs taken for targets too. -> ids, each input's place, each target's place."""
+    ids_U, places = distinct_outputs(samples, torch.cat([inputs_N.flatten(), targets_N.flatten()]), ranks)
+    return ids_U, places[: inputs_N.numel()], places[inputs_N.numel() :]
 
 
 def begin_rows(wanted: Sequence[tuple[VocabularyTable, RowRequest, torch.dtype]]) -> list[Bringing]:

@@ -3,38 +3,38 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
-from lm1b.config import ModelConfig
-from lm1b.model.recurrent import RecurrentStack
+from lm1b.config import ModelConfig, SoftmaxConfig
+from lm1b.model.adaptive import adaptive_cutoffs
+from lm1b.model.language_model import LanguageModel
 
 TABLE_BYTES_A_PARAMETER = 8  # float32 and its Adagrad accumulator
 
 
-def output_width(model: ModelConfig) -> int:
-    """Width of what the softmax reads (P)."""
-    return model.projection or model.recurrent_projection or model.hidden
-
-
-def core_parameters(model: ModelConfig) -> int:
-    """Parameters of the dense core: recurrent layers and projection."""
+def core_parameters(model: ModelConfig, softmax: SoftmaxConfig | None = None, vocabulary_size: int = 0) -> int:
+    """Parameters of the dense core: recurrent layers, projection, and the adaptive softmax where it is asked for."""
     with torch.device("meta"):  # shapes without memory
-        stack = RecurrentStack(model, model.embedding)
-        parts: list[nn.Module] = [stack]
-        if model.projection:
-            parts.append(nn.Linear(stack.output_width, model.projection))
-    return sum(parameter.numel() for part in parts for parameter in part.parameters())
+        core = LanguageModel(model, 0, initialize=False, softmax=softmax, vocabulary_size=vocabulary_size)
+    return sum(parameter.numel() for parameter in core.parameters())
 
 
-def table_parameters(model: ModelConfig, vocabulary_size: int) -> int:
+def table_parameters(model: ModelConfig, softmax: SoftmaxConfig, vocabulary_size: int) -> int:
     """Parameters of input rows, output rows and output bias."""
-    return vocabulary_size * (model.embedding + output_width(model) + 1)
+    outputs = 0 if softmax.kind == "adaptive" else 1 if model.tie_tables else model.output_width + 1
+    return vocabulary_size * (model.embedding + outputs)
 
 
-def flops_per_word(model: ModelConfig, logits: int) -> float:
+def logits_per_word(softmax: SoftmaxConfig, vocabulary_size: int) -> float:
+    """Logits of the softmax's full width that training computes for a position; of the adaptive one those of its head."""
+    if softmax.kind == "adaptive":
+        return adaptive_cutoffs(softmax, vocabulary_size)[0]
+    return softmax.samples if softmax.kind == "sampled" else vocabulary_size
+
+
+def flops_per_word(model: ModelConfig, logits: float) -> float:
     """Multiply-adds times two of a training step's matrix products, forward and backward (three products for one), a word.
 
-    logits: words whose logits are computed for each position: the samples, or the vocabulary.
+    logits: words whose logits are computed for each position; see `logits_per_word`.
     """
     products, width = 0.0, model.embedding
     gates = 4 if model.cell == "lstm" else 1
@@ -43,4 +43,4 @@ def flops_per_word(model: ModelConfig, logits: int) -> float:
         products += gates * model.hidden * (width + out) + (model.hidden * out if model.recurrent_projection else 0)
         width = out
     products += width * model.projection if model.projection else 0
-    return 6.0 * (products + logits * output_width(model))
+    return 6.0 * (products + logits * model.output_width)

@@ -20,7 +20,7 @@ from lm1b.data.remote_tokens import open_tokens
 from lm1b.files import megabytes
 from lm1b.launchers import Place, here
 from lm1b.model.products import product
-from lm1b.model.work import TABLE_BYTES_A_PARAMETER, core_parameters, flops_per_word, output_width, table_parameters
+from lm1b.model.work import TABLE_BYTES_A_PARAMETER, core_parameters, flops_per_word, logits_per_word, table_parameters
 from lm1b.training.precision import resolve_precision
 from lm1b.workers import usable_cores
 
@@ -70,8 +70,9 @@ def make_plan(config: Config, place: Place, device: torch.device) -> Plan:
     tokens_per_step = config.batches.lanes * config.batches.steps
     steps_per_epoch = tokens_per_epoch // tokens_per_step
     total_steps = config.training.total_steps or max(1, math.floor((config.training.epochs or 0.0) * steps_per_epoch))
-    core, tables = core_parameters(config.model), table_parameters(config.model, vocabulary_size)
-    logits = config.softmax.samples if config.softmax.kind == "sampled" else vocabulary_size
+    core = core_parameters(config.model, config.softmax, vocabulary_size)
+    tables = table_parameters(config.model, config.softmax, vocabulary_size)
+    logits = logits_per_word(config.softmax, vocabulary_size)
     return Plan(
         vocabulary_size=vocabulary_size,
         tokens_per_epoch=tokens_per_epoch,
@@ -91,14 +92,14 @@ def _bytes_a_rank(config: Config, core: int, tables: int, vocabulary_size: int, 
     positions = config.batches.lanes * config.batches.steps / ranks
     rows = min(vocabulary_size, config.batches.lanes * config.batches.steps) + min(vocabulary_size, config.softmax.samples)
     gates = 4 if model.cell == "lstm" else 1
-    activations = positions * (model.embedding + model.layers * model.hidden * (3 * gates + 2) + output_width(model)) * element
-    step = rows * (model.embedding + output_width(model)) * (4 + 4 + element) + 2 * activations
+    activations = positions * (model.embedding + model.layers * model.hidden * (3 * gates + 2) + model.output_width) * element
+    step = rows * (model.embedding + model.output_width) * (4 + 4 + element) + 2 * activations
     return PROCESS_BYTES + tables * TABLE_BYTES_A_PARAMETER / ranks + core * CORE_BYTES_A_PARAMETER + step
 
 
 def _rate(config: Config, place: Place, precision: str, device: torch.device) -> float:
     """Multiply-adds times two a second that all ranks together will do."""
-    rate = _products_rate(DTYPES[precision], output_width(config.model), device)
+    rate = _products_rate(DTYPES[precision], config.model.output_width, device)
     if device.type != "cpu":
         return rate * SHARE_OF_PRODUCTS[1] * place.size
     own = max(1, usable_cores() // place.local_size)

@@ -22,7 +22,7 @@ from lm1b.distributed import Ranks, agree, local_rank, local_size, share_of_core
 from lm1b.errors import UserError
 from lm1b.memory import keep_freed_memory
 from lm1b.model.language_model import LanguageModel
-from lm1b.model.sampler import LogUniformSampler
+from lm1b.model.sampler import make_sampler
 from lm1b.model.tables import Tables, VocabularyTable
 from lm1b.training.checkpoint import Checkpoint, apply_retention
 from lm1b.training.deepspeed_settings import check_deepspeed_section, language_model_settings
@@ -76,18 +76,18 @@ class Run:
         self.tokens = agree(ranks, self._open_tokens, may_take_long=True)
         check_tokens(ranks, self.tokens)
         self.precision = agree(ranks, lambda: resolve_precision(config.training.precision, config.model.cell, ranks.device))
-        vocabulary_size = agree(ranks, lambda: self.tokens.vocabulary.size)
+        counts_V = agree(ranks, lambda: self.tokens.vocabulary.counts_V)
+        vocabulary_size = len(counts_V)
         self.batches = agree(ranks, self._make_batches, may_take_long=True)  # reads where every sentence ends, perhaps over the net
         epochs = config.training.epochs or 0.0
         self.total_steps = config.training.total_steps or max(1, math.floor(epochs * self.batches.steps_per_epoch))
-        is_sampled = config.softmax.kind == "sampled"
-        sampler = agree(ranks, lambda: LogUniformSampler(vocabulary_size, config.softmax.samples, config.run.seed) if is_sampled else None)
+        sampler = agree(ranks, lambda: make_sampler(config.softmax, counts_V, config.run.seed))
         self.mirror = agree(ranks, lambda: Mirror(config, config.run.mirror) if ranks.is_first and config.run.mirror else None)
         self.fetched: list[str] = []  # what was done with the mirror
         self.damage: list[str] = []  # what was wrong with checkpoints newer than the one taken
         self.changes: list[str] = []  # what a resumed run does otherwise than before
         checkpoint = self._newest_checkpoint()
-        model = LanguageModel(config.model, config.run.seed)
+        model = agree(ranks, lambda: LanguageModel(config.model, config.run.seed, softmax=config.softmax, vocabulary_size=vocabulary_size))
         agree(ranks, lambda: check_deepspeed_section(config))
         engine = Engine(model, language_model_settings(config, ranks), self.precision, ranks)
         tables = Tables.create(config, vocabulary_size, model.output_width, ranks, initialize=checkpoint is None)

@@ -22,7 +22,7 @@ from lm1b.data.batches import Batches
 from lm1b.distributed import Ranks, all_reduce_sum
 from lm1b.model.full_softmax import full_softmax_part, places_of_targets
 from lm1b.model.language_model import LanguageModel
-from lm1b.model.sampler import LogUniformSampler
+from lm1b.model.sampler import Sampler
 from lm1b.model.softmax import sampled_softmax
 from lm1b.model.tables import Tables
 from lm1b.profiling import part
@@ -31,8 +31,6 @@ from lm1b.training.schedule import learning_rate_factor
 from lm1b.training.step_rows import RowPipeline, StepRows
 from lm1b.training.waiting import PARTS, Waiting
 
-# What is looked at on every rank, in the order in which trouble spreads; each parameter of the core follows.
-CHECKED = ("recurrent state", "loss", "gradient of input_table", "gradient of output_table", "gradient of output_bias")
 # Of one tensor on one rank. Squares of what is below it, summed in an accumulator, stay far from float32's end (3e38): a larger
 # one would leave the accumulator infinite, and its weights frozen for good.
 LARGEST_NORM = 1e18
@@ -57,14 +55,16 @@ class StepResult:
 class TrainingStep:
     """Holds what a step reads and changes; `run()` does one step."""
 
-    def __init__(self, config: Config, engine: Engine, tables: Tables, sampler: LogUniformSampler | None, batches: Batches, ranks: Ranks):
-        """sampler: None for the full softmax."""
+    def __init__(self, config: Config, engine: Engine, tables: Tables, sampler: Sampler | None, batches: Batches, ranks: Ranks):
+        """sampler: None for the exact softmaxes."""
         self.config, self.engine, self.tables, self.sampler, self.batches, self.ranks = config, engine, tables, sampler, batches, ranks
         self.lanes_here = config.batches.lanes // ranks.size
         self.first_lane = self.lanes_here * ranks.rank
         self.waiting = Waiting(ranks.device)
         engine.waiting = self.waiting
         self._rows = RowPipeline(config, tables, sampler, batches, ranks, engine.dtype, self.first_lane)
+        # What is looked at on every rank, in the order in which trouble spreads.
+        self._checked = ["recurrent state", "loss", *(f"gradient of {name}" for name in [*self._rows.names, *engine.names])]
         self.step = 0
         self.updates = 0
         self.total_updates = 1
@@ -158,7 +158,7 @@ class TrainingStep:
                 {name: tensor[lanes] for name, tensor in self.carry.items()},
                 step=self.step,
                 first_lane=self.first_lane + first,
-                full_over=None if self.sampler else self.ranks,
+                full_over=self.ranks if self.config.softmax.kind == "full" else None,
                 resets_TB=self._resets(rows.inputs_TB[:, lanes]),
             )
             with part("backward"):
@@ -176,10 +176,10 @@ class TrainingStep:
     def _reduce_status(self, nats: Tensor, finite_B: Tensor, norms: Tensor, largest_activation: Tensor, stop: bool) -> _Status:
         """One all-reduce: the loss, the stop signal, and from every rank what was not finite, its largest activation, its waiting.
 
-        norms: of this rank's gradients, the three tables' and then the core's parameters'.
+        norms: of this rank's gradients, the tables' and then the core's parameters'.
         """
         ranks = self.ranks
-        names = [*CHECKED, *(f"gradient of {name}" for name in self.engine.names)]
+        names = self._checked
         width = len(names) + 1 + len(PARTS)
         # A norm is finite only where every element is. (NaN is not below anything.)
         bad = 1.0 - torch.cat([torch.stack([finite_B.all(), torch.isfinite(nats)]), norms < LARGEST_NORM]).double()
@@ -211,6 +211,8 @@ class TrainingStep:
         hidden_KP, targets_K = hidden_NP[chosen], targets_N[chosen]
         positions_K = rows.target_positions_TB.flatten()[chosen]
         assert rows.log_expected_U is not None
+        assert rows.output_rows_UP is not None
+        assert rows.bias_U1 is not None
         sampled = sampled_softmax(
             hidden_KP, rows.output_rows_UP.detach(), rows.bias_U1.detach().squeeze(1), positions_K, rows.log_expected_U, rows.num_samples
         )
@@ -218,9 +220,11 @@ class TrainingStep:
             dist.broadcast(hidden_KP, 0)
             dist.broadcast(targets_K, 0)
             dist.broadcast(sampled, 0)
-        output, bias_V = self.tables.output, self.tables.bias.rows.squeeze(1)
+        output, bias = self.tables.output, self.tables.bias
+        assert output is not None
+        assert bias is not None
         places_K = places_of_targets(targets_K, self.ranks)
-        part = full_softmax_part(hidden_KP, output.rows, bias_V, places_K, self.config.evaluation.vocabulary_block)
+        part = full_softmax_part(hidden_KP, output.rows, bias.rows.squeeze(1), places_K, self.config.evaluation.vocabulary_block)
         return float(sampled) / count, float(part.reduce(self.ranks).nats().sum()) / count
 
 

@@ -8,8 +8,9 @@ On several ranks a thread (background.py) communicates while the step computes:
 3. The gradient of the output rows leaves as soon as the softmax's backward is done, behind the recurrent layers' backward; that
    of the input rows behind the core's update. Owners apply them once the step is known to be finite.
 
-With the full softmax (no sampler) only input rows travel: every step takes this rank's whole part of output table and bias as it
-lies, and applies their gradients to it, without sending any.
+With the full softmax only input rows travel: every step takes this rank's whole part of output table and bias as it lies, and
+applies their gradients to it, without sending any. With the adaptive softmax there are no output rows. Tied tables are one table, one
+request for the union of rows, one update.
 
 So every row is as new as without overlap, the numbers are the same bit for bit, and the same rows travel; only the marks of
 point 1 are more, a byte a row. `communication.overlap=false` does all of it in order, in the step's own thread; so does a GPU,
@@ -33,8 +34,8 @@ from lm1b.data.batches import Batches
 from lm1b.distributed import Ranks, single_process
 from lm1b.model.row_exchange import Bringing, GradientExchange, Route, RowGradient, RowRequest, bring_rows, request_rows, split_routes
 from lm1b.model.row_formats import Plain, RowFormat, StochasticInt8
-from lm1b.model.sampler import LogUniformSampler
-from lm1b.model.tables import Tables, VocabularyTable, begin_rows, distinct_inputs, distinct_outputs
+from lm1b.model.sampler import Sampler, Samples
+from lm1b.model.tables import Tables, VocabularyTable, begin_rows, distinct_inputs, distinct_outputs, distinct_shared
 from lm1b.profiling import part
 from lm1b.randomness import derive_key
 from lm1b.training.background import Background
@@ -46,8 +47,8 @@ class StepRows:
     """What a step reads of batch and tables. The first num_samples output rows are the samples.
 
     inputs_TB, targets_TB: int64 ids. *_positions_TB: their place among the rows. log_expected_U: float32. With the full softmax the output
-    rows are all of this rank's, target_positions_TB are the ids, and log_expected_U is None.
-    brought: rows of input table, output table and bias; late: what of them still has to come. sent: gradients on their way.
+    rows are all of this rank's, target_positions_TB are the ids, and log_expected_U is None; so with the adaptive one, without output rows.
+    requests, brought: of each of `RowPipeline.tables`; late: what of them still has to come. sent: gradients on their way, by group.
     """
 
     step: int
@@ -58,8 +59,7 @@ class StepRows:
     target_positions_TB: Tensor
     log_expected_U: Tensor | None
     num_samples: int
-    input_request: RowRequest
-    output_request: RowRequest
+    requests: list[RowRequest]
     brought: list[Bringing]
     late: list[Route]
     sent: dict[str, Future[GradientExchange]] = field(default_factory=dict)
@@ -69,20 +69,16 @@ class StepRows:
         return self.brought[0].rows_UD
 
     @property
-    def output_rows_UP(self) -> Tensor:
-        return self.brought[1].rows_UD
+    def output_rows_UP(self) -> Tensor | None:
+        """The input rows themselves where tables are tied and sampled."""
+        return self.brought[-2].rows_UD if len(self.brought) > 1 else None
 
     @property
-    def bias_U1(self) -> Tensor:
-        return self.brought[2].rows_UD
-
-    @property
-    def requests(self) -> list[RowRequest]:
-        """Of input table, output table and bias."""
-        return [self.input_request, self.output_request, self.output_request]
+    def bias_U1(self) -> Tensor | None:
+        return self.brought[-1].rows_UD if len(self.brought) > 1 else None
 
     def gradients(self) -> list[Tensor]:
-        """The leaves' gradients after backward: input rows, output rows, bias; float32."""
+        """The leaves' gradients after backward, of each of `brought`; float32."""
         gradients = [each.rows_UD.grad for each in self.brought]
         return [gradient for gradient in gradients if gradient is not None]
 
@@ -94,23 +90,38 @@ class RowPipeline:
         self,
         config: Config,
         tables: Tables,
-        sampler: LogUniformSampler | None,
+        sampler: Sampler | None,
         batches: Batches,
         ranks: Ranks,
         dtype: torch.dtype,
         first_lane: int,
     ) -> None:
-        """sampler: None for the full softmax. dtype: in which rows travel, the computing precision. first_lane: of this rank."""
-        self.tables, self.sampler, self.batches, self.ranks, self.dtype = tables, sampler, batches, ranks, dtype
+        """sampler: None for the exact softmaxes. dtype: in which rows travel, the computing precision. first_lane: of this rank.
+
+        tables: of each leaf of a step: input rows, output rows and bias, as far as the softmax has them; rows and bias where they are tied
+        and sampled. names: theirs.
+        """
+        self.sampler, self.batches, self.ranks, self.dtype = sampler, batches, ranks, dtype
+        is_shared = tables.are_tied and sampler is not None  # one leaf for input and output rows
+        leaves = (tables.input, None if is_shared else tables.output, tables.bias)
+        self.tables = [table for table in leaves if table is not None]
+        self.names = [table.name for table in self.tables]
         self._seed, self._micro_batches = config.run.seed, config.training.micro_batches
         self._lanes = first_lane, config.batches.lanes // ranks.size
         self._gradient_format = config.communication.row_gradients
         self._background = Background(ranks, is_on=config.communication.overlap)
         self._ahead: tuple[int, Future[StepRows]] | None = None
+        # What is sent together (indices of leaves), in the order in which it is waited for.
+        if is_shared or (sampler is not None and not self._background.is_on):
+            self._groups = {"all": list(range(len(self.tables)))}
+        else:
+            self._groups = {"output": [1, 2], "input": [0]} if tables.output is not None else {"input": [0]}
+        # Tied under the full softmax: one table, but a gradient of some rows that travels, and one of all rows that does not.
+        self._input_joins_output = tables.are_tied and sampler is None
         # The output rows' part in what is sent: none with the full softmax, as if there were no other ranks.
         self._output_ranks = ranks if sampler else single_process(ranks.device)
-        # Of each row here, whether the present step touches it.
-        self._touched = [torch.zeros(len(table.rows), dtype=torch.bool, device=ranks.device) for table in (tables.input, tables.output)]
+        # Of each row here, whether the present step touches it. The bias goes the output rows' way.
+        self._touched = {table: torch.zeros(len(table.rows), dtype=torch.bool, device=ranks.device) for table in self.tables}
 
     def take(self, step: int, *, is_last: bool) -> StepRows:
         """The rows of a step, as leaves. Unless it is the last, those of the next one are then begun."""
@@ -125,12 +136,12 @@ class RowPipeline:
                 self._background.submit(late).result()
         if self.sampler is None:
             # The tables themselves, which nobody changes until the step has its gradients.
-            rows.brought += [Bringing(table.rows, self.dtype, table.rows.detach()) for table in (self.tables.output, self.tables.bias)]
+            rows.brought += [Bringing(table.rows, self.dtype, table.rows.detach()) for table in self.tables[1:]]
         for each in rows.brought:
             each.rows_UD.requires_grad_()
         if self._background.is_on:
-            self._send_when_ready(rows, "input", [0])
-            self._send_when_ready(rows, "output", [1, 2])
+            for name, indices in self._groups.items():
+                self._send_when_ready(rows, name, indices)
             if not is_last:
                 self._ahead = step + 1, self._background.submit(lambda: self._prepare(step + 1, rows))
         return rows
@@ -138,22 +149,23 @@ class RowPipeline:
     def apply(self, rows: StepRows, waiting: Waiting, *, learning_rate: float, gradient_scale: float) -> None:
         """Send the gradients, as far as they are not on their way, and update the tables. See `VocabularyTable.update`."""
         update = functools.partial(VocabularyTable.update, learning_rate=learning_rate, gradient_scale=gradient_scale)
-        if not rows.sent and self.sampler is None:
-            self._send(rows, "input", [0])
-            self._send(rows, "output", [1, 2])
-        if not rows.sent:
-            with waiting.on("row gradients"):
-                exchange = self._exchange(rows, [0, 1, 2])
-            for index, table in enumerate(self.tables.all()):
-                update(table, exchange, index)
-            return
+        groups = dict(self._groups)
+        if self._input_joins_output:
+            of_all_rows = rows.brought[1].rows_UD.grad
+            assert of_all_rows is not None
+            for places, gradient in self._sent(rows, "input", groups.pop("input"), waiting).sums(0):
+                of_all_rows.index_add_(0, places, gradient)
+        for name, indices in groups.items():
+            exchange = self._sent(rows, name, indices, waiting)
+            for place, index in enumerate(indices):
+                update(self.tables[index], exchange, place)
+
+    def _sent(self, rows: StepRows, name: str, indices: list[int], waiting: Waiting) -> GradientExchange:
+        """The gradients of a group once they are here; sent now where they are not on their way."""
         with waiting.on("row gradients"):
-            outputs = rows.sent["output"].result()
-        update(self.tables.output, outputs, 0)
-        update(self.tables.bias, outputs, 1)
-        with waiting.on("row gradients"):
-            inputs = rows.sent["input"].result()
-        update(self.tables.input, inputs, 0)
+            if name not in rows.sent:
+                self._send(rows, name, indices)
+            return rows.sent[name].result()
 
     def drop(self, rows: StepRows) -> None:
         """Forget the gradients of a step that is skipped."""
@@ -174,23 +186,14 @@ class RowPipeline:
             targets_TB = torch.from_numpy(batch.targets_TB).to(self.ranks.device)
         with part("sampler"):
             samples = self.sampler.draw(step, self.ranks.device) if self.sampler else None
-        tables = self.tables
         with part("row fetch"):
-            input_ids, input_positions_N = distinct_inputs(inputs_TB.flatten(), self.ranks)
-            if samples is None:
-                outputs, target_positions_N = self._own_outputs(), targets_TB
-                (inputs,) = request_rows([(input_ids, 0)], self.ranks, self._background.group)
-                brought = begin_rows([(tables.input, inputs, self.dtype)])
-            else:
-                output_ids, target_positions_N = distinct_outputs(samples, targets_TB.flatten(), self.ranks)
-                wants = [(input_ids, 0), (output_ids, len(samples.ids_S))]
-                inputs, outputs = request_rows(wants, self.ranks, self._background.group)
-                brought = begin_rows(
-                    [(tables.input, inputs, self.dtype), (tables.output, outputs, self.dtype), (tables.bias, outputs, torch.float32)]
-                )
-            late = self._bring(brought, inputs, outputs, during) if self.ranks.size > 1 else []
+            requests, input_positions_N, target_positions_N = self._request(inputs_TB, targets_TB, samples)
+            travelling = len(requests) if samples else 1
+            dtypes = [torch.float32 if table.width == 1 else self.dtype for table in self.tables]
+            brought = begin_rows(list(zip(self.tables, requests, dtypes, strict=True))[:travelling])
+            late = self._bring(brought, requests[:travelling], during) if self.ranks.size > 1 else []
         with part("sampler"):
-            log_expected_U = self.sampler.log_expected(outputs.ids_U, samples.num_draws) if self.sampler and samples else None
+            log_expected_U = self.sampler.log_expected(requests[-1].ids_U, samples.num_draws) if self.sampler and samples else None
         return StepRows(
             step,
             batch.starts_epoch,
@@ -200,29 +203,49 @@ class RowPipeline:
             target_positions_N.view_as(targets_TB),
             log_expected_U,
             len(samples.ids_S) if samples else 0,
-            inputs,
-            outputs,
+            requests,
             brought,
             late,
         )
 
-    def _own_outputs(self) -> RowRequest:
-        """All of this rank's output rows, by their places, wanted by nobody else."""
-        return RowRequest(torch.arange(len(self.tables.output.rows), device=self.ranks.device), 0, self._output_ranks)
+    def _request(self, inputs_TB: Tensor, targets_TB: Tensor, samples: Samples | None) -> tuple[list[RowRequest], Tensor, Tensor]:
+        """The request of each leaf (leaves of the same rows share one), and where each input and target is among its rows."""
+        inputs_N, targets_N, group = inputs_TB.flatten(), targets_TB.flatten(), self._background.group
+        if samples is not None and len(self.tables) == 2:
+            ids_U, input_positions_N, target_positions_N = distinct_shared(samples, inputs_N, targets_N, self.ranks)
+            (shared,) = request_rows([(ids_U, len(samples.ids_S))], self.ranks, group)
+            return [shared, shared], input_positions_N, target_positions_N
+        wants, target_positions_N = [], targets_N
+        input_ids, input_positions_N = distinct_inputs(inputs_N, self.ranks)
+        wants.append((input_ids, 0))
+        if samples is not None:
+            output_ids, target_positions_N = distinct_outputs(samples, targets_N, self.ranks)
+            wants.append((output_ids, len(samples.ids_S)))
+        requests = request_rows(wants, self.ranks, group)
+        if samples is None and len(self.tables) > 1:  # all of this rank's output rows, by their places, wanted by nobody else
+            places = torch.arange(len(self.tables[1].rows), device=self.ranks.device)
+            requests.append(RowRequest(places, 0, self._output_ranks))
+        return [*requests, *requests[1:]], input_positions_N, target_positions_N
 
-    def _bring(self, brought: list[Bringing], inputs: RowRequest, outputs: RowRequest, during: StepRows | None) -> list[Route]:
-        """Bring all rows, or those that the step `during` does not touch. -> the routes of the rest, one a table."""
+    def _bring(self, brought: list[Bringing], requests: list[RowRequest], during: StepRows | None) -> list[Route]:
+        """Bring all rows, or those that the step `during` does not touch. -> the routes of the rest, one a leaf."""
         group, late = self._background.group, []
-        routes = [inputs.route, outputs.route] if self.sampler else [inputs.route]
+        distinct = list(dict.fromkeys(requests))
+        routes = [request.route for request in distinct]
         if during is not None:
-            touching = list(zip(self._touched, (during.input_request, during.output_request), strict=True))[: len(routes)]
-            for touched, request in touching:
-                touched[request.updated_places] = True
-            routes, late = split_routes(routes, [touched for touched, _ in touching], self.ranks, group)
-            for touched, request in touching:
-                touched[request.updated_places] = False
-        bring_rows(brought, [*routes, *routes[1:]], self.ranks, group)  # the bias goes the output rows' way
-        return [*late, *late[1:]]
+            touched = [self._touched[self.tables[requests.index(request)]] for request in distinct]
+            self._mark(during, True)
+            routes, late = split_routes(routes, touched, self.ranks, group)
+            self._mark(during, False)
+        places = [distinct.index(request) for request in requests]
+        bring_rows(brought, [routes[place] for place in places], self.ranks, group)
+        return [late[place] for place in places] if late else []
+
+    def _mark(self, rows: StepRows, is_touched: bool) -> None:
+        """Note what a step touches, or forget it."""
+        for table, request in zip(self.tables, rows.requests, strict=True):
+            if table.width > 1:
+                self._touched[table][request.updated_places] = is_touched
 
     def _send_when_ready(self, rows: StepRows, name: str, indices: list[int]) -> None:
         """Have the gradients of some of the tables sent as soon as the last micro-batch's backward has left them."""
@@ -245,11 +268,11 @@ class RowPipeline:
         rows.sent[name] = self._background.submit(lambda: self._exchange(rows, indices))
 
     def _exchange(self, rows: StepRows, indices: list[int]) -> GradientExchange:
-        tables, sent = self.tables.all(), []
+        sent = []
         for i in indices:
             gradient = rows.brought[i].rows_UD.grad  # not by `gradients()`: that of another table may not be there yet
             assert gradient is not None
-            sent.append(RowGradient(rows.requests[i], gradient, self._format(rows.step, tables[i])))
+            sent.append(RowGradient(rows.requests[i], gradient, self._format(rows.step, self.tables[i])))
         return GradientExchange(sent, self.ranks if 0 in indices else self._output_ranks, self._background.group)
 
     def _format(self, step: int, table: VocabularyTable) -> RowFormat:

@@ -71,7 +71,7 @@ def measure_checkpoint(step: TrainingStep, folder: Path) -> dict[str, Any]:
         rounds.append(seconds)
     medians = {name: statistics.median(seconds[name] for seconds in rounds) for name in rounds[0]}
     return {
-        "vocabulary": step.tables.output.num_rows,
+        "vocabulary": step.tables.input.num_rows,
         "checkpoint_mb": round(num_bytes / 1e6, 1),
         "repeats": REPEATS,
         "seconds": {name: round(value, 3) for name, value in medians.items()},

@@ -25,7 +25,7 @@ from benchmarks.turns import serve
 from lm1b.config import Config
 from lm1b.distributed import Ranks
 from lm1b.model.language_model import LanguageModel
-from lm1b.model.sampler import LogUniformSampler
+from lm1b.model.sampler import make_sampler
 from lm1b.model.tables import Tables
 from lm1b.model.work import flops_per_word
 from lm1b.training.deepspeed_settings import language_model_settings
@@ -43,7 +43,7 @@ def build_step(config: Config, counts_V: np.ndarray, ranks: Ranks, precision: st
     model = LanguageModel(config.model, config.run.seed)
     engine = Engine(model, language_model_settings(config, ranks), precision, ranks)
     tables = tables or filled_tables(config, len(counts_V), model.output_width, ranks)
-    sampler = LogUniformSampler(len(counts_V), config.softmax.samples, config.run.seed)
+    sampler = make_sampler(config.softmax, counts_V, config.run.seed)
     batches = UnigramBatches(np.cumsum(counts_V), config.batches.lanes, config.batches.steps)
     step = TrainingStep(config, engine, tables, sampler, batches, ranks)  # type: ignore[arg-type]
     step.total_updates = 1 << 40  # no step is the last
@@ -76,7 +76,7 @@ class Training:
             self.step.close()
         self.step = None
         config = shape_config(shape, precision, overrides)
-        width = LanguageModel(config.model, 0).output_width
+        width = config.model.output_width
         key = (vocabulary, config.model.embedding, width)
         counts_V = word_counts(self.counts, vocabulary)
         if self._tables is None or self._tables[0] != key:
@@ -114,7 +114,7 @@ class Training:
         flops = flops_per_word(config.model, config.softmax.samples) * words / self.ranks.size
         return {
             "precision": self.precision,
-            "vocabulary": step.tables.output.num_rows,
+            "vocabulary": step.tables.input.num_rows,
             "ranks": self.ranks.size,
             "threads": torch.get_num_threads(),
             "lanes": config.batches.lanes,
