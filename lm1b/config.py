@@ -7,14 +7,31 @@
 
 from __future__ import annotations
 
+import os
+import runpy
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from lm1b.strict_config import FilePath, NonNegativeFloat, Positive, PositiveFloat, Probability, Section, load, override, parse
 
-Cell = Literal["irnn", "np_rnn", "relu_rnn", "tanh_rnn", "lstm"]
+CELLS = ["irnn", "np_rnn", "relu_rnn", "tanh_rnn", "lstm"]  # `recurrent.add_cell` adds more
+CELLS_FILE = "LM1B_CELLS"  # environment variable: the user's Python file that adds cells, run when one of them is asked for
+
+
+def _known_cell(name: str) -> str:
+    file = os.environ.get(CELLS_FILE)
+    if name not in CELLS and file:
+        if not Path(file).is_file():
+            raise ValueError(f"{CELLS_FILE}={file}: no such file")
+        runpy.run_path(file)
+    if name not in CELLS:
+        raise ValueError(f"no such cell; expected one of {', '.join(CELLS)}, or one that the file named by {CELLS_FILE} adds")
+    return name
+
+
+Cell = Annotated[str, AfterValidator(_known_cell), WithJsonSchema({"enum": CELLS, "type": "string"})]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Split = Literal["train", "validation", "test"]
 

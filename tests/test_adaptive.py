@@ -14,7 +14,9 @@ WIDTH, VOCABULARY = 12, 50
 
 
 def made(seed: int = 1, **settings: object) -> AdaptiveSoftmax:
-    softmax = AdaptiveSoftmax(WIDTH, VOCABULARY, SoftmaxConfig.model_validate({"kind": "adaptive", "cutoffs": [10, 30], "cluster_factor": 2.0, **settings}))
+    softmax = AdaptiveSoftmax(
+        WIDTH, VOCABULARY, SoftmaxConfig.model_validate({"kind": "adaptive", "cutoffs": [10, 30], "cluster_factor": 2.0, **settings})
+    )
     softmax.initialize(seed)
     with torch.no_grad():
         softmax.clusters.head.bias.copy_(torch.linspace(-1, 1, len(softmax.clusters.head.bias)))

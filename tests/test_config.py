@@ -44,6 +44,16 @@ def test_epochs_or_steps_but_not_both() -> None:
     assert "exactly one of" in problems(tiny_settings(Path("x"), "run", training={"epochs": 1.0}))
 
 
+def test_tables_are_tied_only_where_widths_and_softmax_allow_it() -> None:
+    tied = {"tie_tables": True, "embedding": 16}
+    assert parse_config(tiny_settings(Path("x"), "run", model=tied)).model.tie_tables
+    wide = problems(tiny_settings(Path("x"), "run", model={**tied, "embedding": 12}))
+    assert wide.endswith("model: tie_tables needs embedding (=12) to be as wide as the softmax's input (=16)")
+    assert "model.tie_tables needs softmax.kind=sampled or full" in problems(
+        tiny_settings(Path("x"), "run", model=tied, softmax={"kind": "adaptive"})
+    )
+
+
 def test_a_whole_number_is_no_truth_value_and_no_fraction() -> None:
     assert "batches.steps" in problems(tiny_settings(Path("x"), "run", batches={"steps": 2.5}))
     assert "training.evaluate_alongside" in problems(tiny_settings(Path("x"), "run", training={"evaluate_alongside": 1}))

@@ -42,9 +42,18 @@ def commands_of_the_readme() -> list[str]:
     return [line.split("#")[0].strip() for block in blocks for line in block.splitlines() if line.split("#")[0].strip()]
 
 
-README_COMMANDS = [
-    line for line in commands_of_the_readme() if line.startswith(("python ", "deepspeed ")) and "s3://" not in line
-]  # test_remote_commands.py
+def as_the_tiny_run_s(line: str) -> str:
+    """One name for all configs and all runs: the same command for another of them is not run twice."""
+    return re.sub(r"\bruns/\w+", "runs/run", re.sub(r"configs/\w+\.json", "configs/run.json", line))
+
+
+README_COMMANDS = list(
+    {
+        as_the_tiny_run_s(line): line
+        for line in commands_of_the_readme()
+        if line.startswith(("python ", "deepspeed ")) and "s3://" not in line and "runs/gated" not in line
+    }.values()
+)  # s3://: test_remote_commands.py; runs/gated: below
 
 
 @pytest.fixture(scope="module")
@@ -116,10 +125,39 @@ def test_a_command_of_the_readme(
     assert not ours
 
 
-def test_the_readmes_python_runs(folder: Path, trained: subprocess.CompletedProcess[str], exported: Path, tmp_path: Path) -> None:
+def python_of_the_readme() -> list[str]:
     blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
-    assert blocks
-    for number, block in enumerate(blocks):
+    assert len(blocks) > 3
+    return blocks
+
+
+def test_the_readmes_cell_is_trained_scored_and_asked_as_any_other(
+    folder: Path, trained: subprocess.CompletedProcess[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On two ranks, with the evaluator beside them; a stack of two layers, whose gradients are those of autograd."""
+    (block,) = (block for block in python_of_the_readme() if "add_cell(" in block)
+    (tmp_path / "minimal_gated.py").write_text(block)
+    lines = [line for line in commands_of_the_readme() if "runs/gated" in line]
+    assert [line.split()[0] for line in lines] == ["deepspeed", "python"]
+    train, evaluate = (re.sub(r"\bruns/gated", str(folder / "gated"), line) for line in lines)
+    train = re.sub(r"configs/\w+\.json", str(folder / "run.json"), train) + " --set training.total_steps=12"
+    for name in ("", str(tmp_path / "missing.py")):
+        monkeypatch.setenv("LM1B_CELLS", name)
+        done = run([sys.executable, *shlex.split(train)[3:]])
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert ("missing.py: no such file" if name else "model.cell: no such cell; expected one of irnn, np_rnn") in done.stderr
+    monkeypatch.setenv("LM1B_CELLS", str(tmp_path / "minimal_gated.py"))
+    done = run([DEEPSPEED, "--master_port", str(free_port()), *shlex.split(train)[1:]])
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = run([sys.executable, *shlex.split(evaluate)[1:]])
+    assert done.returncode == 0, done.stderr
+    assert "word perplexity" in done.stdout
+    done = run([sys.executable, "launch/sample.py", "--run", str(folder / "gated"), "--prompt", "w1"])
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_readmes_python_runs(folder: Path, trained: subprocess.CompletedProcess[str], exported: Path, tmp_path: Path) -> None:
+    for number, block in enumerate(python_of_the_readme()):
         script = tmp_path / f"block_{number}.py"
         block = re.sub(r"\bmodels/\w+", str(exported), re.sub(r"\bruns/\w+", str(folder / "run"), block))
         script.write_text("candidates = ['w1 w2', 'w3']\n" + block)

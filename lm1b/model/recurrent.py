@@ -13,12 +13,13 @@ T steps, B lanes, D input width, H hidden width (what a layer puts out: the recu
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from lm1b.config import CellConfig
+from lm1b.config import CELLS, CellConfig
 from lm1b.model.recurrent_cpu import LSTMLayer, RNNLayer
 from lm1b.randomness import derive_key, keep_mask, normal, uniform
 
@@ -46,6 +47,23 @@ class Dropout:
         return x_TBD * (mask.view_as(x_TBD).to(x_TBD.dtype) * (1.0 / (1.0 - self.probability)))
 
 
+MakeLayer = Callable[[CellConfig, int], nn.Module]
+_ADDED: dict[str, MakeLayer] = {}
+
+
+def add_cell(name: str, make_layer: MakeLayer) -> None:
+    """Make `model.cell=name` known to this process; for the file that LM1B_CELLS names. Raises ValueError where it is known already.
+
+    make_layer(config, input_width) gives one layer, called as `nn.RNN` is: (x_TBD, state [1, B, H]) -> (y_TBH, new state [1, B, H]).
+    Its parameters get their initial values by their names: `bias*` zeros, `weight_ih*` as config.input_weight says, all others
+    N(0, config.recurrent_weight_std). Several gates are stacked in dimension 0.
+    """
+    if name in CELLS:
+        raise ValueError(f"model.cell={name} is known already")
+    CELLS.append(name)
+    _ADDED[name] = make_layer
+
+
 class RecurrentStack(nn.Module):
     """Layers of one kind of cell, as `config.cell` says. input_width: of the first layer (D)."""
 
@@ -55,8 +73,10 @@ class RecurrentStack(nn.Module):
         self.output_width = config.recurrent_projection or config.hidden
         self.layers = nn.ModuleList(self._layer(input_width if i == 0 else self.output_width) for i in range(config.layers))
 
-    def _layer(self, input_width: int) -> nn.RNNBase:
+    def _layer(self, input_width: int) -> nn.Module:
         config = self.config
+        if config.cell in _ADDED:
+            return _ADDED[config.cell](config, input_width)
         if config.cell == "lstm":
             return LSTMLayer(input_width, config.hidden, proj_size=config.recurrent_projection or 0)
         return RNNLayer(input_width, config.hidden, nonlinearity="tanh" if config.cell == "tanh_rnn" else "relu")
