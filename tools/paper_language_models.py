@@ -2,7 +2,7 @@
 
     python tools/paper_language_models.py --corpus NEWS_MIX --files SHARD_10 SHARD_11 --json results/papers/language_models.json
 
-1. The core's learning rate, of each cell: four rates for a quarter of the budget, the better two for half of it, all from the start with
+1. The core's learning rate, of each cell: six rates for a quarter of the budget, the better half for half of it, all from the start with
    a schedule of that length; 800 validation sentences decide, exact perplexity. Everything else is the same for all cells.
 2. The chosen rate for the whole budget by launch/train.py, and exact perplexities by launch/evaluate.py: validation, test (looked at once)
    and each of `--files`.
@@ -30,7 +30,7 @@ from lm1b.training.run_log import git_revision
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIG = REPOSITORY / "configs" / "papers" / "language_model.json"
-RATES = (0.0005, 0.001, 0.002, 0.004)  # of the core, by Adam
+RATES = (0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008)  # of the core, by Adam
 SEARCH_SENTENCES = 800
 PROJECTED = ["model.hidden=512", "model.projection=256"]
 DEEP = ["model.layers=4", "model.hidden=256", "model.projection=null"]
@@ -107,23 +107,20 @@ class Table:
 
     def search(self, cell: str) -> float:
         """The cell's learning rate."""
-        if "learning_rate" not in self.cells.setdefault(cell, {}):
-            (best,) = self.rung(cell, 0.5, self.rung(cell, 0.25, list(RATES)))
-            self.cells[cell]["learning_rate"] = best
-            self.save()
-        return float(self.cells[cell]["learning_rate"])
+        (best,) = self.rung(cell, 0.5, self.rung(cell, 0.25, list(RATES)))
+        self.cells[cell]["learning_rate"] = best
+        return best
 
     def train(self, cell: str, seed: int, epochs: float | None) -> None:
         """The whole budget, and every perplexity of what comes out."""
         name = f"{cell}_seed_{seed}" + (f"_{epochs:g}_epochs" if epochs else "")
+        rate = f"optimizer.learning_rate={self.search(cell)}"
         runs = self.cells[cell].setdefault("runs", {})
-        if name in runs:
+        if name in runs and rate in runs[name]["settings"]:
             return
-        folder = self.work / name
+        folder = self.work / f"{name}_{rate.rpartition('=')[2]}"
         length = [f"training.epochs={epochs}", "training.total_steps=null"] if epochs else []
-        settings = self.settings(
-            cell, f"optimizer.learning_rate={self.search(cell)}", f"run.directory={json.dumps(str(folder))}", f"run.seed={seed}", *length
-        )
+        settings = self.settings(cell, rate, f"run.directory={json.dumps(str(folder))}", f"run.seed={seed}", *length)
         self.launch("train.py", "--config", str(CONFIG), *(word for setting in settings for word in ("--set", setting)))
         for what in (["--split", "validation"], ["--split", "test"], *(["--files", file] for file in self.files)):
             self.launch("evaluate.py", "--run", str(folder), *what)
@@ -141,7 +138,6 @@ def main() -> None:
     table = Table(arguments)
     table.launch("preprocess.py", "--config", str(CONFIG), *(word for setting in table.common for word in ("--set", setting)))
     for cell in arguments.only:
-        table.search(cell)
         for seed in arguments.seeds:
             table.train(cell, seed, arguments.epochs)
 

@@ -102,8 +102,8 @@ class RowPipeline:
         and sampled. names: theirs.
         """
         self.sampler, self.batches, self.ranks, self.dtype = sampler, batches, ranks, dtype
-        is_shared = tables.are_tied and sampler is not None  # one leaf for input and output rows
-        leaves = (tables.input, None if is_shared else tables.output, tables.bias)
+        self._is_shared = tables.are_tied and sampler is not None  # one leaf for input and output rows
+        leaves = (tables.input, None if self._is_shared else tables.output, tables.bias)
         self.tables = [table for table in leaves if table is not None]
         self.names = [table.name for table in self.tables]
         self._seed, self._micro_batches = config.run.seed, config.training.micro_batches
@@ -112,7 +112,7 @@ class RowPipeline:
         self._background = Background(ranks, is_on=config.communication.overlap)
         self._ahead: tuple[int, Future[StepRows]] | None = None
         # What is sent together (indices of leaves), in the order in which it is waited for.
-        if is_shared or (sampler is not None and not self._background.is_on):
+        if self._is_shared or (sampler is not None and not self._background.is_on):
             self._groups = {"all": list(range(len(self.tables)))}
         else:
             self._groups = {"output": [1, 2], "input": [0]} if tables.output is not None else {"input": [0]}
@@ -211,13 +211,12 @@ class RowPipeline:
     def _request(self, inputs_TB: Tensor, targets_TB: Tensor, samples: Samples | None) -> tuple[list[RowRequest], Tensor, Tensor]:
         """The request of each leaf (leaves of the same rows share one), and where each input and target is among its rows."""
         inputs_N, targets_N, group = inputs_TB.flatten(), targets_TB.flatten(), self._background.group
-        if samples is not None and len(self.tables) == 2:
+        if samples is not None and self._is_shared:
             ids_U, input_positions_N, target_positions_N = distinct_shared(samples, inputs_N, targets_N, self.ranks)
             (shared,) = request_rows([(ids_U, len(samples.ids_S))], self.ranks, group)
             return [shared, shared], input_positions_N, target_positions_N
-        wants, target_positions_N = [], targets_N
         input_ids, input_positions_N = distinct_inputs(inputs_N, self.ranks)
-        wants.append((input_ids, 0))
+        wants, target_positions_N = [(input_ids, 0)], targets_N
         if samples is not None:
             output_ids, target_positions_N = distinct_outputs(samples, targets_N, self.ranks)
             wants.append((output_ids, len(samples.ids_S)))
