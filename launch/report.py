@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
+from lm1b.command_line import CommandParser, completes, folders
 from lm1b.errors import run_command
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories")
+    parser = CommandParser(description=__doc__)
+    completes(parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories"), folders)
     parser.add_argument("--out", type=Path, help="folder for report.md and curves.png (default: report/ of the first run)")
     arguments = parser.parse_args()
     from lm1b.evaluation.report import report

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from lm1b.config import Config, Split
 from lm1b.data.official import HELD_OUT_COUNTS, VOCABULARY_SIZE
@@ -33,6 +31,7 @@ from lm1b.evaluation.token_nats import LARGEST_TOKENS, write_token_nats
 from lm1b.files import append_json_line, read_json_lines, seal
 from lm1b.launchers import here
 from lm1b.peers import naming_the_guilty
+from lm1b.progress import Progress
 from lm1b.training.checkpoint import Checkpoint, checkpoint_folder, list_checkpoints
 from lm1b.training.run_log import is_scored_by, kinds_scored, read_run_config
 from lm1b.training.run_state import trainer_state, training_has_finished
@@ -75,14 +74,8 @@ class Evaluator:
         kinds: of weights, where not all that the config asks for.
         """
         kinds = kinds or KINDS[self.config.evaluation.weights]
-        with tqdm(
-            total=len(kinds) * len(self.text.tokens_N),
-            unit="word",
-            unit_scale=True,
-            desc=f"{checkpoint.path.name} on {self.text.split}",
-            file=sys.stderr,
-            disable=None if self.ranks.is_first else True,  # None: no bar where stderr is no terminal
-        ) as bar:
+        what, total = f"{checkpoint.path.name} on {self.text.split}", len(kinds) * len(self.text.tokens_N)
+        with Progress(what, total, "word", shown=self.ranks.is_first) as bar:
             lines = evaluate_checkpoint(
                 checkpoint,
                 self.config,

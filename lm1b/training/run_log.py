@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
 from lm1b.config import Config, EvaluationConfig, parse_config
+from lm1b.console import now, say
 from lm1b.errors import UserError, describe_os_error
 from lm1b.files import append_json_line, atomic_file, read_json, read_json_lines, write_json
 from lm1b.host_facts import program_facts
@@ -23,11 +22,6 @@ from lm1b.processes import RankProcess, write_processes
 
 MARK = "training.pid"
 RANKS_ON_BOARD = 16  # of which TensorBoard shows how long each waits; metrics.jsonl has all
-
-
-def now() -> str:
-    """This instant, ISO 8601, UTC."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def read_run_config(run_directory: Path) -> Config:
@@ -99,34 +93,6 @@ def _record_config(path: Path, config: Config, step: int) -> None:
     write_json(path, {"config": resolved, "history": history})
 
 
-class LastingOutput:
-    """A text stream that may lose its reader (a closed terminal, `| head`, a launcher that was killed): the training goes on."""
-
-    def __init__(self, stream: TextIO):
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        try:
-            return self._stream.write(text)
-        except OSError:
-            self._drop()
-            return len(text)
-
-    def flush(self) -> None:
-        try:
-            self._stream.flush()
-        except OSError:
-            self._drop()
-
-    def _drop(self) -> None:
-        """What is still to be written goes nowhere, at the interpreter's end too."""
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
 class RunLog:
     """Writes one run's logs; made on the first rank only, where a file that cannot be made is an OSError.
 
@@ -182,7 +148,7 @@ class RunLog:
 
     def event(self, text: str, step: int, **more: Any) -> None:
         """A noteworthy fact, printed and kept in events.jsonl; more: further keys of its line."""
-        print(f"lm1b: {text}", file=LastingOutput(sys.stdout), flush=True)
+        say(f"lm1b: {text}", lasting=True, step=step, **more)
         if self.problem is None:
             with self._noting("events.jsonl"):
                 append_json_line(self.directory / "events.jsonl", {"at": now(), "step": step, "text": text, **more})
