@@ -3,6 +3,7 @@
 python launch/train.py --explain                         every section, and what it is for
 python launch/train.py --explain model                   its fields, with defaults
 python launch/train.py --explain model.identity_scale    one field: what it takes, its default, its meaning, unit and source
+python launch/train.py --explain metrics                 what the numbers of metrics.jsonl and TensorBoard mean
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import textwrap
 from typing import Any, Literal, get_args, get_origin
 
 from lm1b.errors import UserError
+from lm1b.metrics import describe_metrics
 from lm1b.strict_config import Section
 
 WIDTH = 110
@@ -57,6 +59,8 @@ def _literals(annotation: Any) -> list[str]:
 
 def explain(model: type[Section], path: str = "") -> str:
     """The page on a section or a field. Raises UserError, with the nearest name, where there is none."""
+    if path == "metrics":
+        return describe_metrics()
     sections, walked = [model], ""
     for name in path.split(".") if path else []:
         holding = [section for section in sections if name in section.model_fields]

@@ -27,6 +27,7 @@ from lm1b.config import Config, ModelConfig
 from lm1b.distributed import Ranks, agree, all_reduce_sum, single_process
 from lm1b.errors import UserError
 from lm1b.evaluation.scorer import Scorer, cut_for_scoring
+from lm1b.evaluation.spectrum import spectral_radii
 from lm1b.evaluation.texts import ScoredText
 from lm1b.model.language_model import LanguageModel
 from lm1b.training.checkpoint import Checkpoint
@@ -157,6 +158,7 @@ def evaluate_checkpoint(
             "vocabulary": fingerprint,
             "vocabulary_size": reading.state["tables"]["output_table"]["num_rows"],
             "epoch": reading.state.get("epoch"),
+            "spectral_radius": spectral_radii(reading.cores[kind], reading.model),
             "seconds": round(loading_seconds + time.monotonic() - started, 3),
             "finished_at": now(),
         }

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 from lm1b.config import Config, Split
 from lm1b.data.official import HELD_OUT_COUNTS, VOCABULARY_SIZE
@@ -88,15 +87,13 @@ class Evaluator:
                 on_nats=self._keep_nats if len(self.text.tokens_N) <= LARGEST_TOKENS else None,
             )
         if self.ranks.is_first:
-            # A folder of its own: a trainer that goes on from a checkpoint hides later points of its own folder.
             look = uuid.uuid4().hex
-            with SummaryWriter(str(self.run_directory / "tensorboard" / "evaluation")) as board:
-                for line in lines:
-                    line["look"] = look
-                    append_json_line(self.log, seal(line))
-                    if line["word_perplexity"] is not None:
-                        name = f"evaluation/{line['split']}_{line['state']}_{line['weights']}_word_perplexity"
-                        board.add_scalar(name, line["word_perplexity"], line["step"])
+            for line in lines:
+                line["look"] = look
+                append_json_line(self.log, seal(line))
+            from lm1b.evaluation.board import show  # which loads models, and so chooses among checkpoints as below
+
+            show(self.run_directory, self.config, lines, with_model=self.text.split == "validation" and self.ranks.size == 1)
         return lines
 
     def _keep_nats(self, line: dict[str, Any], pieces: list[np.ndarray]) -> None:

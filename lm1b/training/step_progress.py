@@ -60,5 +60,6 @@ class StepProgress:
                 say("", event="metrics", lasting=True, step=step, seconds_left=round(left), metrics=line)
             elif time.monotonic() - self._said_at >= LINE_SECONDS or step >= self._total:
                 self._said_at = time.monotonic()
-                text = f"step {step} of {self._total} ({step / self._total:.0%}), {duration(left)} left: {describe(line)}"
+                how_long = f", {duration(left)} left" if step < self._total else ""
+                text = f"step {step} of {self._total} ({step / self._total:.0%}){how_long}: {describe(line)}"
                 say(f"lm1b: {text}", lasting=True)

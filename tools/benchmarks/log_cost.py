@@ -11,6 +11,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import torch
+
 from benchmarks.shapes import shape_config
 from lm1b.distributed import single_process
 from lm1b.processes import RankProcess
@@ -18,6 +20,7 @@ from lm1b.training.progress import Interval
 from lm1b.training.run import Counts, Run
 from lm1b.training.run_log import RunLog
 from lm1b.training.step import StepResult
+from lm1b.training.step_parts import StepParts
 from lm1b.training.step_progress import StepProgress
 from lm1b.training.waiting import PARTS
 
@@ -35,10 +38,10 @@ def measure_logging() -> dict[str, Any]:
         log_every = config.training.log_every
         steps = LINES * log_every
         # What Interval and the progress line read of a run: everything else of one would take a corpus and its tables.
-        progress = SimpleNamespace(step=0, updates=0, engine=SimpleNamespace(loss_scale=1.0))
+        progress = SimpleNamespace(step=0, updates=0, engine=SimpleNamespace(loss_scale=1.0), parts=StepParts(torch.device("cpu")))
         batches = SimpleNamespace(tokens_per_step=config.batches.lanes * config.batches.steps, steps_per_epoch=1_000_000)
         parts = {"config": config, "batches": batches, "training_step": progress, "counts": Counts(), "ranks": single_process()}
-        run = cast(Run, SimpleNamespace(**parts, total_steps=steps))
+        run = cast(Run, SimpleNamespace(**parts, total_steps=steps, words_at_ceiling=1e4))
         log = RunLog(config, 0, [RankProcess.here(0)], {})
         seconds: dict[str, float] = collections.defaultdict(float)
         whole, own = time.process_time(), time.thread_time()
