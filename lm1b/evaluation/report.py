@@ -61,11 +61,11 @@ def _as_page(runs: list[RunRecord], levels: Levels, parts: list[str | Place]) ->
     heads = {
         "curves": (
             "Against words, steps and time",
-            "The training loss is the sampled softmax's where a run samples, which is no perplexity; thin lines as logged, thick ones smoothed.",
+            "The training loss is the sampled softmax's where a run samples, which is no perplexity; thin lines as logged, thick smoothed.",
         ),
         "health": (
             "How it went",
-            "Of several layers the largest spectral radius is shown; dead ReLUs put out 0 at every position of a step.",
+            "Of several layers the largest spectral radius; a dead ReLU puts out 0 at every position of a step.",
         ),
     }
     number = 0

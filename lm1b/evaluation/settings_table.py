@@ -72,6 +72,8 @@ def environment_rows(runs: list[RunRecord]) -> list[list[str]]:
 def _shown(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(dict.fromkeys(str(each) for each in value))
+    if isinstance(value, str) and len(value) >= 40 and set(value[:40]) <= set("0123456789abcdef"):
+        return value[:12] + value[40:]  # a revision
     return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
