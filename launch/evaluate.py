@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
+from lm1b.command_line import CommandParser, completes, folders, overrides_of
 from lm1b.config import Config, override_config
+from lm1b.console import say
 from lm1b.errors import UserError, run_command
+
+CHANGEABLE = ("evaluation", "tokens")  # sections that --set changes
 
 
 def parse_arguments() -> argparse.Namespace:
     """The command line: which run, which checkpoint, which text, and how."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, help="the run's directory")
+    parser = CommandParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    completes(parser.add_argument("--run", type=Path, required=True, help="the run's directory"), folders)
     parser.add_argument("--checkpoint", default="latest", help="latest, best (by validation so far) or a step")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--split", choices=["validation", "test", "train"], default="validation", help="looks at test are counted")
@@ -22,9 +27,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--precision", choices=["fp32", "bf16"])
     parser.add_argument("--lanes", type=int)
     parser.add_argument("--device", choices=["cpu", "cuda"], help="a GPU if there is one where not given")
+    parser.add_log_format()
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     parser.add_argument("--watch", action="store_true", help="score every new checkpoint beside the training, until it has ended")
-    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="override evaluation.* or tokens.*")
+    override = parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="override evaluation.* or tokens.*")
+    completes(override, overrides_of(Config, CHANGEABLE))
     return parser.parse_args()
 
 
@@ -37,29 +44,33 @@ def main() -> int:
     from lm1b.files import read_json_lines
     from lm1b.training.run_log import best_step, read_run_config
 
+    def tell(line: dict[str, Any]) -> None:
+        say(describe(line), event="evaluation", step=line["step"], metrics=line)
+
     config = _with_overrides(read_run_config(arguments.run), arguments)
     with evaluating_ranks(arguments.device) as ranks:
         if arguments.watch:
             if ranks.size > 1:
                 raise UserError("--watch runs as one process; start it with python, not with a launcher of ranks")
             evaluator = Evaluator(arguments.run, config, ranks=ranks)
-            print("watching ended:", watch(arguments.run, evaluator, lambda line: print(describe(line), flush=True)))
+            say(f"watching ended: {watch(arguments.run, evaluator, tell)}")
             return 0
         checkpoint = choose_checkpoint(arguments.run, arguments.checkpoint, best_step(arguments.run), ranks)
         evaluator = Evaluator(arguments.run, config, None if arguments.files else arguments.split, arguments.files, ranks=ranks)
         lines = evaluator.score(checkpoint)
         if ranks.is_first:
-            print("\n".join(describe(line) for line in lines))
+            for line in lines:
+                tell(line)
             if evaluator.text.is_test:
                 looks = count_test_looks(read_json_lines(evaluator.log))
-                print(f"looks at test by this run so far: {looks}; choose nothing by them")
+                say(f"looks at test by this run so far: {looks}; choose nothing by them")
     return 0
 
 
 def _with_overrides(config: Config, arguments: argparse.Namespace) -> Config:
     """The run's config with what the command line asks for. Raises UserError for what a checkpoint has fixed."""
     for override in arguments.set:
-        if not override.startswith(("evaluation.", "tokens.")):
+        if override.split(".")[0] not in CHANGEABLE:
             raise UserError(f"--set {override}: evaluation changes evaluation.* and tokens.* alone; the rest is as the run was trained")
     names = ("state", "weights", "precision", "lanes")
     asked = [f"evaluation.{name}={getattr(arguments, name)}" for name in names if getattr(arguments, name) is not None]

@@ -10,12 +10,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lm1b.command_line import CommandParser, completes, folders
 from lm1b.errors import run_command
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, help="the run's directory")
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    completes(parser.add_argument("--run", type=Path, required=True, help="the run's directory"), folders)
     parser.add_argument("--out", type=Path, required=True, help="folder to make; must not be there, or be empty")
     parser.add_argument("--checkpoint", default="latest", help="latest (default), best (by validation so far) or a step")
     parser.add_argument("--weights", choices=["ema", "raw"], default="ema", help="averaged weights (default), or those as trained")

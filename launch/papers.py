@@ -9,12 +9,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lm1b.command_line import CommandParser
 from lm1b.errors import run_command
 from lm1b.workers import Workers, usable_cores
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=Path("results/papers"), help="folder of kept results")
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder for papers.md and its plots")
     parser.add_argument("--smoke", action="store_true", help="run the smoke versions as well")

@@ -8,23 +8,34 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import Any
 
+from lm1b.command_line import CommandParser, add_config_arguments
 from lm1b.config import Config, load_config
+from lm1b.console import say
 from lm1b.data.preprocess import preprocess
 from lm1b.data.shards import SPLITS, TokenDirectory
 from lm1b.errors import run_command
-from lm1b.explain import add_config_arguments
 from lm1b.launchers import here
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Make the vocabulary and the token shards of a corpus.")
+    parser = CommandParser(description="Make the vocabulary and the token shards of a corpus.")
     add_config_arguments(parser, Config)
     parser.add_argument(
         "--verify", action="store_true", help="also check the SHA-256 of the vocabulary and of every shard, whatever was verified before"
     )
+    parser.add_log_format()
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     return parser.parse_args(arguments)
+
+
+def as_json(tokens: TokenDirectory) -> dict[str, Any]:
+    """The same for `--log-format json`."""
+    counts = ("num_tokens", "num_words", "num_sentences", "num_unknown")
+    splits = {name: {key: getattr(tokens.split(name), key) for key in counts} for name in SPLITS}
+    vocabulary = {"size": tokens.manifest["vocabulary"]["size"], "fingerprint": tokens.fingerprint}
+    return {"directory": str(tokens.directory), "vocabulary": vocabulary, "official": tokens.corpus["official"], "splits": splits}
 
 
 def describe(tokens: TokenDirectory) -> str:
@@ -59,7 +70,7 @@ def main() -> None:
     if tokens is not None:
         if arguments.verify:
             tokens.verify()
-        print(describe(tokens))
+        say(describe(tokens), event="tokens", **as_json(tokens))
 
 
 if __name__ == "__main__":

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
+from lm1b.command_line import CommandParser, completes, folders
 from lm1b.errors import run_command
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories")
-    parser.add_argument("--out", type=Path, help="folder for report.md and curves.png (default: report/ of the first run)")
+    parser = CommandParser(description=__doc__)
+    completes(parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories"), folders)
+    parser.add_argument("--out", type=Path, help="folder for report.html, report.md and curves.png (default: report/ of the first run)")
     arguments = parser.parse_args()
     from lm1b.evaluation.report import report
 
     out = arguments.out or arguments.runs[0] / "report"
     print(report(arguments.runs, out))
-    print(f"\nwritten: {out / 'report.md'}, {out / 'curves.png'}")
+    print(f"\nwritten: {out / 'report.html'}, {out / 'report.md'}, {out / 'curves.png'}")
     return 0
 
 

@@ -9,12 +9,13 @@ import argparse
 import itertools
 from pathlib import Path
 
+from lm1b.command_line import CommandParser, completes, folders
 from lm1b.errors import run_command
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, help="a run's directory or an exported model")
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    completes(parser.add_argument("--run", type=Path, required=True, help="a run's directory or an exported model"), folders)
     parser.add_argument("--prompt", default="", help="tokenized beginning of every sentence, words parted by spaces")
     parser.add_argument("--count", type=int, default=1, help="how many sentences (default 1)")
     parser.add_argument("--temperature", type=float, default=1.0, help="below 1 the likely words become likelier; 0: always the likeliest")

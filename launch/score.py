@@ -12,12 +12,13 @@ import json
 import sys
 from pathlib import Path
 
+from lm1b.command_line import CommandParser, completes, folders
 from lm1b.errors import run_command
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, help="a run's directory or an exported model")
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    completes(parser.add_argument("--run", type=Path, required=True, help="a run's directory or an exported model"), folders)
     parser.add_argument("--checkpoint", default="latest", help="latest (default), best (by validation so far) or a step")
     parser.add_argument("--weights", choices=["ema", "raw"], default="ema", help="averaged weights (default), or those as trained")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the model; nats are summed in float64")

@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from lm1b.command_line import CommandParser, add_config_arguments
 from lm1b.errors import UserError, run_command
-from lm1b.explain import add_config_arguments
 from lm1b.launchers import here
 from lm1b.sequence_tasks.config import TaskExperiment, load_task_experiment
 from lm1b.workers import Workers, usable_cores
@@ -44,7 +44,7 @@ def ranks_of(configs: list[TaskExperiment]) -> Iterator[Ranks | None]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_config_arguments(parser, TaskExperiment, several=True)
     parser.add_argument("--processes", type=int, help="runs side by side; one a core where not given")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the deepspeed launcher passes it

@@ -311,6 +311,28 @@ class CheckpointsConfig(Section):
     keep_best: bool = Field(default=True, description="Also keep the best on validation so far, by evaluations.jsonl.")
 
 
+class LoggingConfig(Section):
+    """What is told of a run beside metrics.jsonl; `--explain metrics` says what its numbers mean."""
+
+    services: list[Literal["wandb", "mlflow"]] = Field(
+        default=[],
+        description="Also send the same numbers to Weights & Biases or MLflow: their clients must be installed, and their own environment "
+        "variables say where to (WANDB_PROJECT, WANDB_MODE; MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME).",
+    )
+    ceiling: bool = Field(
+        default=True, description="Measure the rate of matrix products for 0.2 s at the start, which the speed is then set against."
+    )
+    samples: int = Field(
+        default=3, ge=0, description="Sentences drawn from each checkpoint that is scored on validation, shown in TensorBoard; 0: none."
+    )
+    projector_words: int = Field(
+        default=5000,
+        ge=0,
+        le=100_000,
+        description="Commonest words whose input rows TensorBoard's projector shows, of the checkpoint scored last; 0: none.",
+    )
+
+
 class EvaluationConfig(Section):
     """The exact evaluator's settings."""
 
@@ -346,6 +368,7 @@ class Config(Section):
     training: TrainingConfig
     checkpoints: CheckpointsConfig = CheckpointsConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    logging: LoggingConfig = LoggingConfig()
     deepspeed: dict[str, Any] = Field(
         default_factory=dict, description="DeepSpeed keys passed through as they are; checked for names that DeepSpeed has."
     )

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from lm1b.console import is_json, say_error
+
 
 class UserError(ValueError):
     """A mistake that the user can mend. Its text is one line: what is wrong, what was expected, what to do."""
@@ -26,8 +28,7 @@ def exit_with(message: str, status: int) -> NoReturn:
     except UserError:
         is_first = True
     if is_first or status != 2:
-        one_line = " ".join(str(message).split())
-        print(f"lm1b: error: {one_line}", file=sys.stderr, flush=True)
+        say_error(message, status)
     sys.exit(status)
 
 
@@ -47,3 +48,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         if error.errno is None:
             raise
         exit_with(describe_os_error(error), 2)
+    except Exception as error:
+        if is_json():
+            say_error(f"{type(error).__name__}: {error}", 1)
+        raise

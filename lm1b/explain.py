@@ -3,18 +3,18 @@
 python launch/train.py --explain                         every section, and what it is for
 python launch/train.py --explain model                   its fields, with defaults
 python launch/train.py --explain model.identity_scale    one field: what it takes, its default, its meaning, unit and source
+python launch/train.py --explain metrics                 what the numbers of metrics.jsonl and TensorBoard mean
 """
 
 from __future__ import annotations
 
-import argparse
 import difflib
-import functools
 import json
 import textwrap
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from lm1b.errors import UserError
+from lm1b.metrics import describe_metrics
 from lm1b.strict_config import Section
 
 WIDTH = 110
@@ -27,8 +27,40 @@ def sections_in(annotation: Any) -> list[type[Section]]:
     return [section for argument in get_args(annotation) for section in sections_in(argument)]
 
 
+def field_paths(model: type[Section], before: str = "") -> list[str]:
+    """Paths of all fields that are no sections themselves, `model.cell` and so on; those of every `kind` that a section may be."""
+    found: dict[str, None] = {}
+    for name, field in model.model_fields.items():
+        inner = sections_in(field.annotation)
+        paths = [path for section in inner for path in field_paths(section, f"{before}{name}.")] if inner else [before + name]
+        found |= dict.fromkeys(paths)
+    return list(found)
+
+
+def values_of(model: type[Section], path: str) -> list[str]:
+    """The values that a field takes where there are only some: names, true and false, null; none for a path that is not there."""
+    sections, found = [model], []
+    for name in path.split("."):
+        annotations = [section.model_fields[name].annotation for section in sections if name in section.model_fields]
+        sections = [section for annotation in annotations for section in sections_in(annotation)]
+        found = [] if sections else [value for annotation in annotations for value in _literals(annotation)]
+    return list(dict.fromkeys(found)) if set(found) != {"null"} else []
+
+
+def _literals(annotation: Any) -> list[str]:
+    if annotation is bool:
+        return ["true", "false"]
+    if annotation is type(None):
+        return ["null"]
+    if get_origin(annotation) is Literal:
+        return [str(value) for value in get_args(annotation)]
+    return [value for argument in get_args(annotation) for value in _literals(argument)] if get_origin(annotation) is not list else []
+
+
 def explain(model: type[Section], path: str = "") -> str:
     """The page on a section or a field. Raises UserError, with the nearest name, where there is none."""
+    if path == "metrics":
+        return describe_metrics()
     sections, walked = [model], ""
     for name in path.split(".") if path else []:
         holding = [section for section in sections if name in section.model_fields]
@@ -80,24 +112,3 @@ def _type(schema: dict[str, Any], whole: dict[str, Any]) -> str:
     bounds = {"exclusiveMinimum": "above", "minimum": "at least", "exclusiveMaximum": "below", "maximum": "at most"}
     limits = " and ".join(f"{word} {schema[key]:g}" for key, word in bounds.items() if key in schema)
     return " ".join(filter(None, [words.get(schema.get("type", ""), schema.get("type", "anything")), limits]))
-
-
-class Explain(argparse.Action):
-    """`--explain [FIELD]`: print the page and end."""
-
-    def __init__(self, *arguments: Any, model: type[Section], **keywords: Any) -> None:
-        super().__init__(*arguments, **keywords)
-        self._model = model
-
-    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
-        """Raises UserError for a field that is not there."""
-        print(explain(self._model, values or ""))
-        parser.exit()
-
-
-def add_config_arguments(parser: argparse.ArgumentParser, model: type[Section], *, several: bool = False) -> None:
-    """`--config`, `--set` and `--explain`, alike for every command that takes a config of this kind. several: one or more files."""
-    parser.add_argument("--config", required=True, nargs="+" if several else None, metavar="FILE", help="JSON, one experiment a file")
-    parser.add_argument("--set", action="append", default=[], metavar="a.b=VALUE", help="override one field; may be repeated")
-    action: Any = functools.partial(Explain, model=model)
-    parser.add_argument("--explain", action=action, nargs="?", metavar="FIELD", help="print what a field or a section means, and end")

@@ -28,6 +28,7 @@ import psutil
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store
 
+from lm1b.console import say_error
 from lm1b.errors import UserError, describe_os_error
 from lm1b.launchers import here
 from lm1b.processes import RankProcess
@@ -157,7 +158,7 @@ def naming_the_guilty(peers: Peers | None, where_to_go_on: Callable[[], str]) ->
 def _end(message: str, status: int) -> NoReturn:
     """One line, then the end without the interpreter's own: threads of a broken process group would hang or abort it."""
     with contextlib.suppress(OSError):
-        print(f"lm1b: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+        say_error(message, status)
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     os._exit(status)

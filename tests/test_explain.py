@@ -12,23 +12,14 @@ from tiny import REPOSITORY, environment
 
 from lm1b.config import Config
 from lm1b.errors import UserError
-from lm1b.explain import explain, sections_in
+from lm1b.explain import explain, field_paths
 from lm1b.sequence_tasks.config import TaskExperiment
 from lm1b.strict_config import Section
 
 
-def every_field(model: type[Section], before: str = "") -> list[str]:
-    """Paths of all fields that are no sections themselves."""
-    found = []
-    for name, field in model.model_fields.items():
-        inner = sections_in(field.annotation)
-        found += [path for section in inner for path in every_field(section, f"{before}{name}.")] if inner else [before + name]
-    return found
-
-
 @pytest.mark.parametrize("model", [Config, TaskExperiment])
 def test_every_field_has_a_page_with_type_default_and_meaning(model: type[Section]) -> None:
-    paths = every_field(model)
+    paths = field_paths(model)
     assert len(paths) > 20
     for path in paths:
         head, _, meaning = explain(model, path).partition("\n")

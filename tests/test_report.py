@@ -15,9 +15,9 @@ from made_run import made_checkpoint, made_config, made_tokens
 from lm1b.config import Config, override_config
 from lm1b.data.shards import TokenDirectory
 from lm1b.errors import UserError
-from lm1b.evaluation.curves import RunRecord
 from lm1b.evaluation.ngram import KneserNeyTrigram
 from lm1b.evaluation.published import PUBLISHED
+from lm1b.evaluation.records import RunRecord
 from lm1b.evaluation.report import baseline_key, find_baselines, is_comparable, report
 from lm1b.evaluation.texts import text_of_split
 from lm1b.evaluation.watcher import Evaluator
@@ -57,7 +57,7 @@ def test_table_report_and_curves(config: Config, tmp_path: Path) -> None:
     assert "never predicts a sentence's first word" in text
     assert (directory / "report" / "curves.png").read_bytes().startswith(PNG)
     report([directory], tmp_path / "elsewhere")
-    assert sorted(path.name for path in (tmp_path / "elsewhere").iterdir()) == ["curves.png", "report.md"]
+    assert sorted(path.name for path in (tmp_path / "elsewhere").iterdir()) == ["curves.png", "report.html", "report.md"]
 
 
 def test_baselines_are_those_of_the_run_s_tokens_and_are_kept(config: Config) -> None:

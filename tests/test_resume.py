@@ -23,7 +23,10 @@ from lm1b.training.run import FIXED_SECTIONS, Run
 SAVE_EVERY = 13  # neither a divisor of the epoch's 189 steps nor a multiple of the 4 steps between two lines of the log
 STEPS = 30
 # Of a line of metrics.jsonl: what the clock and memory say.
-MEASURED = ("words_per_second", "elapsed_seconds", "peak_memory_mb", "waiting_seconds", "slowest", "waiting_for_slowest")
+MEASURED = (
+    "words_per_second", "elapsed_seconds", "peak_memory_mb", "waiting_seconds", "slowest", "waiting_for_slowest", "step_seconds",
+    "share_of_ceiling",
+)  # fmt: skip
 WHOLE = "whole"  # the run that nothing happens to, 40 steps of one rank, stage 1, fp32
 CHAIN = "chain"
 

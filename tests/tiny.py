@@ -54,6 +54,7 @@ def tiny_settings(folder: Path, run: str, **sections: dict[str, Any]) -> dict[st
         "optimizer": {"learning_rate": 0.2},
         "training": {"total_steps": 50, "precision": "fp32", "threads": 1, "log_every": 1, "gap_every": 25},
         "checkpoints": {"every": 20, "keep_last": 5},
+        "logging": {"ceiling": False},  # 0.2 s of each start
     }
     for name, values in sections.items():
         settings[name] = {**settings.get(name, {}), **values}

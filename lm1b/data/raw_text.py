@@ -23,8 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from lm1b.config import CorpusConfig, Split
 from lm1b.data import news_sample
 from lm1b.data.corpus import FilesCorpus, Piece, SourceFile
@@ -34,6 +32,7 @@ from lm1b.data.shards import SPLITS
 from lm1b.data.text import check_utf8
 from lm1b.errors import UserError
 from lm1b.files import atomic_file, digest_of_file, read_sealed_json, write_sealed_json
+from lm1b.progress import Progress
 from lm1b.workers import Workers
 
 RULES_VERSION = 1  # changes where the same raw text would give other sentences
@@ -207,7 +206,7 @@ def _make(
         mine = [(chunk, path) for chunk, path, mine in zip(chunks, paths, is_mine, strict=True) if mine]
         todo = [(chunk, path) for chunk, path in mine if not _is_sound(path)]
         total = sum(chunk.stop - chunk.start for chunk, _ in todo)
-        with tqdm(total=total, desc="tokenizing", unit="B", unit_scale=True, disable=not progress, mininterval=0.5) as bar:
+        with Progress("tokenizing", total, "B", shown=progress) as bar:
             for num_bytes in workers.run(tokenize_chunk, todo):
                 bar.update(num_bytes)
         return paths

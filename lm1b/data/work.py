@@ -7,13 +7,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from lm1b.data.corpus import Piece
 from lm1b.data.crew import Crew
 from lm1b.data.pieces import CountedPiece, recall_count
 from lm1b.data.publish import UNFINISHED_NAME
 from lm1b.data.shards import SPLITS, VOCABULARY_NAME, ShardInfo
+from lm1b.progress import Progress
 from lm1b.workers import Workers
 
 
@@ -83,9 +82,9 @@ class Work:
         self.with_codes = {shard for rank in told for shard in rank["with_codes"]}
         self.shards = {record["name"]: ShardInfo(**record) for rank in told for record in rank["shards"]}
 
-    def bar(self, what: str, total: int, unit: str) -> tqdm:
+    def bar(self, what: str, total: int, unit: str) -> Progress:
         what = what if self.crew.size == 1 else f"{what} (rank 0 of {self.crew.size})"
-        return tqdm(total=total, desc=what, unit=unit, unit_scale=True, disable=not self.shows_progress, mininterval=0.5)
+        return Progress(what, total, unit, shown=self.shows_progress)
 
 
 def shards_of(manifest: dict[str, Any]) -> Iterator[ShardInfo]:

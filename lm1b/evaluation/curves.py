@@ -1,113 +1,226 @@
-"""A run as its folder tells it, and the curves of several runs in one picture."""
+"""Curves of runs against words, steps and time: single panels, the report's picture, and panels as SVG for its page.
+
+Panels of a page have the page's own colour of text, light or dark: what is drawn in INK becomes `currentColor`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import io
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from lm1b.config import Config
-from lm1b.files import atomic_file, read_json_lines
-from lm1b.training.run_log import best_result, read_run_config
+from lm1b.evaluation.records import RunRecord
+from lm1b.files import atomic_file
 
 FINE_TICKS = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0)  # of a perplexity axis of a decade or less
 SMOOTHED_SHARE = 0.02  # of the logged points, on either side
+LONGEST_LABEL = 58  # letters that fit below a panel
+INK = "#010203"
+Levels = dict[str, float]  # label -> perplexity on validation, drawn as a horizontal line
 
 
-@dataclass(frozen=True)
-class RunRecord:
-    """What a run directory tells. evaluations: sorted by text and step; metrics: as logged."""
+class Axis(NamedTuple):
+    """place: of a run's step on it, or None. name: for captions."""
 
     name: str
-    directory: Path
-    config: Config
-    evaluations: list[dict[str, Any]]
-    metrics: list[dict[str, Any]]
-
-    @classmethod
-    def read(cls, directory: Path) -> RunRecord:
-        """Raises UserError where the folder holds no run."""
-        directory = Path(directory)
-        config = read_run_config(directory)
-        lines = read_json_lines(directory / "evaluations.jsonl")
-        evaluations = sorted(lines, key=lambda line: (line["split"], line["files"], line["state"], line["step"], line["weights"]))
-        return cls(directory.resolve().name, directory, config, evaluations, read_json_lines(directory / "metrics.jsonl"))
-
-    def tokens_at(self, step: int) -> int:
-        """Training tokens (words and sentence ends) seen after `step` steps."""
-        return step * self.config.batches.lanes * self.config.batches.steps
-
-    def best(self) -> dict[str, Any] | None:
-        """The best result on validation by the run's own evaluation settings."""
-        return best_result(self.evaluations, self.config)
+    label: str
+    place: Callable[[RunRecord, int], float | None]
 
 
-def draw_curves(runs: list[RunRecord], levels: dict[str, float], path: Path) -> None:
-    """Two panels against training tokens: sampled training loss in nats, exact validation perplexity. PNG, written whole.
+class Panel(NamedTuple):
+    """title: what is drawn. draw(axes, run, colour, axis) draws one run, where it has something to show."""
 
-    levels: label -> perplexity on validation, drawn as horizontal lines.
-    """
-    # Matplotlib is slow to import and only needed here; this canvas draws without a display.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter, LogLocator, StrMethodFormatter
-
-    figure = Figure(figsize=(9, 8), layout="constrained")
-    FigureCanvasAgg(figure)
-    above, below = figure.subplots(2, 1, sharex=True)
-    for number, run in enumerate(runs):
-        color = f"C{number % 10}"
-        _draw_training(above, run, color)
-        _draw_validation(below, run, color)
-    above.set_ylabel("sampled training loss, nats a word")
-    below.set_ylabel("exact validation perplexity")
-    for number, (label, perplexity) in enumerate(levels.items()):
-        below.axhline(perplexity, color="gray", linestyle=(":", "-.")[number % 2], linewidth=1, label=f"{label} ({perplexity:.1f})")
-    below.set_yscale("log")
-    low, high = below.get_ylim()
-    below.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high > 10 * low else FINE_TICKS, numticks=20))
-    below.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    below.yaxis.set_minor_formatter("")
-    below.xaxis.set_major_formatter(EngFormatter())
-    below.set_xlabel("training tokens seen (words and sentence ends)")
-    for axes in (above, below):
-        axes.grid(alpha=0.3, which="both")
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend()
-    with atomic_file(path) as file:
-        figure.savefig(file, format="png", dpi=120)
+    title: str
+    label: str
+    draw: Callable[[Any, RunRecord, str, Axis], None]
+    is_log: bool = False
 
 
-def _draw_training(axes: Any, run: RunRecord, color: str) -> None:
-    points = [(run.tokens_at(line["step"]), line["nats_per_word"]) for line in run.metrics if line.get("nats_per_word") is not None]
-    if not points:
-        return
-    tokens, nats = np.array(points, float).T
-    axes.plot(tokens, nats, color=color, alpha=0.25, linewidth=0.8)
-    axes.plot(tokens, _smooth(nats, round(SMOOTHED_SHARE * len(nats))), color=color, label=run.name)
-    checked = [line for line in run.metrics if line.get("true_nats_checked") is not None]
-    if checked:
-        tokens, nats = [run.tokens_at(line["step"]) for line in checked], [line["true_nats_checked"] for line in checked]
-        axes.plot(tokens, nats, ".", color=color, markersize=4, alpha=0.7, label=f"{run.name}, full softmax on a few positions")
+def axes_of(runs: Sequence[RunRecord]) -> list[Axis]:
+    """Words, steps, and time in the unit that suits the longest run."""
+    longest = max((run.metrics[-1].get("elapsed_seconds") or 0.0 for run in runs if run.metrics), default=0.0)
+    unit, size = ("hours", 3600.0) if longest > 7200 else ("minutes", 60.0) if longest > 120 else ("seconds", 1.0)
+
+    def time_at(run: RunRecord, step: int) -> float | None:
+        seconds = run.seconds_at(step)
+        return None if seconds is None else seconds / size
+
+    return [
+        Axis("words", "training words and sentence ends", lambda run, step: run.tokens_at(step)),
+        Axis("steps", "steps", lambda run, step: step),
+        Axis("time", f"{unit} of training", time_at),
+    ]
 
 
-def _smooth(values: np.ndarray, reach: int) -> np.ndarray:
-    """Mean of each value and of up to `reach` on either side, fewer at the ends but as many on the one as on the other."""
+def _points(run: RunRecord, lines: Sequence[dict[str, Any]], axis: Axis, key: str) -> np.ndarray:
+    """[2, n]: places on the axis and values, in order."""
+    found = [(axis.place(run, line["step"]), line[key]) for line in lines if line.get(key) is not None]
+    return np.array([point for point in found if point[0] is not None], float).reshape(-1, 2).T
+
+
+def _draw_loss(axes: Any, run: RunRecord, color: str, axis: Axis) -> None:
+    places, nats = _points(run, run.metrics, axis, "nats_per_word")
+    if len(nats):
+        axes.plot(places, nats, color=color, alpha=0.25, linewidth=0.8)
+        axes.plot(places, _smooth(nats), color=color, label=_short(run.name))
+    places, nats = _points(run, run.metrics, axis, "true_nats_checked")
+    if len(nats):
+        axes.plot(places, nats, ".", color=color, markersize=4, alpha=0.7, label=_short(f"{run.name}, full softmax on a few positions"))
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Mean of each value and of some on either side, fewer at the ends but as many on the one as on the other."""
+    reach = round(SMOOTHED_SHARE * len(values))
     sums = np.concatenate([[0.0], np.cumsum(values)])
     middle = np.arange(len(values))
     reaches = np.minimum(reach, np.minimum(middle, len(values) - 1 - middle))
     return (sums[middle + reaches + 1] - sums[middle - reaches]) / (2 * reaches + 1)
 
 
-def _draw_validation(axes: Any, run: RunRecord, color: str) -> None:
-    series: dict[tuple[str, str, str, int], list[tuple[int, float]]] = {}
+def _draw_perplexity(axes: Any, run: RunRecord, color: str, axis: Axis) -> None:
+    series: dict[tuple[str, str, str, int], list[dict[str, Any]]] = {}
     for line in run.evaluations:
-        if line["split"] == "validation" and line["word_perplexity"] is not None:
-            how = (line["weights"], line["state"], line["precision"], line["lanes"] or 0)
-            series.setdefault(how, []).append((run.tokens_at(line["step"]), line["word_perplexity"]))
-    styles = {"ema": "o-", "raw": "s--"}
-    for (weights, state, precision, lanes), points in series.items():
-        label = f"{run.name} ({weights}, {f'{lanes} lanes' if lanes else state}, {precision})"
-        axes.plot(*zip(*sorted(points), strict=True), styles[weights], color=color, markersize=4, label=label)
+        if line["split"] == "validation":
+            series.setdefault((line["weights"], line["state"], line["precision"], line["lanes"] or 0), []).append(line)
+    for (weights, state, precision, lanes), lines in series.items():
+        places, values = _points(run, sorted(lines, key=lambda line: line["step"]), axis, "word_perplexity")
+        if len(values):
+            how = f"{weights}, {f'{lanes} lanes' if lanes else state}, {precision}"
+            style = {"ema": "o-", "raw": "s--"}[weights]
+            axes.plot(places, values, style, color=color, markersize=4, label=_short(run.name, f" ({how})"))
+
+
+def _metric(key: str) -> Callable[[Any, RunRecord, str, Axis], None]:
+    def draw(axes: Any, run: RunRecord, color: str, axis: Axis) -> None:
+        places, values = _points(run, run.metrics, axis, key)
+        if len(values):
+            axes.plot(places, values, color=color, alpha=0.25, linewidth=0.8)
+            axes.plot(places, _smooth(values), color=color, label=_short(run.name))
+
+    return draw
+
+
+def _draw_radius(axes: Any, run: RunRecord, color: str, axis: Axis) -> None:
+    lines = [
+        {"step": line["step"], "radius": max(line["spectral_radius"].values())} for line in run.evaluations if line.get("spectral_radius")
+    ]
+    places, values = _points(run, sorted(lines, key=lambda line: line["step"]), axis, "radius")
+    if len(values):
+        axes.plot(places, values, "o-", color=color, markersize=4, label=_short(run.name))
+
+
+LOSS = Panel("Training loss", "nats a word", _draw_loss)
+PERPLEXITY = Panel("Exact perplexity on validation", "word perplexity", _draw_perplexity, is_log=True)
+HEALTH = [
+    Panel("Gradient norm before clipping", "norm", _metric("gradient_norm"), is_log=True),
+    Panel("Largest activation", "absolute value", _metric("largest_activation")),
+    Panel("Dead ReLUs", "share of units", _metric("dead_relus")),
+    Panel("Spectral radius of the recurrent weight", "absolute eigenvalue", _draw_radius),
+    Panel("Speed", "words a second", _metric("words_per_second")),
+    Panel("Share of the matrix products' rate", "share", _metric("share_of_ceiling")),
+]
+
+
+def _short(name: str, more: str = "") -> str:
+    """A label that fits: a long name loses its middle."""
+    room = max(16, LONGEST_LABEL - len(more))
+    if len(name) > room:
+        name = f"{name[: room // 2 - 1]}…{name[-(room // 2) :]}"
+    return "".join(letter if letter.isprintable() else "?" for letter in name) + more
+
+
+def draw_panel(axes: Any, panel: Panel, runs: Sequence[RunRecord], axis: Axis, levels: Levels) -> bool:
+    """Draw all runs. False where none has anything to show."""
+    from matplotlib.ticker import EngFormatter, LogLocator, StrMethodFormatter
+
+    for number, run in enumerate(runs):
+        panel.draw(axes, run, f"C{number % 10}", axis)
+    is_drawn = bool(axes.lines)
+    for number, (label, perplexity) in enumerate(levels.items() if panel is PERPLEXITY else ()):
+        axes.axhline(perplexity, color="gray", linestyle=(":", "-.")[number % 2], linewidth=1, label=_short(label, f" ({perplexity:.1f})"))
+    if panel.is_log and axes.lines:
+        axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high > 10 * low else FINE_TICKS, numticks=20))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+        axes.yaxis.set_minor_formatter("")
+    elif panel.title == "Speed":
+        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.get_major_locator().set_params(nbins=6)
+    axes.set_xlabel(axis.label)
+    axes.set_ylabel(panel.label)
+    axes.grid(alpha=0.25)
+    return is_drawn
+
+
+@contextmanager
+def _plain_text(**settings: Any) -> Iterator[None]:
+    """Names of runs are no formulas, and a letter that the font lacks is a box."""
+    import matplotlib
+
+    rc: Any = {"text.parse_math": False, **settings}
+    with matplotlib.rc_context(rc), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)
+        yield
+
+
+def draw_curves(runs: Sequence[RunRecord], levels: Levels, path: Path) -> None:
+    """Loss and validation perplexity against words, steps and time, two by three. PNG, written whole."""
+    # Matplotlib is slow to import and only needed here; this canvas draws without a display.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with _plain_text():
+        figure = Figure(figsize=(15, 9), layout="constrained")
+        FigureCanvasAgg(figure)
+        grid = figure.subplots(2, 3, sharey="row")
+        for row, panel in zip(grid, (LOSS, PERPLEXITY), strict=True):
+            for axes, axis in zip(row, axes_of(runs), strict=True):
+                draw_panel(axes, panel, runs, axis, levels)
+            row[0].set_title(panel.title, loc="left")
+            _legend_below(figure, row[0], columns=3 if panel is LOSS else 2)
+        with atomic_file(path) as file:
+            figure.savefig(file, format="png", dpi=100)
+
+
+def _legend_below(figure: Any, axes: Any, columns: int = 1) -> None:
+    """Lines of `axes` by name, named here since a label that begins with `_` would be left out."""
+    lines = [line for line in axes.lines if not str(line.get_label()).startswith("_child")]
+    if lines:
+        legend = figure.legend(
+            lines, [str(line.get_label()) for line in lines], loc="outside lower center", ncols=columns, frameon=False, fontsize=9
+        )
+        legend.set_in_layout(True)
+
+
+def panel_svg(panel: Panel, runs: Sequence[RunRecord], axis: Axis, levels: Levels, number: int) -> str | None:
+    """One panel as an <svg> element with its legend below; None where there is nothing to show. number: its own on the page."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    ink = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color"), INK)
+    with _plain_text(**ink, **{"svg.hashsalt": str(number)}):
+        figure = Figure(figsize=(4.8, 3.4), layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.subplots()
+        if not draw_panel(axes, panel, runs, axis, levels):
+            return None
+        figure.set_figheight(3.0 + 0.2 * len(axes.lines))
+        _legend_below(figure, axes)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(<svg [^>]*?)height="[^"]*" ', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg [^>]*?)width="[^"]*" ', r"\1", svg, count=1)
+    # Names inside an SVG are names of the whole page.
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>p{number}_", svg)
+    return svg.replace(INK, "currentColor")

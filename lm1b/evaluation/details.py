@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from lm1b.evaluation.breakdown import Interval, Part, by_frequency, by_position, compare, confidence
-from lm1b.evaluation.curves import RunRecord
+from lm1b.evaluation.records import RunRecord
 from lm1b.evaluation.token_nats import TokenNats, read_token_nats
-from lm1b.markdown import markdown_table
+from lm1b.markdown import literal, markdown_table
 
 EXPLAINED = (
     "Intervals hold 95 %, by the bootstrap over the text's sentences: how far this text lets one tell, not what another seed would give. "
@@ -26,7 +26,7 @@ def kept_nats(run: RunRecord) -> list[tuple[dict[str, Any], TokenNats]]:
 
 def _text(line: dict[str, Any]) -> str:
     text = line.get("official") or (line["split"] if line["split"] != "files" else ", ".join(Path(file).name for file in line["files"]))
-    return f"{text}, {line['state']}, {line['weights']}, {line['precision']}"
+    return f"{literal(text)}, {line['state']}, {line['weights']}, {line['precision']}"
 
 
 def _shown(interval: Interval, digits: int) -> str:
@@ -40,8 +40,10 @@ def _compared(kept: list[tuple[RunRecord, dict[str, Any], TokenNats]]) -> list[s
         same_way = all(line[key] == other_line[key] for key in ("state", "precision", "weights")) and one.directory != other.directory
         if same_way and tokens.text_key == other_tokens.text_key:
             ratio = compare(tokens, other_tokens)
-            verdict = "cannot tell" if ratio.low <= 1.0 <= ratio.high else f"{(other if ratio.value < 1.0 else one).name} is better"
-            rows.append([one.name, other.name, _text(line), _shown(ratio, 4), verdict])
+            verdict = (
+                "cannot tell" if ratio.low <= 1.0 <= ratio.high else f"{literal((other if ratio.value < 1.0 else one).name)} is better"
+            )
+            rows.append([literal(one.name), literal(other.name), _text(line), _shown(ratio, 4), verdict])
     if not rows:
         return []
     return ["### Two runs on one text", markdown_table(["run", "other run", "text", "perplexity, other / run", "on this text"], rows)]
@@ -49,7 +51,7 @@ def _compared(kept: list[tuple[RunRecord, dict[str, Any], TokenNats]]) -> list[s
 
 def _bands(name: str, parts: list[Part]) -> str:
     rows = [[part.name, f"{part.predictions:,}", f"{part.share_of_nats:.1%}", f"{part.perplexity:,.1f}"] for part in parts]
-    return markdown_table([name, "predictions", "of all nats", "perplexity"], rows)
+    return markdown_table([name, "predictions", "of all nats", "perplexity"], rows, left=[0])
 
 
 def render_details(runs: list[RunRecord]) -> list[str]:
@@ -57,9 +59,9 @@ def render_details(runs: list[RunRecord]) -> list[str]:
     kept = [(run, line, tokens) for run in runs for line, tokens in kept_nats(run)]
     if not kept:
         return []
-    rows = [[run.name, str(line["step"]), _text(line), _shown(confidence(tokens), 2)] for run, line, tokens in kept]
+    rows = [[literal(run.name), str(line["step"]), _text(line), _shown(confidence(tokens), 2)] for run, line, tokens in kept]
     parts = ["## Where the nats go", EXPLAINED, markdown_table(["run", "step", "text", "perplexity"], rows), *_compared(kept)]
     for run, line, tokens in kept:
-        parts.append(f"### {run.name}, step {line['step']}, {_text(line)}")
+        parts.append(f"### {literal(run.name)}, step {line['step']}, {_text(line)}")
         parts += [_bands("band", by_frequency(tokens)), _bands("place in the sentence", by_position(tokens))]
     return parts

@@ -27,6 +27,7 @@ from lm1b.distributed import Ranks, agree, all_reduce_sum, single_process
 from lm1b.errors import UserError
 from lm1b.evaluation.scorer import Scorer, cut_for_scoring
 from lm1b.evaluation.shape import Shape, output_layer, shape_of
+from lm1b.evaluation.spectrum import spectral_radii
 from lm1b.evaluation.texts import ScoredText
 from lm1b.training.checkpoint import Checkpoint
 from lm1b.training.run_log import now
@@ -161,6 +162,7 @@ def evaluate_checkpoint(
             "vocabulary": fingerprint,
             "vocabulary_size": reading.shape.vocabulary_size,
             "epoch": reading.state.get("epoch"),
+            "spectral_radius": spectral_radii(reading.cores[kind], reading.shape.model),
             "seconds": round(loading_seconds + time.monotonic() - started, 3),
             "finished_at": now(),
         }

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -19,8 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from lm1b.config import Config, Split
 from lm1b.data.official import HELD_OUT_COUNTS, VOCABULARY_SIZE
@@ -33,6 +30,7 @@ from lm1b.evaluation.token_nats import LARGEST_TOKENS, write_token_nats
 from lm1b.files import append_json_line, read_json_lines, seal
 from lm1b.launchers import here
 from lm1b.peers import naming_the_guilty
+from lm1b.progress import Progress
 from lm1b.training.checkpoint import Checkpoint, checkpoint_folder, list_checkpoints
 from lm1b.training.run_log import is_scored_by, kinds_scored, read_run_config
 from lm1b.training.run_state import trainer_state, training_has_finished
@@ -75,14 +73,8 @@ class Evaluator:
         kinds: of weights, where not all that the config asks for.
         """
         kinds = kinds or KINDS[self.config.evaluation.weights]
-        with tqdm(
-            total=len(kinds) * len(self.text.tokens_N),
-            unit="word",
-            unit_scale=True,
-            desc=f"{checkpoint.path.name} on {self.text.split}",
-            file=sys.stderr,
-            disable=None if self.ranks.is_first else True,  # None: no bar where stderr is no terminal
-        ) as bar:
+        what, total = f"{checkpoint.path.name} on {self.text.split}", len(kinds) * len(self.text.tokens_N)
+        with Progress(what, total, "word", shown=self.ranks.is_first) as bar:
             lines = evaluate_checkpoint(
                 checkpoint,
                 self.config,
@@ -95,15 +87,13 @@ class Evaluator:
                 on_nats=self._keep_nats if len(self.text.tokens_N) <= LARGEST_TOKENS else None,
             )
         if self.ranks.is_first:
-            # A folder of its own: a trainer that goes on from a checkpoint hides later points of its own folder.
             look = uuid.uuid4().hex
-            with SummaryWriter(str(self.run_directory / "tensorboard" / "evaluation")) as board:
-                for line in lines:
-                    line["look"] = look
-                    append_json_line(self.log, seal(line))
-                    if line["word_perplexity"] is not None:
-                        name = f"evaluation/{line['split']}_{line['state']}_{line['weights']}_word_perplexity"
-                        board.add_scalar(name, line["word_perplexity"], line["step"])
+            for line in lines:
+                line["look"] = look
+                append_json_line(self.log, seal(line))
+            from lm1b.evaluation.board import show  # which loads models, and so chooses among checkpoints as below
+
+            show(self.run_directory, self.config, lines, with_model=self.text.split == "validation" and self.ranks.size == 1)
         return lines
 
     def _keep_nats(self, line: dict[str, Any], pieces: list[np.ndarray]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from types import FrameType
 
 import torch
 
+from lm1b.console import say_error
 from lm1b.distributed import Ranks, share_of_cores
 from lm1b.launchers import here
 from lm1b.peers import naming_the_guilty
@@ -30,7 +30,7 @@ WATCH_SECONDS = 1.0
 def _end_on_signal(number: int, frame: FrameType | None) -> None:
     if here().rank == 0:
         with contextlib.suppress(OSError):
-            print(f"lm1b: error: stopped ({signal.Signals(number).name}); {GO_ON}", file=sys.stderr, flush=True)
+            say_error(f"stopped ({signal.Signals(number).name}); {GO_ON}", 128 + number)
     os._exit(128 + number)
 
 

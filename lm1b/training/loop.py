@@ -7,22 +7,25 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tqdm import tqdm
-
 from lm1b.config import Config
+from lm1b.console import say
 from lm1b.distributed import Ranks, agree, all_gather_objects
 from lm1b.errors import UserError
 from lm1b.launchers import without_place
 from lm1b.peers import naming_the_guilty
 from lm1b.processes import RankProcess
+from lm1b.training.activations import watch_activations
+from lm1b.training.ceiling import words_at_ceiling
 from lm1b.training.mirror import mirror_logs
 from lm1b.training.process_group import start_ranks, stop_ranks
-from lm1b.training.progress import Interval, describe
+from lm1b.training.progress import Interval
 from lm1b.training.run import Run, prepare_process
-from lm1b.training.run_log import LastingOutput, RunLog
+from lm1b.training.run_log import RunLog
 from lm1b.training.run_state import where_to_go_on
 from lm1b.training.same_everywhere import check_program
+from lm1b.training.services import Services, check_services
 from lm1b.training.step import StepResult
+from lm1b.training.step_progress import StepProgress
 from lm1b.training.stopping import Launcher, StopSignal, default_signals, ignore_signals
 
 SAVING_SECONDS = 25.0  # what a save after a signal should fit in
@@ -46,19 +49,22 @@ def train(config: Config, evaluator: list[str] | None = None) -> None:
         stop_ranks()
     if watcher:
         default_signals()
-        print("lm1b: waiting for the evaluator beside the training", flush=True)
+        say("lm1b: waiting for the evaluator beside the training")
         if watcher.wait() != 0:
-            print(f"lm1b: the evaluator ended with status {watcher.returncode}; see {config.run.directory}/evaluator.log", flush=True)
+            say(f"lm1b: the evaluator ended with status {watcher.returncode}; see {config.run.directory}/evaluator.log", level="warning")
+        _send_last_evaluations(config)
         mirror_logs(config)
 
 
 def train_on(ranks: Ranks, config: Config, evaluator: list[str] | None = None, launcher: Launcher | None = None) -> Run:
     """Train on ranks that are up; see `train`. Returns the run as it ended."""
     notes = check_program(ranks, config)
+    agree(ranks, lambda: check_services(config) if ranks.is_first else None)
     prepare_process(config, ranks)
     run = Run(config, ranks)
     log = None
     try:
+        run.words_at_ceiling = words_at_ceiling(config, run.tokens.vocabulary.size, run.training_step.engine.dtype, ranks)
         log = _open_log(run, notes)
         if log and run.mirror:
             run.mirror.start(lambda text: log.event(text, run.training_step.step))
@@ -80,44 +86,47 @@ def train_on(ranks: Ranks, config: Config, evaluator: list[str] | None = None, l
     return run
 
 
+def _send_last_evaluations(config: Config) -> None:
+    """To the services, what the evaluator found after the training's end; the files have it whatever comes of that."""
+    if config.logging.services:
+        try:
+            services = Services(config, Path(config.run.directory), say)
+        except UserError as error:
+            say(f"lm1b: {error}", level="warning")
+            return
+        services.evaluations()
+        services.close()
+
+
 def _take_steps(run: Run, log: RunLog | None, stop: StopSignal) -> None:
     """Step after step until the end of the training, or until some rank is asked to stop."""
     config, step = run.config, run.training_step
     interval, stopped = Interval(), False
-    with progress_bar(run) as bar:
+    activations = watch_activations(step.model) if log else None
+    with StepProgress(step.step, run.total_steps, shown=run.ranks.is_first) as progress:
         while not run.has_finished and not stopped:
             gap_every = config.training.gap_every
             check_gap = gap_every is not None and (step.step + 1) % gap_every == 0
             if log and log.problem:
                 stop.failed(log.problem)
+            is_logged = check_gap or (step.step + 1) % config.training.log_every == 0 or step.step + 1 >= run.total_steps
+            if activations and is_logged:
+                activations.begin()
             result = step.run(stop_requested=stop.requested, check_gap=check_gap)
             stopped = result.stop
             _count(run, result, log)
             interval.add(run, result)
-            bar.update()
-            if log and (step.step % config.training.log_every == 0 or check_gap or run.has_finished):
-                line = interval.line(run, result)
+            progress.update()
+            if log and is_logged:
+                line = interval.line(run, result) | (activations.take() if activations else {})
                 log.metrics(line)
-                bar.set_postfix_str(describe(line), refresh=False)
+                progress.tell(line)
                 interval = Interval()
             run.poll_saving()
             if step.step % config.checkpoints.every == 0:
                 run.counts.elapsed_seconds += interval.lap()
                 run.begin_saving()
                 interval.leave_out_saving()
-
-
-def progress_bar(run: Run) -> tqdm:
-    """Shown by the first rank, drawn at most once a second."""
-    return tqdm(
-        total=run.total_steps,
-        initial=run.training_step.step,
-        unit="step",
-        file=LastingOutput(sys.stderr),
-        disable=not run.ranks.is_first,
-        mininterval=1.0,
-        dynamic_ncols=True,
-    )
 
 
 def _save_the_end(run: Run, log: RunLog | None) -> None:

@@ -26,6 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lm1b import console
 from lm1b.config import Config
 from lm1b.errors import UserError, describe_os_error
 from lm1b.files import LARGEST_JSON_BYTES, atomic_file, flush_folder, megabytes, needing_space, seal
@@ -305,7 +306,7 @@ def mirror_logs(config: Config) -> None:
     """Bring the logs there once more, after what has been written beside the training. A store that fails is told."""
     if config.run.mirror is not None:
         mirror = Mirror(config, config.run.mirror)
-        mirror._say = lambda text: print(f"lm1b: {text}", flush=True)
+        mirror._say = lambda text: console.say(f"lm1b: {text}")
         mirror.bring(logs_only=True)
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
-import time
 from dataclasses import dataclass
 
 import torch
@@ -19,8 +17,8 @@ from lm1b.config import Config
 from lm1b.data.remote_tokens import open_tokens
 from lm1b.files import megabytes
 from lm1b.launchers import Place, here
-from lm1b.model.products import product
 from lm1b.model.work import TABLE_BYTES_A_PARAMETER, core_parameters, flops_per_word, logits_per_word, table_parameters
+from lm1b.training.ceiling import products_rate
 from lm1b.training.precision import resolve_precision
 from lm1b.workers import usable_cores
 
@@ -72,7 +70,6 @@ def make_plan(config: Config, place: Place, device: torch.device) -> Plan:
     total_steps = config.training.total_steps or max(1, math.floor((config.training.epochs or 0.0) * steps_per_epoch))
     core = core_parameters(config.model, config.softmax, vocabulary_size)
     tables = table_parameters(config.model, config.softmax, vocabulary_size)
-    logits = logits_per_word(config.softmax, vocabulary_size)
     return Plan(
         vocabulary_size=vocabulary_size,
         tokens_per_epoch=tokens_per_epoch,
@@ -81,7 +78,10 @@ def make_plan(config: Config, place: Place, device: torch.device) -> Plan:
         total_steps=total_steps,
         tokens_per_step=tokens_per_step,
         bytes_a_rank=_bytes_a_rank(config, core, tables, vocabulary_size, place.size, precision),
-        seconds=total_steps * tokens_per_step * flops_per_word(config.model, logits) / _rate(config, place, precision, device),
+        seconds=total_steps
+        * tokens_per_step
+        * flops_per_word(config.model, logits_per_word(config.softmax, vocabulary_size))
+        / _rate(config, place, precision, device),
         precision=precision,
         ranks=place.size,
     )
@@ -99,7 +99,7 @@ def _bytes_a_rank(config: Config, core: int, tables: int, vocabulary_size: int, 
 
 def _rate(config: Config, place: Place, precision: str, device: torch.device) -> float:
     """Multiply-adds times two a second that all ranks together will do."""
-    rate = _products_rate(DTYPES[precision], config.model.output_width, device)
+    rate = _rate_of_a_core(DTYPES[precision], config.model.output_width, device)
     if device.type != "cpu":
         return rate * SHARE_OF_PRODUCTS[1] * place.size
     own = max(1, usable_cores() // place.local_size)
@@ -107,20 +107,14 @@ def _rate(config: Config, place: Place, precision: str, device: torch.device) ->
     return rate * cores * SHARE_OF_PRODUCTS[min(cores, 2)]
 
 
-def _products_rate(dtype: torch.dtype, width: int, device: torch.device) -> float:
-    """Of one core, or of the GPU, at the softmax's shape: the median of as many products as fit into half a second."""
+def _rate_of_a_core(dtype: torch.dtype, width: int, device: torch.device) -> float:
+    """Of one core, or of the GPU."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    left, right = (torch.randn(rows, width, device=device).to(dtype) for rows in (512, 4096))
-    rates, end_at = [], time.monotonic() + MEASURED_SECONDS
-    while len(rates) < 3 or time.monotonic() < end_at:
-        started_at = time.perf_counter()
-        product(left, right)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        rates.append(2.0 * 512 * 4096 * width / (time.perf_counter() - started_at))
-    torch.set_num_threads(threads)
-    return statistics.median(rates)
+    try:
+        return products_rate(dtype, width, device, MEASURED_SECONDS)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _duration(seconds: float) -> str:

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import numpy as np
+import torch
 
 from lm1b.training.run import Run
 from lm1b.training.step import StepResult
@@ -61,6 +62,14 @@ class Interval:
             "elapsed_seconds": run.counts.elapsed_seconds,
             "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         }
+        if run.ranks.device.type == "cuda":
+            line["gpu_peak_memory_mb"] = torch.cuda.max_memory_allocated(run.ranks.device) / 2**20
+        if run.words_at_ceiling:
+            line["share_of_ceiling"] = line["words_per_second"] / run.words_at_ceiling
+        waited_P = np.asarray(self.waiting_RP)[0].tolist() if self.steps else []
+        parts = run.training_step.parts.take(dict(zip(PARTS, waited_P, strict=False)), self.steps)
+        if parts:
+            line["step_seconds"] = parts
         if run.ranks.size > 1:
             line |= self._waiting(run, seconds)
         if self.gap is not None:

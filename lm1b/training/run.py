@@ -97,6 +97,7 @@ class Run:
         self.saver = CheckpointSaver(self.directory, ranks, in_background=config.checkpoints.in_background)
         self.saved_at = None if checkpoint is None else checkpoint.step  # step of the newest checkpoint, committed or begun
         self.watcher: subprocess.Popen[bytes] | None = None  # the evaluator beside the training
+        self.words_at_ceiling: float | None = None  # a second: see ceiling.py
         if checkpoint is None:
             engine.prime(self.training_step.zero_loss)
             if config.training.ema_decay is not None:

@@ -4,30 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
-
-from torch.utils.tensorboard import SummaryWriter
+from typing import Any
 
 from lm1b.config import Config, EvaluationConfig, parse_config
+from lm1b.console import now, say
 from lm1b.errors import UserError, describe_os_error
 from lm1b.files import append_json_line, atomic_file, read_json, read_json_lines, write_json
 from lm1b.host_facts import program_facts
 from lm1b.processes import RankProcess, write_processes
+from lm1b.training.board import Board
+from lm1b.training.services import Services
 
 MARK = "training.pid"
-RANKS_ON_BOARD = 16  # of which TensorBoard shows how long each waits; metrics.jsonl has all
-
-
-def now() -> str:
-    """This instant, ISO 8601, UTC."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def read_run_config(run_directory: Path) -> Config:
@@ -99,34 +92,6 @@ def _record_config(path: Path, config: Config, step: int) -> None:
     write_json(path, {"config": resolved, "history": history})
 
 
-class LastingOutput:
-    """A text stream that may lose its reader (a closed terminal, `| head`, a launcher that was killed): the training goes on."""
-
-    def __init__(self, stream: TextIO):
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        try:
-            return self._stream.write(text)
-        except OSError:
-            self._drop()
-            return len(text)
-
-    def flush(self) -> None:
-        try:
-            self._stream.flush()
-        except OSError:
-            self._drop()
-
-    def _drop(self) -> None:
-        """What is still to be written goes nowhere, at the interpreter's end too."""
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
 class RunLog:
     """Writes one run's logs; made on the first rank only, where a file that cannot be made is an OSError.
 
@@ -146,7 +111,9 @@ class RunLog:
         write_processes(self.directory / MARK, members, now())
         self._drop_metrics_after(step)
         _tell_no_tracebacks_of_tensorboard()
-        self._board = SummaryWriter(str(self.directory / "tensorboard"), purge_step=step + 1)
+        self._board = Board(self.directory / "tensorboard", purge_step=step + 1)
+        self._board.layout()
+        self._services = Services(config, self.directory, lambda text: self.event(text, step))
 
     def _drop_metrics_after(self, step: int) -> None:
         """Steps after the checkpoint that a killed run had logged will be done again: keep one line a step."""
@@ -172,23 +139,20 @@ class RunLog:
         if self.problem is None:
             with self._noting("metrics.jsonl"):
                 append_json_line(self.directory / "metrics.jsonl", line)
+            self._services.metrics(line)
             with self._noting("tensorboard"):  # its writer is a thread of its own: what went wrong there is raised here, later
-                for name, value in line.items():
-                    if name != "step" and isinstance(value, (int, float)):
-                        self._board.add_scalar(f"training/{name}", value, line["step"])
-                for part, by_rank in line.get("waiting_seconds", {}).items():
-                    for rank, seconds in enumerate(by_rank[:RANKS_ON_BOARD]):
-                        self._board.add_scalar(f"waiting_seconds/{part}/rank {rank}", seconds, line["step"])
+                self._board.metrics(line)
 
     def event(self, text: str, step: int, **more: Any) -> None:
         """A noteworthy fact, printed and kept in events.jsonl; more: further keys of its line."""
-        print(f"lm1b: {text}", file=LastingOutput(sys.stdout), flush=True)
+        say(f"lm1b: {text}", lasting=True, step=step, **more)
         if self.problem is None:
             with self._noting("events.jsonl"):
                 append_json_line(self.directory / "events.jsonl", {"at": now(), "step": step, "text": text, **more})
 
     def close(self) -> None:
         """An orderly end: no process trains here any more."""
+        self._services.close()
         with self._noting("tensorboard"):
             self._board.close()
         with self._noting(MARK):

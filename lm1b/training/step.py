@@ -28,6 +28,7 @@ from lm1b.model.tables import Tables
 from lm1b.profiling import part
 from lm1b.training.engine import Engine
 from lm1b.training.schedule import learning_rate_factor
+from lm1b.training.step_parts import StepParts
 from lm1b.training.step_rows import RowPipeline, StepRows
 from lm1b.training.waiting import PARTS, Waiting
 
@@ -62,6 +63,7 @@ class TrainingStep:
         self.first_lane = self.lanes_here * ranks.rank
         self.waiting = Waiting(ranks.device)
         engine.waiting = self.waiting
+        self.parts = StepParts(ranks.device)
         self._rows = RowPipeline(config, tables, sampler, batches, ranks, engine.dtype, self.first_lane)
         # What is looked at on every rank, in the order in which trouble spreads.
         self._checked = ["recurrent state", "loss", *(f"gradient of {name}" for name in [*self._rows.names, *engine.names])]
@@ -95,7 +97,7 @@ class TrainingStep:
     def run(self, *, stop_requested: bool = False, check_gap: bool = False) -> StepResult:
         """One step. Every rank calls it at the same time."""
         engine = self.engine
-        with self.waiting.on("rows"):
+        with self.waiting.on("rows"), self.parts.on("rows"):
             rows = self._rows.take(self.step, is_last=self.step + 1 >= self.total_updates)
         if rows.starts_epoch:
             self.carry = self.zero_carry()
@@ -105,18 +107,18 @@ class TrainingStep:
 
         # A leaf's gradient carries the loss scale and is not averaged over ranks, while the core's is both unscaled and averaged.
         row_scale = self.config.tables.gradient_scale * self.config.batches.lanes / (self.ranks.size * engine.loss_scale)
-        with part("status"):
+        with part("status"), self.parts.on("checks"):
             row_norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in rows.gradients()]) * row_scale
             norms = torch.cat([row_norms, engine.gradient_norms()])
             status = self._reduce_status(nats, finite_B, norms, largest_activation, stop_requested)
         factor = learning_rate_factor(self.config.schedule, self.updates, self.total_updates)
-        with part("core update"):
+        with part("core update"), self.parts.on("update"):
             applied = engine.step(finite=not status.not_finite, learning_rate=self.config.optimizer.learning_rate * factor)
             if applied and self.config.training.ema_decay is not None:
                 # A full-length average would hold the initial weights for a thousand updates: it grows with the run.
                 engine.update_ema(min(self.config.training.ema_decay, (1 + self.updates) / (10 + self.updates)))
         if applied:
-            with part("table update"):
+            with part("table update"), self.parts.on("update"):
                 self._rows.apply(rows, self.waiting, learning_rate=self.config.tables.learning_rate * factor, gradient_scale=row_scale)
             self.updates += 1
         else:
@@ -147,7 +149,7 @@ class TrainingStep:
         states, activations, hiddens_TBP = [], [], []
         for first in range(0, self.lanes_here, micro_lanes):
             lanes = slice(first, first + micro_lanes)
-            parts = self.engine.forward(
+            parts = self.parts.timed("forward", self.engine.forward)(
                 rows.input_rows_UD,
                 rows.input_positions_TB[:, lanes],
                 rows.output_rows_UP,
@@ -161,7 +163,7 @@ class TrainingStep:
                 full_over=self.ranks if self.config.softmax.kind == "full" else None,
                 resets_TB=self._resets(rows.inputs_TB[:, lanes]),
             )
-            with part("backward"):
+            with part("backward"), self.parts.on("backward"):
                 self.engine.backward((parts.nats / micro_lanes).float())
             nats += parts.nats.detach()
             states.append(parts.state)

@@ -11,14 +11,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import torch
+
 from benchmarks.shapes import shape_config
 from lm1b.distributed import single_process
 from lm1b.processes import RankProcess
-from lm1b.training.loop import progress_bar
-from lm1b.training.progress import Interval, describe
+from lm1b.training.progress import Interval
 from lm1b.training.run import Counts, Run
 from lm1b.training.run_log import RunLog
 from lm1b.training.step import StepResult
+from lm1b.training.step_parts import StepParts
+from lm1b.training.step_progress import StepProgress
 from lm1b.training.waiting import PARTS
 
 LINES = 100
@@ -28,21 +31,21 @@ RESULT = StepResult(9.0e3, True, False, 1.5, 0.9, 1.0, [], 0, None, [[0.0] * len
 def measure_logging() -> dict[str, Any]:
     """Seconds a step, amortised over `training.log_every`; wall of the step's thread, and CPU of TensorBoard's own thread beside it.
 
-    The progress line is drawn once a second at most: here once a step, which steps of a second or more come to.
+    The progress line is that of a file, where no terminal is: with every line of metrics.jsonl that is 10 s after the last.
     """
     with tempfile.TemporaryDirectory(prefix="lm1b-logs-") as name:
         config = shape_config("lstm_512", "bf16", [f"run.directory={name}/run"])
         log_every = config.training.log_every
         steps = LINES * log_every
         # What Interval and the progress line read of a run: everything else of one would take a corpus and its tables.
-        progress = SimpleNamespace(step=0, updates=0, engine=SimpleNamespace(loss_scale=1.0))
+        progress = SimpleNamespace(step=0, updates=0, engine=SimpleNamespace(loss_scale=1.0), parts=StepParts(torch.device("cpu")))
         batches = SimpleNamespace(tokens_per_step=config.batches.lanes * config.batches.steps, steps_per_epoch=1_000_000)
         parts = {"config": config, "batches": batches, "training_step": progress, "counts": Counts(), "ranks": single_process()}
-        run = cast(Run, SimpleNamespace(**parts, total_steps=steps))
+        run = cast(Run, SimpleNamespace(**parts, total_steps=steps, words_at_ceiling=1e4))
         log = RunLog(config, 0, [RankProcess.here(0)], {})
         seconds: dict[str, float] = collections.defaultdict(float)
         whole, own = time.process_time(), time.thread_time()
-        with open(Path(name) / "progress", "w") as file, contextlib.redirect_stderr(file), progress_bar(run) as bar:
+        with open(Path(name) / "progress", "w") as file, contextlib.redirect_stdout(file), StepProgress(0, steps) as bar:
             for _ in range(LINES):
                 _take_steps(run, log, bar, log_every, seconds)
         log.close()
@@ -70,5 +73,5 @@ def _take_steps(run: Run, log: RunLog, bar: Any, count: int, seconds: dict[str, 
     timed("Interval.add", lambda: [interval.add(run, RESULT) for _ in range(count)])
     line = timed("Interval.line", lambda: interval.line(run, RESULT))
     timed("RunLog.metrics", lambda: log.metrics(line))
-    timed("progress line", lambda: bar.set_postfix_str(describe(line), refresh=False))
-    timed("progress line", lambda: [(bar.update(), bar.refresh()) for _ in range(count)])
+    timed("progress line", lambda: bar.tell(line))
+    timed("progress line", lambda: [bar.update() for _ in range(count)])

@@ -1,0 +1,88 @@
+"""N-gram baselines on the texts that a run was scored on, counted on its own token directory and kept in report/baselines.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lm1b.data.remote_tokens import open_tokens
+from lm1b.data.shards import TokenDirectory
+from lm1b.errors import UserError, describe_os_error
+from lm1b.evaluation.ngram import fit_baselines
+from lm1b.evaluation.records import RunRecord
+from lm1b.evaluation.texts import ScoredText, text_of_files, text_of_split
+from lm1b.files import read_json, write_json
+
+Baselines = dict[str, dict[str, Any]]
+
+
+def baseline_key(line: dict[str, Any]) -> str:
+    """Names the text and the vocabulary that a result is on."""
+    return f"{line['vocabulary']} {line['split']} {' '.join(line['files'])} {line['predictions']} {line['unknown']}"
+
+
+def find_baselines(run: RunRecord, cache: Path) -> tuple[Baselines, list[str]]:
+    """Baselines of every text that the run was scored on, by `baseline_key`, and what could not be computed.
+
+    Counted on the run's training tokens at the first call and kept in `cache`; the token directory may be gone later.
+    """
+    known: Baselines = read_json(cache) if cache.exists() else {}
+    missing = {baseline_key(line): line for line in run.evaluations if baseline_key(line) not in known}
+    if not missing:
+        return known, []
+    try:
+        tokens = open_tokens(run.config.tokens)
+    except (UserError, OSError) as error:
+        problem = describe_os_error(error) if isinstance(error, OSError) else str(error)
+        return known, [f"{run.name}: no baselines, since its token directory cannot be read ({problem})"]
+    notes, texts = [], {}
+    for key, line in missing.items():
+        try:
+            texts[key] = _text_of_line(tokens, line)
+        except UserError as error:
+            notes.append(f"{run.name}: no baselines on {line['split']} {' '.join(line['files'])} ({error})")
+    if texts:
+        known |= _count_baselines(tokens, texts)
+        write_json(cache, known)
+    return known, notes
+
+
+def _text_of_line(tokens: TokenDirectory, line: dict[str, Any]) -> ScoredText:
+    """The text that a result is on. Raises UserError where it is not the same any more."""
+    if line["vocabulary"] != tokens.fingerprint:
+        raise UserError("the token directory has another vocabulary now")
+    if line["split"] == "files":
+        text = text_of_files(tokens.vocabulary, [Path(file) for file in line["files"]])
+    else:
+        text = text_of_split(tokens, line["split"])
+    if (len(text.tokens_N), text.unknown) != (line["predictions"], line["unknown"]):
+        raise UserError("the text has changed since")
+    return text
+
+
+def _count_baselines(tokens: TokenDirectory, texts: dict[str, ScoredText]) -> Baselines:
+    train = tokens.split("train")
+    unigram, trigram = fit_baselines(
+        lambda: (train.tokens(i)[:] for i in range(len(train.shards))), train.num_tokens, tokens.vocabulary.size, tokens.vocabulary.end_id
+    )
+    return {
+        key: {
+            "unigram": float(np.exp(unigram.nats(text.tokens_N).mean())),
+            "trigram": None if trigram is None else float(np.exp(trigram.nats(text.tokens_N).mean())),
+            "training_tokens": train.num_tokens,
+        }
+        for key, text in texts.items()
+    }
+
+
+def levels_of(run: RunRecord, baselines: Baselines) -> dict[str, float]:
+    """The trigram's perplexity on validation, to draw beside the run's: labelled by its text, so that runs share it."""
+    lines = [line for line in run.evaluations if line["split"] == "validation"]
+    found = {baseline_key(line): baselines[baseline_key(line)] for line in lines if baseline_key(line) in baselines}
+    return {
+        f"Kneser-Ney trigram, {int(key.split()[-2]):,} predictions": entry["trigram"]
+        for key, entry in found.items()
+        if entry["trigram"] is not None
+    }

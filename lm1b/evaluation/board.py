@@ -1,0 +1,86 @@
+"""What TensorBoard shows of a checkpoint that has been scored: perplexities, spectral radii, sentences drawn from it, its commonest words.
+
+Sentences are drawn with the run's seed: the same random numbers for every checkpoint, so that they can be compared. The projector's files
+are those of the checkpoint scored last, so their size stays the same (10 MB for 5,000 words of width 512).
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from google.protobuf import text_format
+from tensorboard.plugins.projector import projector_config_pb2
+
+from lm1b.config import Config
+from lm1b.errors import UserError
+from lm1b.evaluation.loading import LoadedModel, load_run
+from lm1b.evaluation.sampling import SamplingSettings, sample_sentence
+from lm1b.files import atomic_file
+from lm1b.metrics import EVALUATED
+from lm1b.training.board import Board
+
+FOLDER = Path("tensorboard") / "evaluation"  # of its own: a trainer that goes on from a checkpoint hides later points of its own folder
+LONGEST_SENTENCE = 40
+ProjectorConfig: Any = projector_config_pb2.ProjectorConfig  # type: ignore[attr-defined]  # generated, with no types
+EMBEDDING, WORDS, PROJECTOR = "input_rows.bytes", "words.tsv", "projector_config.pbtxt"
+
+
+def show(run_directory: Path, config: Config, lines: list[dict[str, Any]], *, with_model: bool) -> None:
+    """Lines of evaluations.jsonl of one checkpoint as points: perplexities by split, state and weights, spectral radii by layer.
+
+    with_model: its sentences and its words' rows too, which reads the whole checkpoint once more, in the memory that scoring it took;
+    left out where it has been deleted meanwhile.
+    """
+    with Board(Path(run_directory) / FOLDER) as board:
+        for line in lines:
+            if line["word_perplexity"] is not None:
+                name = f"{line['split']}_{line['state']}_{line['weights']}"
+                board.scalar(f"{EVALUATED['word_perplexity'].tag}/{name}", line["word_perplexity"], line["step"])
+            for layer, radius in line["spectral_radius"].items():
+                board.scalar(f"{EVALUATED['spectral_radius'].tag}/{layer}, {line['weights']}", radius, line["step"])
+        if with_model and lines:
+            _show_model(board, Path(run_directory), config, lines[0]["step"])
+
+
+def _show_model(board: Board, run_directory: Path, config: Config, step: int) -> None:
+    settings = config.logging
+    if not settings.samples and not settings.projector_words:
+        return
+    try:
+        model = load_run(run_directory, checkpoint=str(step))
+    except (UserError, FileNotFoundError):
+        return
+    if settings.samples:
+        drawing = SamplingSettings(seed=config.run.seed, longest=LONGEST_SENTENCE)
+        sentences = [" ".join(sample_sentence(model, "", drawing, number)) for number in range(settings.samples)]
+        board.text("samples", "\n".join(f"    {_one_line(sentence)}" for sentence in sentences), step)  # indented: text as it is
+    if settings.projector_words:
+        write_projector(run_directory / FOLDER, model, settings.projector_words)
+
+
+def _one_line(text: str) -> str:
+    """Without control characters."""
+    return "".join(" " if unicodedata.category(letter).startswith("C") else letter for letter in text)
+
+
+def write_projector(folder: Path, model: LoadedModel, most: int) -> None:
+    """The input rows of the commonest words, with the words, their ranks and their training counts, in place of those before."""
+    vocabulary = model.vocabulary
+    ids = [number for number in range(min(most + 3, vocabulary.size)) if number != vocabulary.start_id][:most]
+    rows_KD = model.scorer.input_rows_UD[ids].float().cpu().numpy()
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_file(folder / EMBEDDING, outlives_power=False) as file:
+        file.write(np.ascontiguousarray(rows_KD, dtype=np.float32).tobytes())
+    with atomic_file(folder / WORDS, outlives_power=False) as file:
+        file.write(b"word\trank\tcount\n")
+        for number in ids:
+            word = _one_line(vocabulary.words[number])
+            file.write(f"{word}\t{number + 1}\t{vocabulary.counts_V[number]}\n".encode(errors="replace"))
+    config = ProjectorConfig()
+    embedding = config.embeddings.add(tensor_name="input rows of the commonest words", tensor_path=EMBEDDING, metadata_path=WORDS)
+    embedding.tensor_shape.extend(rows_KD.shape)
+    with atomic_file(folder / PROJECTOR, outlives_power=False) as file:
+        file.write(text_format.MessageToString(config).encode())

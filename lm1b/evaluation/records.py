@@ -1,0 +1,63 @@
+"""A run as its folder tells it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lm1b.config import Config
+from lm1b.files import read_json, read_json_lines
+from lm1b.training.run_log import best_result, read_run_config
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run directory tells. evaluations: sorted by text and step; metrics: as logged."""
+
+    name: str
+    directory: Path
+    config: Config
+    evaluations: list[dict[str, Any]]
+    metrics: list[dict[str, Any]]
+    environment: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, directory: Path) -> RunRecord:
+        """Raises UserError where the folder holds no run."""
+        directory = Path(directory)
+        config = read_run_config(directory)
+        lines = read_json_lines(directory / "evaluations.jsonl")
+        evaluations = sorted(lines, key=lambda line: (line["split"], line["files"], line["state"], line["step"], line["weights"]))
+        path = directory / "environment.json"
+        environment = read_json(path) if path.exists() else {}
+        return cls(
+            directory.resolve().name,
+            directory,
+            config,
+            evaluations,
+            read_json_lines(directory / "metrics.jsonl"),
+            environment if isinstance(environment, dict) else {},
+        )
+
+    def tokens_at(self, step: int) -> int:
+        """Training tokens (words and sentence ends) seen after `step` steps."""
+        return step * self.config.batches.lanes * self.config.batches.steps
+
+    def seconds_at(self, step: int) -> float | None:
+        """Seconds of training up to a step, as metrics.jsonl tells; None where it tells nothing."""
+        points = [(line["step"], line["elapsed_seconds"]) for line in self.metrics if line.get("elapsed_seconds") is not None]
+        return float(np.interp(step, *np.array(points, float).T)) if points else None
+
+    def best(self) -> dict[str, Any] | None:
+        """The best result on validation by the run's own evaluation settings."""
+        return best_result(self.evaluations, self.config)
+
+
+def model_in_words(run: RunRecord) -> str:
+    """What the model is: irnn 1 x 1024, projection 512."""
+    model = run.config.model
+    projection = model.projection or model.recurrent_projection
+    return f"{model.cell} {model.layers} x {model.hidden}" + (f", projection {projection}" if projection else "")
