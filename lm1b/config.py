@@ -53,12 +53,42 @@ class CorpusConfig(Section):
 
 
 class VocabularyConfig(Section):
-    """Which words have an id."""
+    """Which words have an id, or by which pieces words are spelled."""
 
-    minimum_count: Positive = Field(default=3, description="Words seen less often in training are <UNK> (3 gives the benchmark's 793,471).")
-    file: FilePath | None = Field(
-        default=None, description="A given vocabulary, `word count` a line or one word a line by falling count, instead."
+    kind: Literal["words", "sentencepiece"] = Field(
+        default="words",
+        description="`words`: an id a word, words outside are <UNK>. `sentencepiece`: words are spelled by pieces, learnt from the "
+        "training split (Kudo and Richardson 2018), rare characters by their bytes; perplexity stays per word.",
     )
+    minimum_count: Positive = Field(
+        default=3,
+        description="Words seen less often in training are <UNK> (3 gives the benchmark's 793,471). `sentencepiece`: where it is closed.",
+    )
+    file: FilePath | None = Field(
+        default=None, description="A given word vocabulary, `word count` a line or one word a line by falling count, instead."
+    )
+    closed: bool = Field(
+        default=False,
+        description="`sentencepiece`: true makes words outside the word vocabulary (minimum_count or file) the one piece <UNK>, so that "
+        "the perplexity can be laid beside a word model's with that vocabulary (`closed`); false spells every word (`open`).",
+    )
+    pieces: Annotated[int, Field(gt=0, le=1 << 20)] = Field(
+        default=32_000, description="`sentencepiece`: size of the vocabulary, the 256 bytes and <S>, </S>, <UNK> included."
+    )
+    piece_model: Literal["unigram", "bpe"] = Field(
+        default="unigram",
+        description="`sentencepiece`: unigram language model (Kudo 2018) or byte-pair encoding (Sennrich, Haddow, Birch 2016).",
+    )
+    character_coverage: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        default=0.9995,
+        description="`sentencepiece`: share of the training characters with a piece; the rest are spelled by bytes (the library: 0.9995).",
+    )
+    sample_words: Positive = Field(
+        default=5_000_000,
+        description="`sentencepiece`: words of the training split, drawn by their counts, that pieces are learnt from; all where there are "
+        "fewer (about 130 bytes of memory each).",
+    )
+    seed: int = Field(default=1, ge=0, description="`sentencepiece`: seed of that sample; not run.seed, so that runs can share tokens.")
 
 
 class TokensConfig(Section):
@@ -310,6 +340,11 @@ class Config(Section):
                 problems.append("corpus.validation is needed for tokenized text: a list of files")
             if not corpus.tokenized and (corpus.validation or corpus.test):
                 problems.append("corpus.validation and corpus.test must be null for raw text, which is split by a hash of the sentence")
+        vocabulary = self.vocabulary
+        if vocabulary.kind == "words" and vocabulary.closed:
+            problems.append("vocabulary.closed is for vocabulary.kind=sentencepiece; words are always closed")
+        if vocabulary.kind == "sentencepiece" and vocabulary.file is not None and not vocabulary.closed:
+            problems.append("vocabulary.file is a word vocabulary: with kind=sentencepiece it needs vocabulary.closed=true")
         if (training.epochs is None) == (training.total_steps is None):
             problems.append("exactly one of training.epochs and training.total_steps must be given")
         if self.batches.lanes % training.micro_batches:

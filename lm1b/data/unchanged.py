@@ -36,12 +36,7 @@ class _MadeFile:
 def check_corpus_unchanged(config: Config, tokens: TokenDirectory) -> None:
     """Raise UserError naming the first corpus file that is not what `tokens` were made of; do nothing where the corpus is not here."""
     origin = tokens.manifest["made_from"].get("origin")
-    minimum_count = tokens.manifest["made_from"].get("vocabulary", {}).get("minimum_count")
-    if minimum_count is not None and config.vocabulary.file is None and minimum_count != config.vocabulary.minimum_count:
-        raise UserError(
-            f"{tokens.directory}: made with vocabulary.minimum_count={minimum_count}, the config has "
-            f"{config.vocabulary.minimum_count}; {WHAT_TO_DO}"
-        )
+    _check_vocabulary(config, tokens)
     if not origin or not _is_here(config):
         return
     if is_raw(config.corpus) or "rules" in origin:
@@ -54,6 +49,19 @@ def check_corpus_unchanged(config: Config, tokens: TokenDirectory) -> None:
         _check_archive(str(config.corpus.path), corpus, origin)
     else:
         _check_files(corpus, tokens)
+
+
+def _check_vocabulary(config: Config, tokens: TokenDirectory) -> None:
+    """Settings of the vocabulary; a given file may not be on this machine."""
+    kind = tokens.manifest["vocabulary"].get("kind", "words")
+    then: dict[str, Any] = {"kind": kind} | tokens.manifest["made_from"].get("vocabulary", {})
+    if set(then) == {"kind"}:
+        return  # something else than preprocessing made it
+    then = then | (then.get("closed") or {}) | {"closed": then.get("closed") is not None}
+    for name, value in then.items():
+        now = getattr(config.vocabulary, name, value)
+        if value != now and not (name == "minimum_count" and config.vocabulary.file is not None):
+            raise UserError(f"{tokens.directory}: made with vocabulary.{name}={value}, the config has {now}; {WHAT_TO_DO}")
 
 
 def _is_here(config: Config) -> bool:
