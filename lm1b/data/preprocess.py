@@ -1,7 +1,7 @@
 """From a corpus to a complete tokens directory: every core, of one machine or many, constant memory, and a killed run goes on where it was.
 
 1. Where the directory is complete and neither text nor settings have changed, nothing is done.
-2. Raw text and the news sample become tokenized files (raw_text.py).
+2. Raw text, the news sample and what `datasets` reads become tokenized files (converted.py).
 3. First pass: every piece of text is read once, its words numbered and counted (pieces.py).
 4. The training words' counts make the vocabulary, or a given vocabulary file does.
 5. Second pass: token shards are written.
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from lm1b.config import Config, Split, VocabularyConfig
+from lm1b.data.converted import bytes_to_convert, converted_corpus, converted_origin, is_converted
 from lm1b.data.corpus import ArchiveCorpus, Corpus, Piece, open_corpus
 from lm1b.data.crew import Crew
 from lm1b.data.disk import FIRST_PASS_COST, PACKED_TEXT, RAW_TEXT_COST, SECOND_PASS_COST, explaining_faults
@@ -41,7 +42,6 @@ from lm1b.data.pieces import (
     write_share,
 )
 from lm1b.data.publish import UNFINISHED_NAME, clear, is_complete, matching_manifest, only_one, publish, publish_what_was_finished
-from lm1b.data.raw_text import bytes_of_raw_text, is_raw, raw_origin, tokenized_corpus
 from lm1b.data.shards import SPLITS, ShardInfo, TokenDirectory, make_manifest
 from lm1b.data.vocabulary import Vocabulary
 from lm1b.data.vocabulary_building import make_vocabulary, vocabulary_origin
@@ -78,7 +78,7 @@ def preprocess(config: Config, *, progress: bool = True, ranks: Ranks | None = N
     corpus: Corpus | None = None
     work: Work | None = None
     crew = Crew(ranks, lambda: explaining_faults(directory, lambda: _still_to_write(config, corpus, work)))
-    corpus = crew.together(lambda: None if is_raw(config.corpus) else open_corpus(config.corpus))
+    corpus = crew.together(lambda: None if is_converted(config.corpus) else open_corpus(config.corpus))
     made_from = crew.together(lambda: _made_from(config, corpus))
     crew.assert_same(made_from, OTHER_TEXT)
     if all(crew.each(lambda: is_complete(directory, made_from) and not (directory / UNFINISHED_NAME).exists())):
@@ -92,14 +92,14 @@ def preprocess(config: Config, *, progress: bool = True, ranks: Ranks | None = N
         earlier, in_place = crew.first(lambda: _left_of_earlier(directory, made_from))
         work = Work(directory, crew, workers, progress and crew.is_first, earlier, frozenset(in_place))
         if corpus is None:
-            corpus = tokenized_corpus(config.corpus, directory, crew, workers, progress and crew.is_first)
+            corpus = converted_corpus(config.corpus, directory, crew, workers, progress and crew.is_first)
         _fill(work, corpus, config, made_from)
         return _opened(directory, crew)
 
 
 def _made_from(config: Config, corpus: Corpus | None) -> dict[str, Any]:
-    """What tells whether text and settings are the same. corpus None: raw text."""
-    origin = raw_origin(config.corpus) if corpus is None else corpus.origin
+    """What tells whether text and settings are the same. corpus None: it is yet to be made into files."""
+    origin = converted_origin(config.corpus) if corpus is None else corpus.origin
     return {"version": VERSION, "origin": origin, "vocabulary": vocabulary_origin(config.vocabulary)}
 
 
@@ -133,7 +133,7 @@ def _opened(directory: Path, crew: Crew) -> TokenDirectory:
 def _still_to_write(config: Config, corpus: Corpus | None, work: Work | None) -> float:
     """About how many bytes this run has not yet written."""
     if corpus is None:
-        return bytes_of_raw_text(config.corpus) * (RAW_TEXT_COST + FIRST_PASS_COST + SECOND_PASS_COST)
+        return bytes_to_convert(config.corpus) * (RAW_TEXT_COST + FIRST_PASS_COST + SECOND_PASS_COST)
     packed = PACKED_TEXT if isinstance(corpus, ArchiveCorpus) and corpus.is_packed else 1.0
     counted, shards = (work.counted, work.shards) if work else ({}, {})
     to_count = corpus.total_bytes * packed - sum(piece.num_bytes for piece in counted.values())
