@@ -40,11 +40,15 @@ def as_json(tokens: TokenDirectory) -> dict[str, Any]:
 
 def describe(tokens: TokenDirectory) -> str:
     """A few lines on what is there."""
-    lines = [f"{tokens.directory}: vocabulary of {tokens.manifest['vocabulary']['size']:,} words, fingerprint {tokens.fingerprint[:12]}"]
+    vocabulary = tokens.manifest["vocabulary"]
+    spelled = vocabulary.get("kind") == "sentencepiece"
+    what = f"pieces of words ({vocabulary['label']})" if spelled else "words"
+    lines = [f"{tokens.directory}: vocabulary of {vocabulary['size']:,} {what}, fingerprint {tokens.fingerprint[:12]}"]
     for name in SPLITS:
         split = tokens.split(name)
         unknown = split.num_unknown / max(1, split.num_words)
-        counts = f"{split.num_tokens:>13,} tokens = {split.num_words:,} words + {split.num_sentences:,} sentences"
+        means = "spell" if spelled else "="
+        counts = f"{split.num_tokens:>13,} tokens {means} {split.num_words:,} words + {split.num_sentences:,} sentences"
         lines.append(f"  {name:<10} {counts}, {unknown:.2%} of the words unknown")
     if tokens.corpus["official"]:
         lines.append("  the official 1 Billion Word benchmark: every MD5 and every published count is right")

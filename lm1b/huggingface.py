@@ -26,7 +26,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lm1b.data.text import END, UNKNOWN
-from lm1b.data.vocabulary import Vocabulary
+from lm1b.data.vocabulary_files import load_vocabulary
 from lm1b.errors import UserError
 from lm1b.evaluation.exported import VOCABULARY, shape_of_facts
 from lm1b.evaluation.shape import Shape
@@ -46,6 +46,9 @@ try:
     from transformers.modeling_outputs import CausalLMOutput
 except ImportError as error:
     raise UserError(f"lm1b.huggingface needs transformers 5 ({error}): pip install 'lm1b[huggingface]'") from None
+
+
+_WITHOUT_TOKENIZER = 'take ids from lm1b.load(folder).vocabulary.encode(b"a sentence") and put `</S>` in front'
 
 
 class Lm1bConfig(PreTrainedConfig):
@@ -137,11 +140,14 @@ class Lm1bTokenizer(PreTrainedTokenizerFast):
     padding_side = "right"
 
     def __init__(self, vocab_file: str | None = None, vocab: dict[str, int] | str | None = None, **kwargs: Any) -> None:
-        """vocab_file: vocabulary.txt. Raises UserError where it is none."""
+        """vocab_file: vocabulary.txt. Raises UserError where it is none, or one of pieces."""
         path = vocab_file or (vocab if isinstance(vocab, str) else None)
         words = vocab if isinstance(vocab, dict) else {}
         if path is not None:
-            words = {word: number for number, word in enumerate(Vocabulary.load(Path(path)).words)}
+            vocabulary = load_vocabulary(Path(path))
+            if vocabulary.kind != "words":
+                raise UserError(f"{path}: pieces of words, which no tokenizer of transformers spells as lm1b does; {_WITHOUT_TOKENIZER}")
+            words = {word: number for number, word in enumerate(vocabulary.words)}
         tokenizer = Tokenizer(WordLevel(words, unk_token=UNKNOWN))
         tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[ \t\r\n\v\f]+"), "removed")
         if END in words:

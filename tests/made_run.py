@@ -11,7 +11,7 @@ import torch
 
 from lm1b.config import Config, parse_config
 from lm1b.data.shards import MANIFEST_NAME, VOCABULARY_NAME, TokenDirectory, make_manifest, write_shard
-from lm1b.data.vocabulary import Vocabulary, build_vocabulary
+from lm1b.data.word_vocabulary import WordVocabulary, build_vocabulary
 from lm1b.distributed import single_process
 from lm1b.files import digest_of_file, write_json, write_sealed_json
 from lm1b.model.language_model import LanguageModel
@@ -22,7 +22,7 @@ from lm1b.training.saving import CheckpointSaver
 WORDS = 40
 
 
-def made_vocabulary() -> Vocabulary:
+def made_vocabulary() -> WordVocabulary:
     words = [*(f"w{k}".encode() for k in range(WORDS)), b"</S>"]
     return build_vocabulary(pa.array(words, pa.binary()), np.arange(len(words), 0, -1, dtype=np.int64) * 3, 3)
 
@@ -40,7 +40,7 @@ def made_tokens(folder: Path) -> TokenDirectory:
     vocabulary.save(folder / VOCABULARY_NAME)
     shards: dict[Any, Any] = {"train": [], "validation": [], "test": []}
     for number, (split, sentences) in enumerate([("train", 300), ("train", 200), ("validation", 30), ("validation", 11), ("test", 20)]):
-        tokens, _ = vocabulary.encode(made_text(number, sentences).encode())
+        tokens = vocabulary.encode(made_text(number, sentences).encode()).ids_N
         name = f"{split}-{number}"
         shards[split].append(write_shard(folder, name, tokens.astype(vocabulary.token_dtype), vocabulary.end_id, vocabulary.unknown_id))
     corpus = {"kind": "text", "official": False}

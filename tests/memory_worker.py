@@ -10,7 +10,7 @@ from lm1b.config import CorpusConfig, load_config
 from lm1b.data.corpus import open_corpus
 from lm1b.data.pieces import count_piece
 from lm1b.data.shards import TokenDirectory
-from lm1b.data.vocabulary import Vocabulary, read_given_vocabulary
+from lm1b.data.word_vocabulary import WordVocabulary, read_given_vocabulary
 from lm1b.errors import UserError
 from lm1b.files import read_json_lines, read_sealed_json
 
@@ -28,7 +28,7 @@ READERS = {
     "json_lines": read_json_lines,
     "sealed": read_sealed_json,
     "tokens": lambda path: TokenDirectory.open(path).split("train").joined(),
-    "vocabulary": Vocabulary.load,
+    "vocabulary": WordVocabulary.load,
     "given_vocabulary": read_given_vocabulary,
     "corpus": read_corpus,
     "all": lambda path: read_all(path),

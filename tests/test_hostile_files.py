@@ -36,7 +36,7 @@ from lm1b.data.news_sample import read_articles
 from lm1b.data.official import HELD_OUT_FOLDER, TRAINING_FOLDER
 from lm1b.data.pieces import read_words, write_words
 from lm1b.data.shards import TokenDirectory
-from lm1b.data.vocabulary import Vocabulary, read_given_vocabulary
+from lm1b.data.word_vocabulary import WordVocabulary, read_given_vocabulary
 from lm1b.errors import UserError
 from lm1b.files import read_json_lines, seal
 
@@ -172,7 +172,7 @@ def test_tokens_directories(directory: Path, name: str, change: Change) -> None:
 def test_vocabularies(tmp_path: Path, directory: Path, change: Change) -> None:
     path = tmp_path / "vocabulary.txt"
     path.write_bytes(change((directory / "vocabulary.txt").read_bytes()))
-    vocabulary = outcome(lambda: Vocabulary.load(path))
+    vocabulary = outcome(lambda: WordVocabulary.load(path))
     if vocabulary is not None:
         assert len(vocabulary.words) == vocabulary.size == len(vocabulary.counts_V)
         assert {vocabulary.words[vocabulary.end_id], vocabulary.words[vocabulary.unknown_id]} == {"</S>", "<UNK>"}

@@ -106,8 +106,8 @@ def test_sentences_side_by_side_padded_on_the_right_are_as_alone(model: Lm1bForC
 @settings(max_examples=100, deadline=None)
 @given(line=st.text(st.sampled_from("w12 \t\r\v\f\x00é\u2028"), max_size=20))
 def test_words_are_those_of_our_own_vocabulary(folder: Path, tokenizer: Lm1bTokenizer, line: str) -> None:
-    vocabulary = lm1b.huggingface.Vocabulary.load(folder / "vocabulary.txt")
-    expected, _ = vocabulary.encode(f"{line}\n".encode())
+    vocabulary = lm1b.huggingface.load_vocabulary(folder / "vocabulary.txt")
+    expected = vocabulary.encode(f"{line}\n".encode()).ids_N
     ids = tokenizer(line)["input_ids"]
     assert ids[0] == vocabulary.end_id
     assert ids[1:] == [word for word in expected.tolist() if word != vocabulary.end_id]

@@ -109,7 +109,7 @@ def test_perplexities_measured_elsewhere_on_real_news() -> None:
     vocabulary = read_given_vocabulary(SHARED / "news_mix" / "word_vocab.txt")[0]
 
     def encoded(pattern: str) -> list[np.ndarray]:
-        return [vocabulary.encode(path.read_bytes())[0] for path in sorted(SHARED.glob(pattern))]
+        return [vocabulary.encode(path.read_bytes()).ids_N for path in sorted(SHARED.glob(pattern))]
 
     model = KneserNeyTrigram.fit(encoded("news_mix/training*/*"), vocabulary.size, vocabulary.end_id)
     own = np.exp(model.nats(np.concatenate(encoded("news_mix/heldout*/*"))).mean())

@@ -34,9 +34,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 def make_directory(folder: Path) -> Path:
     vocabulary = small_vocabulary()
     vocabulary.save(folder / VOCABULARY_NAME)
-    tokens, _ = vocabulary.encode(b"a b c\nb\n")
+    tokens = vocabulary.encode(b"a b c\nb\n").ids_N
     shard = write_shard(folder, "train-00001", tokens.astype(np.uint16), vocabulary.end_id, vocabulary.unknown_id)
-    held_out, _ = vocabulary.encode(b"c b a\na\n")
+    held_out = vocabulary.encode(b"c b a\na\n").ids_N
     validation = write_shard(folder, "validation-00001", held_out.astype(np.uint16), vocabulary.end_id, vocabulary.unknown_id)
     empty = write_shard(folder, "test-00000", tokens[:0].astype(np.uint16), vocabulary.end_id, vocabulary.unknown_id)
     corpus = {"kind": "text", "official": False, "files": []}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from lm1b.data.pieces import merge_counts
 from lm1b.data.text import blocks_of, check_utf8, words_of
-from lm1b.data.vocabulary import Vocabulary, build_vocabulary, read_given_vocabulary
+from lm1b.data.word_vocabulary import WordVocabulary, build_vocabulary, read_given_vocabulary
 from lm1b.errors import UserError
 
 
@@ -27,7 +27,7 @@ def tokens_of(data: bytes) -> list[bytes]:
     return out
 
 
-def small_vocabulary(text: bytes = b"b a b c\nb a d b\n", minimum_count: int = 2) -> Vocabulary:
+def small_vocabulary(text: bytes = b"b a b c\nb a d b\n", minimum_count: int = 2) -> WordVocabulary:
     counts = Counter(tokens_of(text))
     return build_vocabulary(pa.array(list(counts), pa.binary()), np.array(list(counts.values()), dtype=np.int64), minimum_count)
 
@@ -90,10 +90,10 @@ def test_no_count_is_lost() -> None:
 
 def test_encode() -> None:
     vocabulary = small_vocabulary()
-    ids, unknown = vocabulary.encode(b"a new b\r\n\nb </S>")
+    ids, _, _, unknown = vocabulary.encode(b"a new b\r\n\nb </S>")
     assert [vocabulary.words[i] for i in ids] == ["a", "<UNK>", "b", "</S>", "b", "<UNK>", "</S>"]
     assert (ids.dtype, unknown) == (np.uint32, 2)
-    assert vocabulary.encode(b"")[0].tolist() == []
+    assert vocabulary.encode(b"").ids_N.tolist() == []
     with pytest.raises(UserError, match=r"x\.txt: not UTF-8"):
         vocabulary.encode(b"\xff", "x.txt")
 
@@ -101,7 +101,7 @@ def test_encode() -> None:
 def test_words_of_strange_bytes_survive_saving(tmp_path: Path) -> None:
     vocabulary = small_vocabulary("a\u00a0b \u2028 \u0085 a\u00a0b \u2028 \u0085 a\x01 a a a\x01\n".encode())
     vocabulary.save(tmp_path / "vocabulary.txt")
-    loaded = Vocabulary.load(tmp_path / "vocabulary.txt")
+    loaded = WordVocabulary.load(tmp_path / "vocabulary.txt")
     assert loaded.words == vocabulary.words
     assert loaded.counts_V.tolist() == vocabulary.counts_V.tolist()
     assert loaded.fingerprint == vocabulary.fingerprint
@@ -112,7 +112,8 @@ def test_the_fingerprint_includes_the_order() -> None:
     words = small_vocabulary().words
     turned = [words[1], words[0], *words[2:]]
     made = [
-        Vocabulary(pa.array([w.encode() for w in order], pa.binary()), np.zeros(len(order), dtype=np.int64)) for order in (words, turned)
+        WordVocabulary(pa.array([w.encode() for w in order], pa.binary()), np.zeros(len(order), dtype=np.int64))
+        for order in (words, turned)
     ]
     assert made[0].fingerprint == small_vocabulary().fingerprint != made[1].fingerprint
 
@@ -153,13 +154,13 @@ def test_missing_and_foreign_vocabularies(tmp_path: Path) -> None:
         read_given_vocabulary(tmp_path / "none.txt")
     (tmp_path / "words.txt").write_text("a\n<UNK>\n</S>\n")
     with pytest.raises(UserError, match="not a vocabulary written by preprocessing"):
-        Vocabulary.load(tmp_path / "words.txt")
+        WordVocabulary.load(tmp_path / "words.txt")
 
 
 def test_the_narrowest_dtype_is_chosen() -> None:
     for size, dtype in ((1 << 16, np.uint16), ((1 << 16) + 1, np.uint32)):
         words = [b"</S>", b"<UNK>"] + [b"w%d" % number for number in range(size - 3)] + [b"<S>"]
-        assert Vocabulary(pa.array(words, pa.binary()), np.zeros(size, dtype=np.int64)).token_dtype == dtype
+        assert WordVocabulary(pa.array(words, pa.binary()), np.zeros(size, dtype=np.int64)).token_dtype == dtype
 
 
 def test_merged_counts_are_sent_at_their_own_size() -> None:

@@ -39,7 +39,7 @@ from lm1b.data.arrow import as_numpy, compute
 from lm1b.data.corpus import Piece, open_corpus
 from lm1b.data.official import HELD_OUT_FOLDER, TRAINING_FOLDER
 from lm1b.data.pieces import PIECES_TO_ENCODE_TOGETHER, count_piece, count_words, encode_pieces
-from lm1b.data.vocabulary import Vocabulary, build_vocabulary
+from lm1b.data.word_vocabulary import WordVocabulary, build_vocabulary
 from lm1b.errors import UserError, run_command
 from lm1b.workers import Workers
 
@@ -89,7 +89,7 @@ def measure_phases(corpus: Path, folder: Path, repeats: int) -> dict[str, Any]:
     seconds = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
     return {
         "text_mb": round(text_mb, 1),
-        "vocabulary_size": Vocabulary.load(folder / "vocabulary.txt").size,
+        "vocabulary_size": WordVocabulary.load(folder / "vocabulary.txt").size,
         "cpu_seconds": {name: round(value, 3) for name, value in seconds.items()},
         "mb_per_cpu_second": {name: round(text_mb / value, 1) for name, value in seconds.items()},
         "slowest_and_fastest_together": [round(text_mb / pick(run["together"] for run in runs), 1) for pick in (max, min)],

@@ -42,7 +42,8 @@ STEPS_TIMED = 40
 def first_sentences(text: ScoredText, count: int) -> ScoredText:
     """The first `count` sentences of a text."""
     ends = text.sentence_ends[:count]
-    return ScoredText(text.split, text.files, text.tokens_N[: ends[-1]], ends, 0)
+    begins_N = None if text.begins_N is None else text.begins_N[: ends[-1]]
+    return ScoredText(text.split, text.files, text.tokens_N[: ends[-1]], ends, 0, begins_N=begins_N, label=text.label)
 
 
 def word_perplexity(run: Run, text: ScoredText) -> float:
@@ -66,7 +67,7 @@ def word_perplexity(run: Run, text: ScoredText) -> float:
         run.ranks,
     )
     sequences = cut_for_scoring(text, "carry", config.evaluation.lanes)
-    return math.exp(scorer.nats(sequences, config.evaluation.lanes) / len(text.tokens_N))
+    return math.exp(scorer.nats(sequences, config.evaluation.lanes) / text.predictions)
 
 
 def try_settings(

@@ -13,7 +13,7 @@ import numpy as np
 
 from lm1b.data.corpus import Piece
 from lm1b.data.text import UNKNOWN
-from lm1b.data.vocabulary import Vocabulary
+from lm1b.data.word_vocabulary import WordVocabulary
 from lm1b.errors import UserError
 
 LINES_IN_A_BATCH = 1000
@@ -32,7 +32,7 @@ def import_tokenizers() -> Any:
 class WordLevel:
     """Hugging Face's tokenizer with our vocabulary."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: WordVocabulary) -> None:
         library = import_tokenizers()
         models, splitters = (importlib.import_module(f"tokenizers.{name}") for name in ("models", "pre_tokenizers"))
         ids = {word: place for place, word in enumerate(vocabulary.words)}
@@ -50,8 +50,8 @@ class WordLevel:
 
 
 def measure_against_wordlevel(pieces: list[Piece], vocabulary_path: Path, repeats: int) -> dict[str, Any]:
-    """MB of text per second of CPU time from text to ids, `Vocabulary.encode` and WordLevel in turns, on the first pieces up to 8 MiB."""
-    vocabulary = Vocabulary.load(vocabulary_path)
+    """MB of text a second of CPU time from text to ids, `WordVocabulary.encode` and WordLevel in turns, on the first pieces up to 8 MiB."""
+    vocabulary = WordVocabulary.load(vocabulary_path)
     theirs = WordLevel(vocabulary)
     texts: list[bytes] = []
     for piece in pieces:
@@ -63,7 +63,7 @@ def measure_against_wordlevel(pieces: list[Piece], vocabulary_path: Path, repeat
     our_ids, their_ids = [], []
     for _ in range(repeats + 1):
         started_at = time.process_time()
-        our_ids = [vocabulary.encode(text)[0] for text in texts]
+        our_ids = [vocabulary.encode(text).ids_N for text in texts]
         seconds["ours"].append(time.process_time() - started_at)
         started_at = time.process_time()
         their_ids = theirs.encode(lines)

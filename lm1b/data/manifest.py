@@ -34,6 +34,8 @@ class _Record(BaseModel):
 
 
 class _Vocabulary(_Record):
+    kind: Literal["words", "sentencepiece"] = "words"
+    label: Literal["closed", "open"] = "closed"
     size: Annotated[int, Field(ge=3, lt=1 << 31)]
     fingerprint: _Sha256
     sha256: _Sha256
@@ -54,7 +56,7 @@ class _Shard(_Record):
 
     @model_validator(mode="after")
     def _adds_up(self) -> _Shard:
-        if self.num_tokens != self.num_words + self.num_sentences or self.num_unknown > self.num_words:
+        if self.num_tokens < self.num_words + self.num_sentences or self.num_unknown > self.num_words:
             raise ValueError("its numbers of tokens, words, sentences and unknown words do not add up")
         for size, pieces in ((self.tokens_bytes, self.tokens_pieces), (self.ends_bytes, self.ends_pieces)):
             if len(pieces) != -(-size // PIECE_BYTES):
@@ -120,6 +122,13 @@ class _Manifest(_Record):
     def _has_all_splits(self) -> _Manifest:
         if len(self.splits) != 3:
             raise ValueError("expected the splits train, validation and test")
+        return self
+
+    @model_validator(mode="after")
+    def _has_an_id_a_word(self) -> _Manifest:
+        shards = [shard for split in self.splits.values() for shard in split.shards]
+        if self.vocabulary.kind == "words" and any(shard.num_tokens != shard.num_words + shard.num_sentences for shard in shards):
+            raise ValueError("the numbers of tokens, words, sentences and unknown words of a shard do not add up")
         return self
 
 

@@ -3,8 +3,10 @@
 1. `count_piece` reads the text once: checks UTF-8, numbers the piece's own words in order of appearance, and writes
    `NAME.codes.npy` (the text as those numbers) and `NAME.words.arrow` (the words and how often each occurs).
 2. `merge_counts` adds up the words of all training pieces.
-3. `encode_pieces` looks up only each piece's distinct words in the vocabulary and translates the numbers: the text is not
+3. `encode_pieces` has the vocabulary spell only each piece's distinct words and translates the numbers: the text is not
    read, and not looked up word by word, a second time. It writes the token shard and removes the numbers.
+
+A piece here is a piece of text; a vocabulary may have pieces of words besides (piece_vocabulary.py).
 
 A `NAME.count.json` or `NAME.shard.json` is written after what it vouches for, sealed, and says which text and vocabulary it is of
 and the files' SHA-256. A later run that finds anything else than that does the piece again: nothing left over is opened unchecked.
@@ -31,6 +33,7 @@ from lm1b.data.official import official_md5
 from lm1b.data.shards import ShardInfo, map_array, write_array, write_shard
 from lm1b.data.text import check_lines, check_utf8, code_dtype, number_words
 from lm1b.data.vocabulary import Vocabulary
+from lm1b.data.vocabulary_files import load_vocabulary
 from lm1b.errors import UserError
 from lm1b.files import atomic_file, digest_of_file, read_sealed_json, write_sealed_json
 
@@ -41,7 +44,10 @@ _WORDS_SCHEMA = pa.schema([("word", pa.binary()), ("count", pa.int64())])
 
 @dataclass(frozen=True)
 class CountedPiece:
-    """What the first pass found. sha256, md5: of the piece's bytes (md5 where held out, or where the benchmark has a file of that name)."""
+    """What the first pass found. sha256, md5: of the piece's bytes (md5 where held out, or where the benchmark has a file of that name).
+
+    num_tokens: words and sentence ends.
+    """
 
     split: str
     shard: str
@@ -170,7 +176,7 @@ def read_share(work: Path, rank: int, sha256: str) -> pa.Table:
 @lru_cache(maxsize=1)
 def _vocabulary_at(path: Path, fingerprint: str) -> Vocabulary:
     """The vocabulary, read once a process."""
-    vocabulary = Vocabulary.load(path)
+    vocabulary = load_vocabulary(path)
     if vocabulary.fingerprint != fingerprint:
         raise UserError(f"{path}: changed while preprocessing; run it again")
     return vocabulary
@@ -183,14 +189,15 @@ def encode_pieces(shards: dict[str, int], work: Path, vocabulary_path: Path, fin
     """
     vocabulary = _vocabulary_at(vocabulary_path, fingerprint)
     words = [read_words(_words_path(work, shard))["word"].combine_chunks() for shard in shards]
-    ids = vocabulary.ids_of(pa.concat_arrays(words)).astype(vocabulary.token_dtype)
+    spelling = vocabulary.spell(pa.concat_arrays(words))
+    spelling = spelling._replace(ids_K=spelling.ids_K.astype(vocabulary.token_dtype))
     infos = []
     start = 0
     for (shard, num_tokens), own_words in zip(shards.items(), words, strict=True):
         codes = map_array(_codes_path(work, shard), code_dtype(len(own_words)), num_tokens)
-        tokens = ids[start : start + len(own_words)][codes]
+        tokens = spelling.part(start, start + len(own_words)).ids_of(codes)
         start += len(own_words)
-        info = write_shard(work, shard, tokens, vocabulary.end_id, vocabulary.unknown_id)
+        info = write_shard(work, shard, tokens, vocabulary.end_id, vocabulary.unknown_id, stream_length=num_tokens)
         write_sealed_json(_shard_record(work, shard), {"fingerprint": fingerprint, "info": asdict(info)}, outlives_power=False)
         _codes_path(work, shard).unlink()
         infos.append(info)

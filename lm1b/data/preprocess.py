@@ -1,7 +1,7 @@
 """From a corpus to a complete tokens directory: every core, of one machine or many, constant memory, and a killed run goes on where it was.
 
 1. Where the directory is complete and neither text nor settings have changed, nothing is done.
-2. Raw text and the news sample become tokenized files (raw_text.py).
+2. Raw text, the news sample and what `datasets` reads become tokenized files (converted.py).
 3. First pass: every piece of text is read once, its words numbered and counted (pieces.py).
 4. The training words' counts make the vocabulary, or a given vocabulary file does.
 5. Second pass: token shards are written.
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from lm1b.config import Config, Split, VocabularyConfig
-from lm1b.data.arrow import as_numpy, compute
+from lm1b.data.converted import bytes_to_convert, converted_corpus, converted_origin, is_converted
 from lm1b.data.corpus import ArchiveCorpus, Corpus, Piece, open_corpus
 from lm1b.data.crew import Crew
 from lm1b.data.disk import FIRST_PASS_COST, PACKED_TEXT, RAW_TEXT_COST, SECOND_PASS_COST, explaining_faults
@@ -42,9 +42,11 @@ from lm1b.data.pieces import (
     write_share,
 )
 from lm1b.data.publish import UNFINISHED_NAME, clear, is_complete, matching_manifest, only_one, publish, publish_what_was_finished
-from lm1b.data.raw_text import bytes_of_raw_text, is_raw, raw_origin, tokenized_corpus
 from lm1b.data.shards import SPLITS, ShardInfo, TokenDirectory, make_manifest
-from lm1b.data.vocabulary import Vocabulary, build_vocabulary, read_given_vocabulary
+from lm1b.data.vocabulary import Vocabulary
+from lm1b.data.vocabulary_building import make_vocabulary, vocabulary_origin
+from lm1b.data.vocabulary_files import load_vocabulary
+from lm1b.data.word_vocabulary import read_given_vocabulary
 from lm1b.data.work import Work, shards_of
 from lm1b.errors import UserError
 from lm1b.files import digest_of_file
@@ -76,7 +78,7 @@ def preprocess(config: Config, *, progress: bool = True, ranks: Ranks | None = N
     corpus: Corpus | None = None
     work: Work | None = None
     crew = Crew(ranks, lambda: explaining_faults(directory, lambda: _still_to_write(config, corpus, work)))
-    corpus = crew.together(lambda: None if is_raw(config.corpus) else open_corpus(config.corpus))
+    corpus = crew.together(lambda: None if is_converted(config.corpus) else open_corpus(config.corpus))
     made_from = crew.together(lambda: _made_from(config, corpus))
     crew.assert_same(made_from, OTHER_TEXT)
     if all(crew.each(lambda: is_complete(directory, made_from) and not (directory / UNFINISHED_NAME).exists())):
@@ -90,15 +92,15 @@ def preprocess(config: Config, *, progress: bool = True, ranks: Ranks | None = N
         earlier, in_place = crew.first(lambda: _left_of_earlier(directory, made_from))
         work = Work(directory, crew, workers, progress and crew.is_first, earlier, frozenset(in_place))
         if corpus is None:
-            corpus = tokenized_corpus(config.corpus, directory, crew, workers, progress and crew.is_first)
+            corpus = converted_corpus(config.corpus, directory, crew, workers, progress and crew.is_first)
         _fill(work, corpus, config, made_from)
         return _opened(directory, crew)
 
 
 def _made_from(config: Config, corpus: Corpus | None) -> dict[str, Any]:
-    """What tells whether text and settings are the same. corpus None: raw text."""
-    origin = raw_origin(config.corpus) if corpus is None else corpus.origin
-    return {"version": VERSION, "origin": origin, "vocabulary": _vocabulary_origin(config.vocabulary)}
+    """What tells whether text and settings are the same. corpus None: it is yet to be made into files."""
+    origin = converted_origin(config.corpus) if corpus is None else corpus.origin
+    return {"version": VERSION, "origin": origin, "vocabulary": vocabulary_origin(config.vocabulary)}
 
 
 def _take(directory: Path, held: ExitStack) -> None:
@@ -131,7 +133,7 @@ def _opened(directory: Path, crew: Crew) -> TokenDirectory:
 def _still_to_write(config: Config, corpus: Corpus | None, work: Work | None) -> float:
     """About how many bytes this run has not yet written."""
     if corpus is None:
-        return bytes_of_raw_text(config.corpus) * (RAW_TEXT_COST + FIRST_PASS_COST + SECOND_PASS_COST)
+        return bytes_to_convert(config.corpus) * (RAW_TEXT_COST + FIRST_PASS_COST + SECOND_PASS_COST)
     packed = PACKED_TEXT if isinstance(corpus, ArchiveCorpus) and corpus.is_packed else 1.0
     counted, shards = (work.counted, work.shards) if work else ({}, {})
     to_count = corpus.total_bytes * packed - sum(piece.num_bytes for piece in counted.values())
@@ -152,16 +154,6 @@ def _useful_processes(corpus: Corpus | None, crew: Crew) -> int:
     """As many as this rank has cores, fewer for a text that is done before they have started. None: raw text, where each is of use."""
     cores = max(1, usable_cores() // crew.processes_on_host)
     return cores if corpus is None else max(1, min(cores, corpus.total_bytes // crew.size // BYTES_WORTH_A_PROCESS))
-
-
-def _vocabulary_origin(config: VocabularyConfig) -> dict[str, Any]:
-    """What the vocabulary depends on beside the text."""
-    if config.file is None:
-        return {"minimum_count": config.minimum_count}
-    path = Path(config.file)
-    if not path.is_file():
-        raise UserError(f"{path}: no such vocabulary file (vocabulary.file); expected `word count` or one word a line")
-    return {"file_sha256": digest_of_file(path)}
 
 
 def _fill(work: Work, corpus: Corpus, config: Config, made_from: dict[str, Any]) -> None:
@@ -187,7 +179,7 @@ def _fill(work: Work, corpus: Corpus, config: Config, made_from: dict[str, Any])
 
 def _earlier_vocabulary(work: Work) -> Vocabulary | None:
     """The complete run's vocabulary, on the first rank."""
-    return Vocabulary.load(work.vocabulary_path) if work.crew.is_first else None
+    return load_vocabulary(work.vocabulary_path) if work.crew.is_first else None
 
 
 def _recall_shards(work: Work, order: list[str], fingerprint: str) -> None:
@@ -246,21 +238,16 @@ def _count(work: Work, corpus: Corpus, *, keep_shards: bool) -> list[str]:
 def _make_vocabulary(work: Work, order: list[str], config: VocabularyConfig) -> Vocabulary | None:
     """The vocabulary of the training pieces, or the given one, written to the directory by the first rank; None on the others."""
     given = work.crew.together(lambda: read_given_vocabulary(Path(config.file)) if config.file is not None else None)
-    has_counts = given is not None and given[1]
+    needs_counts = given is None or not given.has_counts or config.kind == "sentencepiece"
     training = [shard for shard in order if work.counted[shard].split == "train" and work.counted[shard].num_tokens]
-    if not has_counts and not training:
+    if needs_counts and not training:
         raise UserError("the corpus's train split is empty; expected tokenized text, one sentence a line")
-    shares = [] if has_counts else _merge_shares(work, training)
+    shares = _merge_shares(work, training) if needs_counts else []
 
     def make() -> Vocabulary | None:
         if not work.crew.is_first:
             return None
-        if given and has_counts:
-            vocabulary = given[0]
-        else:
-            table = merge_counts(shares)
-            words, counts = compute.binary_slice(table["word"].combine_chunks(), 0, -1), as_numpy(table["count"])
-            vocabulary = given[0].counted(words, counts) if given else build_vocabulary(words, counts, config.minimum_count)
+        vocabulary = make_vocabulary(merge_counts(shares), given, config)
         vocabulary.save(work.vocabulary_path)
         return vocabulary
 
@@ -293,7 +280,7 @@ def _encode(work: Work, shards: list[str], fingerprint: str) -> None:
             for infos in work.workers.run(encode_pieces, tasks):
                 for info in infos:
                     work.shards[info.name] = info
-                    bar.update(info.num_tokens)
+                    bar.update(info.num_words + info.num_sentences)
 
     work.crew.together(encode)
     work.share()

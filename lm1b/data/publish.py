@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from lm1b.data.manifest import MANIFEST_NAME, read_manifest
-from lm1b.data.shards import SPLITS, VOCABULARY_NAME, ShardInfo, TokenDirectory
+from lm1b.data.shards import SPLITS, ShardInfo, TokenDirectory
+from lm1b.data.vocabulary import VOCABULARY_NAME
+from lm1b.data.vocabulary_files import ALL_NAMES, check_vocabulary, remove_other_files
 from lm1b.errors import UserError
-from lm1b.files import digest_of_file, flush_folder, write_sealed_json
+from lm1b.files import flush_folder, write_sealed_json
 
 UNFINISHED_NAME = "unfinished"
 _SHARD_FILE = re.compile(r"(train|validation|test)-\d{5}(\.\d{3})?\.(tokens|ends)\.npy")
@@ -43,7 +45,8 @@ def matching_manifest(folder: Path, made_from: dict[str, Any]) -> dict[str, Any]
     """The manifest in `folder` where it is sound, of the same text and settings, and the vocabulary beside it is its own."""
     with contextlib.suppress(UserError, OSError):
         manifest = read_manifest(folder / MANIFEST_NAME)
-        if _made_from(manifest) == made_from and digest_of_file(folder / VOCABULARY_NAME) == manifest["vocabulary"]["sha256"]:
+        if _made_from(manifest) == made_from:
+            check_vocabulary(folder / VOCABULARY_NAME, manifest["vocabulary"]["sha256"])
             return manifest
     return None
 
@@ -58,7 +61,7 @@ def is_complete(directory: Path, made_from: dict[str, Any]) -> bool:
 def _move_in(directory: Path) -> None:
     """Move what `unfinished/` holds to where it is read, the manifest last. Can be killed at any point and called again."""
     unfinished = directory / UNFINISHED_NAME
-    parts = [VOCABULARY_NAME, *(path.name for path in unfinished.iterdir() if _SHARD_FILE.fullmatch(path.name))]
+    parts = [*ALL_NAMES, *(path.name for path in unfinished.iterdir() if _SHARD_FILE.fullmatch(path.name))]
     (directory / MANIFEST_NAME).unlink(missing_ok=True)
     flush_folder(directory)
     for name in parts:
@@ -99,7 +102,8 @@ def publish(directory: Path, manifest: dict[str, Any], moved: Iterable[ShardInfo
     unfinished = directory / UNFINISHED_NAME
     _remove_other_shards(unfinished, moved)
     if not with_vocabulary:
-        (unfinished / VOCABULARY_NAME).unlink(missing_ok=True)
+        for name in ALL_NAMES:
+            (unfinished / name).unlink(missing_ok=True)
     write_sealed_json(unfinished / MANIFEST_NAME, manifest)
     _move_in(directory)
     clear(directory)
@@ -114,7 +118,8 @@ def _remove_other_shards(folder: Path, shards: Iterable[ShardInfo]) -> None:
 
 
 def clear(directory: Path) -> None:
-    """Remove what only an unfinished run needs, and shards of an earlier corpus, from a complete directory."""
+    """Remove what only an unfinished run needs, and shards and vocabulary of an earlier corpus, from a complete directory."""
     tokens = TokenDirectory.open(directory)
     _remove_other_shards(directory, [info for name in SPLITS for info in tokens.split(name).shards])
+    remove_other_files(directory / VOCABULARY_NAME)
     shutil.rmtree(directory / UNFINISHED_NAME, ignore_errors=True)

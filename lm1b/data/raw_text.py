@@ -44,11 +44,6 @@ _HASH_KEY = b"lm1b sentence order 1"
 _HASH_DIGITS = 16
 
 
-def is_raw(config: CorpusConfig) -> bool:
-    """Whether the corpus must be tokenized first."""
-    return config.kind == "news_sample" or (config.kind == "text" and not config.tokenized)
-
-
 def raw_origin(config: CorpusConfig) -> dict[str, Any]:
     """What the tokenized files depend on; cheap. Raises UserError where a raw file is missing."""
     rules = {"rules": RULES_VERSION, "held_out_words": config.held_out_words}

@@ -25,8 +25,10 @@ from lm1b.config import Split, TokensConfig
 from lm1b.data.arrays import npy_header
 from lm1b.data.manifest import LARGEST_FILE_BYTES, MANIFEST_NAME, PIECE_BYTES, read_manifest
 from lm1b.data.piece_cache import PieceCache
-from lm1b.data.shards import SPLITS, VOCABULARY_NAME, ShardInfo, TokenDirectory, TokenSplit
+from lm1b.data.shards import SPLITS, ShardInfo, TokenDirectory, TokenSplit
 from lm1b.data.verified import cache_folder, this_machine
+from lm1b.data.vocabulary import VOCABULARY_NAME
+from lm1b.data.vocabulary_files import files_beside
 from lm1b.errors import UserError
 from lm1b.files import atomic_file, digest_of_file
 from lm1b.remote import Store, WrongBytes, is_url
@@ -265,10 +267,16 @@ class RemoteTokens(TokenDirectory):
                         )
 
     def _fetch_vocabulary(self) -> None:
-        expected, path = self.manifest["vocabulary"]["sha256"], self.folder / VOCABULARY_NAME
+        self._fetch_whole(VOCABULARY_NAME, self.manifest["vocabulary"]["sha256"])
+        for name, expected in files_beside(self.folder / VOCABULARY_NAME).items():
+            self._fetch_whole(name, expected)
+
+    def _fetch_whole(self, name: str, expected: str) -> None:
+        """A file in one, checked by its SHA-256."""
+        path = self.folder / name
         with self._source.cache.lock(expected):
             if not path.is_file() or digest_of_file(path) != expected:
-                data = self._source.store.read(VOCABULARY_NAME, check=_checked(expected), largest_bytes=LARGEST_FILE_BYTES)
+                data = self._source.store.read(name, check=_checked(expected), largest_bytes=LARGEST_FILE_BYTES)
                 with atomic_file(path, outlives_power=False) as file:
                     file.write(data)
 

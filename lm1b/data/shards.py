@@ -1,6 +1,7 @@
 """Token shards: what preprocessing writes and training reads.
 
-1. A tokens directory holds `manifest.json` (written last), `vocabulary.txt` and, for every shard, `NAME.tokens.npy` (ids,
+1. A tokens directory holds `manifest.json` (written last), `vocabulary.txt` (of pieces also `vocabulary.model`, and `vocabulary.words.txt`
+   where it is closed) and, for every shard, `NAME.tokens.npy` (ids,
    uint16 where the vocabulary fits, else uint32) and `NAME.ends.npy` (int64: where each sentence ends, exclusive).
 2. `write_shard` writes one pair of files atomically and returns its `ShardInfo`.
 3. `TokenDirectory.open` reads the manifest and checks format, vocabulary and file sizes; `verify` also checks every SHA-256;
@@ -8,7 +9,7 @@
 4. `TokenSplit.tokens(i)` maps shard i into memory: nothing is read until it is used.
 
 >>> tokens = TokenDirectory.open(Path("data/tokens"))
->>> tokens.split("validation").num_tokens          # words + sentences = predictions
+>>> tokens.split("validation").num_tokens          # words + sentences = predictions, or more where words have several ids
 """
 
 from __future__ import annotations
@@ -26,17 +27,16 @@ from lm1b.config import Split
 from lm1b.data.arrays import digests_of_pieces, map_array, write_array
 from lm1b.data.manifest import FORMAT, MANIFEST_NAME, VERSION, read_manifest
 from lm1b.data.verified import HashMemory
-from lm1b.data.vocabulary import Vocabulary
+from lm1b.data.vocabulary import VOCABULARY_NAME, Vocabulary
+from lm1b.data.vocabulary_files import check_vocabulary, load_vocabulary
 from lm1b.errors import UserError
-from lm1b.files import digest_of_file
 
-VOCABULARY_NAME = "vocabulary.txt"
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One shard. num_tokens = num_words + num_sentences; bytes and hashes are those of the two .npy files.
+    """One shard. num_tokens: ids; num_words + num_sentences of them, or more where words have several. Bytes and hashes: of the .npy files.
 
     tokens_pieces, ends_pieces: SHA-256 of every PIECE_BYTES of those files, for whoever reads only a part (remote_tokens.py).
     """
@@ -71,14 +71,19 @@ class ShardInfo:
         return all(path.is_file() and path.stat().st_size == size for path, size, _ in self.files(directory))
 
 
-def write_shard(directory: Path, name: str, tokens: np.ndarray, end_id: int, unknown_id: int) -> ShardInfo:
-    """Write the shard `name`. tokens: uint16 or uint32 (n,), ending with `end_id`. Raises OSError where the disk is full."""
+def write_shard(
+    directory: Path, name: str, tokens: np.ndarray, end_id: int, unknown_id: int, *, stream_length: int | None = None
+) -> ShardInfo:
+    """Write the shard `name`. tokens: uint16 or uint32 (n,), ending with `end_id`. Raises OSError where the disk is full.
+
+    stream_length: words and sentence ends; None: n, every id is one.
+    """
     ends = np.flatnonzero(tokens == end_id).astype(np.int64) + 1
     assert len(tokens) == (int(ends[-1]) if len(ends) else 0), "a shard holds whole sentences"
     ends_bytes, ends_sha256 = write_array(directory / f"{name}.ends.npy", ends)
     tokens_bytes, tokens_sha256 = write_array(directory / f"{name}.tokens.npy", tokens)
     num_unknown = int(np.count_nonzero(tokens == unknown_id))
-    counts = (len(tokens), len(tokens) - len(ends), len(ends), num_unknown)
+    counts = (len(tokens), (len(tokens) if stream_length is None else stream_length) - len(ends), len(ends), num_unknown)
     hashes = (tokens_bytes, tokens_sha256, ends_bytes, ends_sha256)
     return ShardInfo(name, *counts, *hashes, digests_of_pieces(tokens), digests_of_pieces(ends))
 
@@ -165,13 +170,7 @@ class TokenDirectory:
                 raise UserError(f"{path}: damaged, {size} bytes expected, found {path.stat().st_size}: run launch/preprocess.py again")
 
     def _check_vocabulary(self) -> None:
-        path, expected = self.folder / VOCABULARY_NAME, self.manifest["vocabulary"]["sha256"]
-        found = digest_of_file(path) if path.is_file() else "no file"
-        if found != expected:
-            raise UserError(
-                f"{path}: not the vocabulary these shards were made with, SHA-256 expected {expected}, found {found}: "
-                "run launch/preprocess.py again"
-            )
+        check_vocabulary(self.folder / VOCABULARY_NAME, self.manifest["vocabulary"]["sha256"])
 
     def _refuse(self, path: Path, expected: str, found: str) -> UserError:
         """What is wrong with a shard whose SHA-256 is another."""
@@ -226,7 +225,7 @@ class TokenDirectory:
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """The vocabulary, read when first asked for. Raises UserError where it is not the shards'."""
-        vocabulary = Vocabulary.load(self.folder / VOCABULARY_NAME)
+        vocabulary = load_vocabulary(self.folder / VOCABULARY_NAME)
         if vocabulary.fingerprint != self.fingerprint:
             raise UserError(
                 f"{self.folder / VOCABULARY_NAME}: its fingerprint {vocabulary.fingerprint[:12]} is not the shards' "
@@ -256,7 +255,13 @@ def make_manifest(
     return {
         "format": FORMAT,
         "version": VERSION,
-        "vocabulary": {"size": vocabulary.size, "fingerprint": vocabulary.fingerprint, "sha256": vocabulary_sha256},
+        "vocabulary": {
+            "kind": vocabulary.kind,
+            "label": vocabulary.label,
+            "size": vocabulary.size,
+            "fingerprint": vocabulary.fingerprint,
+            "sha256": vocabulary_sha256,
+        },
         "token_dtype": vocabulary.token_dtype.name,
         "tokens_sha256": digest,
         "corpus": corpus,

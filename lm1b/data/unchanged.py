@@ -7,15 +7,17 @@ no SHA-256 was taken as it stands, pass by name and size.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lm1b.config import Config
+from lm1b.corpus_config import LOCAL_SOURCES
+from lm1b.data.converted import converted_origin, is_converted
 from lm1b.data.corpus import ArchiveCorpus, Corpus, Piece, open_corpus
 from lm1b.data.official import TARBALL_NAME, TRAINING_FOLDER
-from lm1b.data.raw_text import is_raw, raw_origin
 from lm1b.data.shards import TokenDirectory
 from lm1b.data.verified import HashMemory, status_of
 from lm1b.errors import UserError
@@ -36,16 +38,11 @@ class _MadeFile:
 def check_corpus_unchanged(config: Config, tokens: TokenDirectory) -> None:
     """Raise UserError naming the first corpus file that is not what `tokens` were made of; do nothing where the corpus is not here."""
     origin = tokens.manifest["made_from"].get("origin")
-    minimum_count = tokens.manifest["made_from"].get("vocabulary", {}).get("minimum_count")
-    if minimum_count is not None and config.vocabulary.file is None and minimum_count != config.vocabulary.minimum_count:
-        raise UserError(
-            f"{tokens.directory}: made with vocabulary.minimum_count={minimum_count}, the config has "
-            f"{config.vocabulary.minimum_count}; {WHAT_TO_DO}"
-        )
+    _check_vocabulary(config, tokens)
     if not origin or not _is_here(config):
         return
-    if is_raw(config.corpus) or "rules" in origin:
-        _check_raw(config, origin, tokens)
+    if is_converted(config.corpus) or "rules" in origin:
+        _check_converted(config, origin, tokens)
         return
     corpus = open_corpus(config.corpus)
     if corpus.origin == origin:
@@ -56,6 +53,19 @@ def check_corpus_unchanged(config: Config, tokens: TokenDirectory) -> None:
         _check_files(corpus, tokens)
 
 
+def _check_vocabulary(config: Config, tokens: TokenDirectory) -> None:
+    """Settings of the vocabulary; a given file may not be on this machine."""
+    kind = tokens.manifest["vocabulary"].get("kind", "words")
+    then: dict[str, Any] = {"kind": kind} | tokens.manifest["made_from"].get("vocabulary", {})
+    if set(then) == {"kind"}:
+        return  # something else than preprocessing made it
+    then = then | (then.get("closed") or {}) | {"closed": then.get("closed") is not None}
+    for name, value in then.items():
+        now = getattr(config.vocabulary, name, value)
+        if value != now and not (name == "minimum_count" and config.vocabulary.file is not None):
+            raise UserError(f"{tokens.directory}: made with vocabulary.{name}={value}, the config has {now}; {WHAT_TO_DO}")
+
+
 def _is_here(config: Config) -> bool:
     """Whether anything of the corpus is on this machine. An empty folder is one that is not mounted."""
     corpus = config.corpus
@@ -64,22 +74,25 @@ def _is_here(config: Config) -> bool:
     if corpus.kind == "lm1b":
         path = Path(str(corpus.path))
         return path.is_file() or any((folder / TRAINING_FOLDER).is_dir() for folder in (path, path / TARBALL_NAME.removesuffix(".tar.gz")))
-    return any(Path(name).exists() for names in (corpus.train, corpus.validation, corpus.test) for name in names or [])
+    if corpus.kind == "datasets" and corpus.source not in LOCAL_SOURCES:
+        return False  # the hub is not asked again
+    names = [name for of_split in (corpus.train, corpus.validation, corpus.test) for name in of_split or []]
+    return any(Path(name).exists() or (corpus.kind == "datasets" and glob.glob(name)) for name in names)
 
 
-def _check_raw(config: Config, origin: dict[str, Any], tokens: TokenDirectory) -> None:
-    """Raw text: rules, settings, names and sizes."""
+def _check_converted(config: Config, origin: dict[str, Any], tokens: TokenDirectory) -> None:
+    """Raw text and rows: rules, settings, names and sizes."""
     kind = tokens.corpus["kind"]
-    if not is_raw(config.corpus) or "rules" not in origin or config.corpus.kind != kind:
+    if not is_converted(config.corpus) or "rules" not in origin or config.corpus.kind != kind:
         raise UserError(f"{tokens.directory}: made of another kind of corpus ({kind}) than the config names; {WHAT_TO_DO}")
-    now = raw_origin(config.corpus)
+    now = converted_origin(config.corpus)
     for key, value in now.items():
         if key != "files" and origin.get(key) != value:
             raise UserError(f"{tokens.directory}: made with {key}={origin.get(key)}, now it would be {value}; {WHAT_TO_DO}")
     then = [file[:2] for file in origin.get("files", [])]
     for number, (name, size, _) in enumerate(now.get("files", [])):
         if number >= len(then) or then[number] != [name, size]:
-            raise _changed(str((config.corpus.train or [])[number]), then[number] if number < len(then) else None, [name, size])
+            raise _changed(name, then[number] if number < len(then) else None, [name, size])
     if len(now.get("files", [])) < len(then):
         raise UserError(f"{then[len(now['files'])][0]}: {tokens.directory} was made of it too, the config does not name it; {WHAT_TO_DO}")
 

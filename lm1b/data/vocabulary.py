@@ -1,82 +1,124 @@
-"""The words that have an id, by falling training count.
+"""What a vocabulary is to the rest of the program: text becomes a stream of ids, ids become text, and words are counted.
 
-1. `build_vocabulary` takes counted training words: those seen `minimum_count` times or more get an id, the rest are
-   counted for `<UNK>`. Ids fall by count, ties go by bytes, because the log-uniform sampler takes id k for the k-th
-   most frequent word. `</S>` and `<UNK>` are sorted among the words by their own counts; `<S>` never occurs in the
-   stream and has the last id (Chelba et al. 2013 count it in their 793,471).
-2. `Vocabulary.save` writes `word count` lines in id order; `Vocabulary.load` reads them back.
-3. `read_given_vocabulary` reads someone else's list.
-4. The fingerprint is the SHA-256 of the words in id order: it travels with shards, checkpoints and reports.
+There are two: of words (word_vocabulary.py), where every word is one id, and of pieces of words (piece_vocabulary.py), where a word is
+spelled by one id or more. In both
+
+1. ids fall by training count, because the log-uniform sampler takes id k for the k-th most frequent; ties go by bytes;
+2. `</S>` ends a sentence and is an id of its own, `<UNK>` stands for words outside of a closed vocabulary, and `<S>`, which never
+   occurs in the stream, has the last id;
+3. how a word is spelled does not depend on the words around it. So only the distinct words of a text are looked up (`spell`), and the
+   text, as numbers of its distinct words, is translated by an array look-up (`Spelling.ids_of`);
+4. a perplexity is per word whatever the ids are: exp(nats / (words + sentences)), and `begins` says where one is counted.
+
+>>> vocabulary.encode(b"He said so .\\n")        # Encoded(ids_N=[...], words=4, sentences=1, unknown=0)
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from lm1b.data.arrow import as_numpy, compute
-from lm1b.data.text import END, RESERVED, START, UNKNOWN, check_utf8, number_words
-from lm1b.errors import UserError
-from lm1b.files import atomic_file
+from lm1b.data.text import check_utf8, number_words
 
-# Bounds of what is read, so that a file which is no vocabulary cannot take the memory: the benchmark's has 11 MB and 0.8 million words.
-LARGEST_FILE_BYTES = 128 << 20
-LARGEST_SIZE = 1 << 23
-LARGEST_GIVEN_SIZE = 1 << 22  # read word by word
+VOCABULARY_NAME = "vocabulary.txt"  # what else a vocabulary needs lies beside it: vocabulary_files.py
+WORDS_AT_ONCE = 1 << 18  # translated at a time: bounded memory, and arrays that stay in the processor's cache
 
-_IS_COUNT = re.compile(rb"[0-9]{1,18}")
-_IS_SEPARATOR = np.isin(np.arange(256), [0x20, 0x0A])
+Label = Literal["closed", "open"]
+Kind = Literal["words", "sentencepiece"]
 
 
-class Vocabulary:
-    """Words in id order with their training counts.
+class Encoded(NamedTuple):
+    """A text as ids. ids_N: uint32 (N,), `end_id` at every sentence's end. unknown: how many of the words are `<UNK>`."""
 
-    counts_V: int64 (V,). `<S>` must be the last word; `</S>` and `<UNK>` must be among the words.
-    """
+    ids_N: np.ndarray
+    words: int
+    sentences: int
+    unknown: int
 
-    def __init__(self, words: pa.BinaryArray, counts_V: np.ndarray) -> None:
-        assert len(words) == len(counts_V)
-        assert counts_V.dtype == np.int64
-        self._words = words
-        self.counts_V = counts_V
+
+class Spelling(NamedTuple):
+    """The ids of W distinct words, one word after another. ids_K: uint32 (K,). lengths_W: int64 (W,), how many each has; None: one."""
+
+    ids_K: np.ndarray
+    lengths_W: np.ndarray | None = None
+
+    def part(self, first: int, last: int) -> Spelling:
+        """Of words `first` to before `last`."""
+        if self.lengths_W is None:
+            return Spelling(self.ids_K[first:last])
+        start = int(self.lengths_W[:first].sum())
+        return Spelling(self.ids_K[start : start + int(self.lengths_W[first:last].sum())], self.lengths_W[first:last])
+
+    def ids_of(self, codes_N: np.ndarray) -> np.ndarray:
+        """The ids of a text that is given as numbers of these words, in ids_K's type."""
+        if self.lengths_W is None:
+            return self.ids_K[codes_N]
+        starts_W = np.cumsum(self.lengths_W) - self.lengths_W
+        parts = [self._translate(codes_N[start : start + WORDS_AT_ONCE], starts_W) for start in range(0, len(codes_N), WORDS_AT_ONCE)]
+        return np.concatenate([self.ids_K[:0], *parts])
+
+    def _translate(self, codes_N: np.ndarray, starts_W: np.ndarray) -> np.ndarray:
+        assert self.lengths_W is not None
+        lengths_N = self.lengths_W[codes_N]
+        before_N = np.cumsum(lengths_N) - lengths_N  # ids of the words before each
+        places = np.repeat(starts_W[codes_N] - before_N, lengths_N)
+        return self.ids_K[places + np.arange(len(places))]
+
+
+class Vocabulary(ABC):
+    """Ids in order with their training counts. counts_V: int64 (V,). words: what each id stands for. kind, label: see the classes."""
+
+    kind: ClassVar[Kind]
+    counts_V: np.ndarray
+    end_id: int
+    unknown_id: int
+
+    @property
+    @abstractmethod
+    def label(self) -> Label:
+        """`closed`: `<UNK>` is a word. `open`: every word is spelled out. Figures of the two do not compare."""
+
+    @property
+    @abstractmethod
+    def words(self) -> Sequence[str]:
+        """What each id stands for, a word or a piece of one, in id order."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of all that decides which ids a text has."""
+
+    @abstractmethod
+    def spell(self, keys: pa.BinaryArray) -> Spelling:
+        """Ids of distinct words, given with one trailing space (`</S> ` is the sentence's end)."""
+
+    @abstractmethod
+    def word_of(self, ids: Sequence[int]) -> str:
+        """The text of one word from its ids. Bytes that are not UTF-8, which only a model can put together, become U+FFFD."""
+
+    @abstractmethod
+    def begins(self, ids_N: np.ndarray) -> np.ndarray:
+        """bool (N,): where a word begins or a sentence ends, which is what a perplexity per word counts."""
+
+    @abstractmethod
+    def save(self, path: Path) -> None:
+        """Write `path` (vocabulary.txt) and what belongs beside it, atomically. Raises UserError where it could not be read again."""
 
     @property
     def size(self) -> int:
         """V, the symbols included."""
-        return len(self._words)
-
-    @cached_property
-    def words(self) -> list[str]:
-        """Words in id order."""
-        return self._words.cast(pa.string()).to_pylist()
-
-    @cached_property
-    def end_id(self) -> int:
-        """Id of `</S>`."""
-        return self._id_of_symbol(END)
-
-    @cached_property
-    def unknown_id(self) -> int:
-        """Id of `<UNK>`."""
-        return self._id_of_symbol(UNKNOWN)
+        return len(self.counts_V)
 
     @property
     def start_id(self) -> int:
         """Id of `<S>`, which is always the last."""
         return self.size - 1
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Hex SHA-256 of the words in id order."""
-        digest = hashlib.sha256(b"lm1b vocabulary 1\n")
-        digest.update(_joined(self._words, b"\n"))
-        return digest.hexdigest()
 
     @property
     def token_dtype(self) -> np.dtype:
@@ -84,159 +126,24 @@ class Vocabulary:
         return np.dtype(np.uint16 if self.size <= 1 << 16 else np.uint32)
 
     @cached_property
-    def _keys(self) -> pa.BinaryArray:
-        """The words as `words_of` shows them: with one trailing space."""
-        return compute.binary_join_element_wise(self._words, pa.scalar(b""), pa.scalar(b" ", pa.binary()))
+    def never_drawn(self) -> list[int]:
+        """Ids that stand for nothing that could be written, beside `<UNK>`."""
+        return [self.start_id]
 
-    def _id_of_symbol(self, symbol: str) -> int:
-        return compute.index(self._words, pa.scalar(symbol.encode(), pa.binary())).as_py()
-
-    def ids_of(self, keys: pa.BinaryArray) -> np.ndarray:
-        """Ids of words given with their trailing space; unknown words get `unknown_id`. -> uint32, same length."""
-        ids = compute.index_in(keys, value_set=self._keys)
-        return as_numpy(compute.fill_null(ids, self.unknown_id)).view(np.uint32)
-
-    def encode(self, data: bytes, source: str = "text") -> tuple[np.ndarray, int]:
-        """The stream of tokenized text: (ids uint32 (n,) with `end_id` at every sentence end, number of unknown words).
-
-        Raises UserError that names `source` where the text is not UTF-8.
-        """
+    def encode(self, data: bytes, source: str = "text") -> Encoded:
+        """The stream of tokenized text. Raises UserError that names `source` where the text is not UTF-8."""
         check_utf8(data, source)
         words, codes, _ = number_words(data)
-        ids = self.ids_of(words)[codes]
-        return ids, int(np.count_nonzero(ids == self.unknown_id))
+        ids_N = self.spell(words).ids_of(codes)
+        sentences = int(np.count_nonzero(ids_N == self.end_id))
+        return Encoded(ids_N, len(codes) - sentences, sentences, int(np.count_nonzero(ids_N == self.unknown_id)))
 
-    def counted(self, words: pa.BinaryArray, counts: np.ndarray) -> Vocabulary:
-        """The same words in the same order, with the counts of a training text (other words are counted for `<UNK>`)."""
-        places = compute.index_in(words, value_set=self._words)
-        ids = as_numpy(compute.fill_null(places, self.unknown_id))
-        return Vocabulary(self._words, np.bincount(ids, weights=counts, minlength=self.size).astype(np.int64))
-
-    def save(self, path: Path) -> None:
-        """Write `word count` lines in id order, atomically. Raises UserError where it would be too large to be read again."""
-        counts = pa.array(self.counts_V).cast(pa.string()).cast(pa.binary())
-        data = _joined(compute.binary_join_element_wise(self._words, counts, pa.scalar(b" ", pa.binary())), b"\n")
-        if self.size > LARGEST_SIZE or len(data) > LARGEST_FILE_BYTES:
-            raise UserError(f"a vocabulary of {self.size:,} words; at most {LARGEST_SIZE:,} are possible: raise vocabulary.minimum_count")
-        with atomic_file(path) as file:
-            file.write(data)
-
-    @classmethod
-    def load(cls, path: Path) -> Vocabulary:
-        """Read what `save` wrote: the lines' order is the ids'. Raises UserError where it is not such a file."""
-        data = _read(path)
-        num_lines = data.count(b"\n")
-        if num_lines == data.count(b" ") and num_lines <= LARGEST_SIZE and data.endswith(b"\n"):
-            vocabulary = cls._of_lines(data)
-            if vocabulary is not None:
-                return vocabulary
-        raise UserError(
-            f"{path}: not a vocabulary written by preprocessing (`word count` lines, `{START}` last): run launch/preprocess.py again"
-        )
-
-    @classmethod
-    def _of_lines(cls, data: bytes) -> Vocabulary | None:
-        """The vocabulary of `word count` lines; None where they are something else, or the words are not a vocabulary's."""
-        letters = np.frombuffer(data, dtype=np.uint8)
-        separators = np.flatnonzero(_IS_SEPARATOR[letters])
-        kinds = letters[separators]
-        if not ((kinds[::2] == 0x20).all() and (kinds[1::2] == 0x0A).all()):
-            return None
-        offsets = np.concatenate([[0], separators + 1]).astype(np.int32)
-        fields = pa.Array.from_buffers(pa.binary(), len(separators), [None, pa.py_buffer(offsets), pa.py_buffer(data)])
-        fields = compute.binary_slice(fields, 0, -1)
-        words, counts = (fields.take(pa.array(np.arange(start, len(fields), 2))) for start in (0, 1))
-        symbols = compute.is_in(words, value_set=pa.array([symbol.encode() for symbol in RESERVED], pa.binary()))
-        if (
-            words[-1].as_py() != START.encode()
-            or compute.sum(symbols).as_py() != len(RESERVED)
-            or compute.min(compute.binary_length(words)).as_py() == 0
-            or compute.max(compute.binary_length(counts)).as_py() > 18
-            or not compute.all(compute.ascii_is_decimal(counts.cast(pa.string()))).as_py()
-        ):
-            return None  # that no word is there twice is vouched for by the fingerprint
-        return cls(words, as_numpy(counts.cast(pa.string()).cast(pa.int64())))
-
-
-def _joined(words: pa.BinaryArray, separator: bytes) -> bytes:
-    """Every item followed by `separator`."""
-    ended = compute.binary_join_element_wise(words, pa.scalar(b"", pa.binary()), pa.scalar(separator, pa.binary()))
-    return ended.buffers()[2].to_pybytes() if len(ended) else b""
-
-
-def build_vocabulary(words: pa.BinaryArray, counts: np.ndarray, minimum_count: int) -> Vocabulary:
-    """The vocabulary of counted training words.
-
-    words: distinct, without trailing space, the stream's own `</S>` (and perhaps `<UNK>`) among them. counts: int64, same length.
-    """
-    reserved = compute.is_in(words, value_set=pa.array([symbol.encode() for symbol in RESERVED], pa.binary())).to_numpy(
-        zero_copy_only=False
-    )
-    by_symbol = dict(zip(words.filter(pa.array(reserved)).to_pylist(), counts[reserved].tolist(), strict=True))
-    kept = (counts >= minimum_count) & ~reserved
-    num_unknown = int(counts[~kept & ~reserved].sum()) + by_symbol.get(UNKNOWN.encode(), 0)
-    names = pa.concat_arrays([words.filter(pa.array(kept)), pa.array([END.encode(), UNKNOWN.encode()], pa.binary())])
-    totals = np.concatenate([counts[kept], [by_symbol.get(END.encode(), 0), num_unknown]]).astype(np.int64)
-    return _sorted(names, totals)
-
-
-def _sorted(names: pa.BinaryArray, totals: np.ndarray) -> Vocabulary:
-    """By falling count, ties by bytes; `<S>` is put last."""
-    table = pa.table({"word": names, "count": totals})
-    order = compute.sort_indices(table, sort_keys=[("count", "descending"), ("word", "ascending")])
-    words = pa.concat_arrays([names.take(order), pa.array([START.encode()], pa.binary())])
-    return Vocabulary(words, np.append(totals[as_numpy(order)], 0))
-
-
-def _read(path: Path) -> bytes:
-    """The file's bytes. Raises UserError where it is missing, too large to be a vocabulary or not UTF-8."""
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such vocabulary file")
-    with open(path, "rb") as file:
-        data = file.read(LARGEST_FILE_BYTES + 1)
-    if len(data) > LARGEST_FILE_BYTES:
-        raise UserError(f"{path}: larger than {LARGEST_FILE_BYTES >> 20} MiB; expected a vocabulary, one word a line")
-    check_utf8(data, str(path))
-    return data
-
-
-def _read_lines(path: Path) -> tuple[list[bytes], list[int] | None]:
-    """Words, and counts where every line has one. Raises UserError naming the line that is wrong."""
-    data = io.BytesIO(_read(path))
-    words: list[bytes] = []
-    counts: list[int] = []
-    for number, line in enumerate(data, 1):
-        fields = line.split(maxsplit=2)
-        if not fields:
-            continue
-        if len(words) == LARGEST_GIVEN_SIZE:
-            raise UserError(f"{path}: has more than {LARGEST_GIVEN_SIZE:,} words; expected a vocabulary, one word a line")
-        if len(fields) > 2 or (len(fields) == 2 and not _IS_COUNT.fullmatch(fields[1])) or (words and (len(fields) == 2) != bool(counts)):
-            raise UserError(f"{path}:{number}: expected `word count` on every line, or one word on every line")
-        words.append(fields[0])
-        if len(fields) == 2:
-            counts.append(int(fields[1]))
-    if len(set(words)) != len(words):
-        seen: set[bytes] = set()
-        twice = next(word for word in words if word in seen or seen.add(word))
-        raise UserError(f"{path}: the word `{twice.decode()}` is there twice; expected every word once")
-    return words, counts or None
-
-
-def read_given_vocabulary(path: Path) -> tuple[Vocabulary, bool]:
-    """Someone's own word list -> (vocabulary, whether the file had counts).
-
-    With counts the words are sorted by them; without, the file's order is the ids' order and counts are 0. `<S>` is
-    moved to the end. Raises UserError where `</S>` or `<UNK>` is missing.
-    """
-    words, counts = _read_lines(path)
-    for symbol in (END, UNKNOWN):
-        if symbol.encode() not in words:
-            raise UserError(
-                f"{path}: has no `{symbol}`; expected a vocabulary with `{START}`, `{END}` and `{UNKNOWN}` among its {len(words)} words"
-            )
-    kept = [index for index, word in enumerate(words) if word != START.encode()]
-    names = pa.array([words[index] for index in kept], pa.binary())
-    if counts is not None:
-        return _sorted(names, np.array([counts[index] for index in kept], dtype=np.int64)), True
-    return Vocabulary(pa.concat_arrays([names, pa.array([START.encode()], pa.binary())]), np.zeros(len(kept) + 1, dtype=np.int64)), False
+    def decode(self, ids_N: np.ndarray) -> list[str]:
+        """The sentences of a stream of ids as text, words parted by spaces; an unfinished last one too."""
+        sentences: list[list[str]] = [[]]
+        for word in np.split(ids_N, np.flatnonzero(self.begins(ids_N))[1:]) if len(ids_N) else []:
+            if word[0] == self.end_id:
+                sentences.append([])
+            else:
+                sentences[-1].append(self.word_of(word.tolist()))
+        return [" ".join(words) for words in (sentences if sentences[-1] else sentences[:-1])]

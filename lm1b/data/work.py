@@ -11,7 +11,8 @@ from lm1b.data.corpus import Piece
 from lm1b.data.crew import Crew
 from lm1b.data.pieces import CountedPiece, recall_count
 from lm1b.data.publish import UNFINISHED_NAME
-from lm1b.data.shards import SPLITS, VOCABULARY_NAME, ShardInfo
+from lm1b.data.shards import SPLITS, ShardInfo
+from lm1b.data.vocabulary import VOCABULARY_NAME
 from lm1b.progress import Progress
 from lm1b.workers import Workers
 

@@ -57,7 +57,7 @@ def _text_of_line(tokens: TokenDirectory, line: dict[str, Any]) -> ScoredText:
         text = text_of_files(tokens.vocabulary, [Path(file) for file in line["files"]])
     else:
         text = text_of_split(tokens, line["split"])
-    if (len(text.tokens_N), text.unknown) != (line["predictions"], line["unknown"]):
+    if (text.predictions, text.unknown) != (line["predictions"], line["unknown"]):
         raise UserError("the text has changed since")
     return text
 
@@ -69,8 +69,8 @@ def _count_baselines(tokens: TokenDirectory, texts: dict[str, ScoredText]) -> Ba
     )
     return {
         key: {
-            "unigram": float(np.exp(unigram.nats(text.tokens_N).mean())),
-            "trigram": None if trigram is None else float(np.exp(trigram.nats(text.tokens_N).mean())),
+            "unigram": float(np.exp(unigram.nats(text.tokens_N).sum() / text.predictions)),
+            "trigram": None if trigram is None else float(np.exp(trigram.nats(text.tokens_N).sum() / text.predictions)),
             "training_tokens": train.num_tokens,
         }
         for key, text in texts.items()

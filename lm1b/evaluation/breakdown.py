@@ -1,7 +1,8 @@
 """Where a text's nats go, how sure a perplexity is, and whether two runs differ: from the nats of every token (token_nats.py).
 
-1. `by_frequency`: words in bands of how common they are in training (ids run by falling count), `</S>` and `<UNK>` apart.
-2. `by_position`: words by their place in the sentence.
+1. `by_frequency`: ids in bands of how common they are in training (they run by falling count), `</S>` and `<UNK>` apart. Where words are
+   spelled by pieces these are bands of pieces, and their perplexity is that of a piece.
+2. `by_position`: words by their place in the sentence, with all of their pieces.
 3. `confidence`: the 95 % interval of a perplexity, by the bootstrap over sentences: sentences are drawn with replacement, nats and
    predictions are summed and divided once (Efron 1979; percentiles).
 4. `compare`: the same draws for two runs on the same text give the interval of the ratio of their perplexities; where 1 is outside of
@@ -45,22 +46,24 @@ class Interval(NamedTuple):
 
 
 def by_frequency(tokens: TokenNats) -> list[Part]:
-    """Bands of words, the commonest first, then `</S>` and `<UNK>`; bands without a word of the text are left out."""
+    """Bands of words (or pieces), the commonest first, then `</S>` and `<UNK>`; bands without one of the text's are left out."""
     end, unknown = (tokens.ids_N == tokens.facts[name] for name in ("end_id", "unknown_id"))
     is_word = ~(end | unknown)
     bounds = [0, *RANKS, np.iinfo(np.int64).max]
+    what = "words" if tokens.begins_N is None else "pieces"
     named = []
     for first, last in itertools.pairwise(bounds):
-        name = f"words {first + 1:,} to {last:,}" if last in RANKS else f"words from {first + 1:,}"
+        name = f"{what} {first + 1:,} to {last:,}" if last in RANKS else f"{what} from {first + 1:,}"
         named.append((name, is_word & (tokens.ids_N >= first) & (tokens.ids_N < last)))
-    return _parts(tokens, [*named, ("`</S>`", end), ("`<UNK>`", unknown)])
+    return _parts(tokens, [*named, ("`</S>`", end), ("`<UNK>`", unknown)], np.ones(len(tokens.ids_N), np.int64))
 
 
 def by_position(tokens: TokenNats) -> list[Part]:
     """Words by their place in the sentence, counted from 1; the sentence's end counts as a word."""
     starts = np.concatenate([[0], np.flatnonzero(tokens.ids_N == tokens.facts["end_id"])[:-1] + 1])
     lengths = np.diff([*starts, len(tokens.ids_N)])
-    places_N = np.arange(len(tokens.ids_N)) - np.repeat(starts, lengths) + 1
+    words_N = np.cumsum(tokens.counts_N)  # so far, over the whole text
+    places_N = words_N - np.repeat(words_N[starts] - 1, lengths)
     bounds = [0, *POSITIONS, np.iinfo(np.int64).max]
     named = []
     for before, last in itertools.pairwise(bounds):
@@ -68,15 +71,16 @@ def by_position(tokens: TokenNats) -> list[Part]:
             f"word {last}" if before + 1 == last else f"words {before + 1} to {last}" if last in POSITIONS else f"words from {before + 1}"
         )
         named.append((name, (places_N > before) & (places_N <= last)))
-    return _parts(tokens, named)
+    return _parts(tokens, named, tokens.counts_N)
 
 
-def _parts(tokens: TokenNats, named: list[tuple[str, np.ndarray]]) -> list[Part]:
+def _parts(tokens: TokenNats, named: list[tuple[str, np.ndarray]], counts_N: np.ndarray) -> list[Part]:
+    """counts_N: how many predictions each id is."""
     nats_N = tokens.nats_N.astype(np.float64)
     total = nats_N.sum()
     found = []
     for name, chosen_N in named:
-        count = int(np.count_nonzero(chosen_N))
+        count = int(counts_N[chosen_N].sum())
         if count:
             nats = float(nats_N[chosen_N].sum())
             found.append(Part(name, count, nats / total, math.exp(min(nats / count, 700.0))))
@@ -99,7 +103,7 @@ def _interval(value: float, values: list[float]) -> Interval:
 
 def confidence(tokens: TokenNats) -> Interval:
     """The text's word perplexity with its interval."""
-    nats_S, counts_S = tokens.by_sentence(tokens.nats_N), tokens.by_sentence(np.ones(len(tokens.ids_N)))
+    nats_S, counts_S = tokens.by_sentence(tokens.nats_N), tokens.by_sentence(tokens.counts_N)
     return _interval(nats_S.sum() / counts_S.sum(), [nats / count for nats, count in _resampled(nats_S, counts_S)])
 
 
@@ -111,5 +115,5 @@ def compare(one: TokenNats, other: TokenNats) -> Interval:
     if one.text_key != other.text_key:
         raise ValueError("not the same text and vocabulary")
     difference_S = other.by_sentence(other.nats_N) - one.by_sentence(one.nats_N)
-    counts_S = one.by_sentence(np.ones(len(one.ids_N)))
+    counts_S = one.by_sentence(one.counts_N)
     return _interval(difference_S.sum() / counts_S.sum(), [nats / count for nats, count in _resampled(difference_S, counts_S)])

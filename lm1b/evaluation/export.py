@@ -23,6 +23,7 @@ from torch import Tensor
 
 from lm1b.data.remote_tokens import open_tokens
 from lm1b.data.shards import TokenDirectory
+from lm1b.data.vocabulary_files import copy_vocabulary
 from lm1b.errors import UserError
 from lm1b.evaluation.export_facts import export_facts, generation_config, hugging_face_config
 from lm1b.evaluation.exported import (
@@ -123,7 +124,7 @@ def _write(
     """All files, the manifest last. -> their bytes."""
     folder.mkdir()
     files = _write_tensors(folder, sources, largest)
-    tokens.vocabulary.save(folder / VOCABULARY)
+    copy_vocabulary(tokens.folder / VOCABULARY, folder)
     write_json(folder / CONFIG, hugging_face_config(facts))
     write_json(folder / "generation_config.json", generation_config(facts))
     (folder / "README.md").write_text(model_card(facts, settings), encoding="utf-8")

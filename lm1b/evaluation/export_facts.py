@@ -13,7 +13,7 @@ from lm1b.training.checkpoint import Checkpoint
 
 # Of a line of evaluations.jsonl; the files' names stay behind.
 EVALUATION_FACTS = ("split", "official", "state", "lanes", "precision", "weights", "nats", "predictions", "words", "sentences", "unknown")
-EVALUATION_FACTS += ("word_perplexity", "label", "finished_at")
+EVALUATION_FACTS += ("tokens", "word_perplexity", "label", "finished_at")
 
 
 def _known_perplexities(lines: list[dict[str, Any]], step: int, kind: str, fingerprint: str) -> list[dict[str, Any]]:
@@ -49,7 +49,8 @@ def export_facts(
             "end_id": vocabulary.end_id,
             "unknown_id": vocabulary.unknown_id,
             "start_id": vocabulary.start_id,
-            "label": "closed",
+            "kind": vocabulary.kind,
+            "label": vocabulary.label,
         },
         "step": checkpoint.step,
         "epoch": state.get("epoch"),

@@ -2,7 +2,8 @@
 
     config.json          the shape, the vocabulary's fingerprint, the perplexities; as `transformers` wants it, ours under `lm1b`
     model.safetensors    core and tables; above 2 GB model-00001-of-0000N.safetensors ... and model.safetensors.index.json
-    vocabulary.txt       `word count` lines in id order
+    vocabulary.txt       `word count` lines in id order; of pieces, `piece count`, with SentencePiece's own vocabulary.model beside it, and
+                         vocabulary.words.txt where it is closed
     generation_config.json, README.md
     manifest.json        size and SHA-256 of each file but the README, which is the user's to finish; sealed
 
@@ -26,7 +27,8 @@ import torch
 from torch import Tensor
 
 from lm1b.config import ModelConfig, SoftmaxConfig
-from lm1b.data.vocabulary import Vocabulary
+from lm1b.data.vocabulary import VOCABULARY_NAME
+from lm1b.data.vocabulary_files import load_vocabulary
 from lm1b.distributed import single_process
 from lm1b.errors import UserError
 from lm1b.evaluation.loading import DTYPES, LoadedModel, in_memory, load_run
@@ -39,7 +41,7 @@ from lm1b.training.checkpoint import damage_of, is_file_list
 from lm1b.training.tensor_file import read_tensor
 
 FORMAT_VERSION = 1
-MANIFEST, CONFIG, VOCABULARY = "manifest.json", "config.json", "vocabulary.txt"
+MANIFEST, CONFIG, VOCABULARY = "manifest.json", "config.json", VOCABULARY_NAME
 TENSORS, INDEX = "model.safetensors", "model.safetensors.index.json"
 CORE, INPUT_TABLE, OUTPUT_TABLE, OUTPUT_BIAS = "core.", "input_table.weight", "output_table.weight", "output_table.bias"
 
@@ -93,7 +95,7 @@ class ExportedModel:
         self.path = path
         self._manifest = self._verify()
         self.facts = self._read_facts()
-        self.vocabulary = Vocabulary.load(path / VOCABULARY)
+        self.vocabulary = load_vocabulary(path / VOCABULARY)
         self.shape = shape_of_facts(self.facts, self.vocabulary.size, str(path / CONFIG))
         if self.vocabulary.fingerprint != self.facts["vocabulary"]["fingerprint"]:
             raise UserError(f"{path / VOCABULARY}: not the vocabulary that {CONFIG} names; export the model again")

@@ -1,7 +1,8 @@
 """A trained model to ask: `lm1b.load("runs/irnn_lm").score(["The president said ."])`.
 
 1. `load_run` reads one checkpoint of a run, its weights and its tables, and the vocabulary of its token directory. No DeepSpeed.
-2. Text becomes sentences of ids, one a line, as evaluation reads it: scores add up to those of `evaluate.py --state reset`.
+2. Text becomes sentences of ids, one a line, as evaluation reads it: scores add up to those of `evaluate.py --state reset`. Where words
+   are spelled by pieces, a word's log-probability is the sum of its pieces'.
 3. Sentences of like length are scored side by side, and come back in the order in which they were given.
 """
 
@@ -78,7 +79,7 @@ class LoadedModel:
 
     def score_lines(self, text: bytes, source: str = "text", *, side_by_side: int = 32) -> list[SentenceScore]:
         """Each line of UTF-8 text. Raises UserError that names `source` where it is not UTF-8."""
-        ids_N, _ = self.vocabulary.encode(text, source)
+        ids_N = self.vocabulary.encode(text, source).ids_N
         ends = np.flatnonzero(ids_N == self.vocabulary.end_id) + 1
         sequences = np.split(ids_N.astype(np.int64), ends[:-1]) if len(ends) else []
         nats = dict(self.scorer.nats_of_each(sequences, side_by_side))
@@ -87,7 +88,8 @@ class LoadedModel:
         return [nothing if is_blank else next(scored) for is_blank in blank_lines(text)]
 
     def _score(self, ids_T: np.ndarray, nats_T: np.ndarray) -> SentenceScore:
-        return SentenceScore(len(ids_T) - 1, int(np.count_nonzero(ids_T == self.vocabulary.unknown_id)), -nats_T)
+        nats_W = np.add.reduceat(nats_T, np.flatnonzero(self.vocabulary.begins(ids_T)))
+        return SentenceScore(len(nats_W) - 1, int(np.count_nonzero(ids_T == self.vocabulary.unknown_id)), -nats_W)
 
     def score_stream(self, lines: Iterator[bytes], together: int = 4096) -> Iterator[SentenceScore]:
         """Line after line, `together` at a time: as much memory whatever the length of the stream, and output as input comes."""

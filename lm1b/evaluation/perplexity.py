@@ -5,7 +5,8 @@
 3. Every position's -log P(target) is added up in float64: word_perplexity = exp(nats / (words + sentences)).
 
 Worked example: two sentences of 3 and 1 words give 6 predictions (the `</S>` of each is predicted); 30 nats in all are a
-word perplexity of exp(30 / 6) = 148.4.
+word perplexity of exp(30 / 6) = 148.4. Where words are spelled by pieces the nats are those of all pieces, and are divided by 6 all the
+same.
 
 Letters: D embedding, P output width, V vocabulary, U distinct words of the text.
 """
@@ -139,7 +140,6 @@ def evaluate_checkpoint(
             found = dict(scorer.nats_of_each(sequences, settings.lanes, on_scored))
             pieces = [found[number] for number in range(len(sequences))]
             nats = float(sum(piece.sum() for piece in pieces))
-        predictions = len(text.tokens_N)
         result = {
             "step": checkpoint.step,
             "checkpoint": checkpoint.path.name,
@@ -151,12 +151,13 @@ def evaluate_checkpoint(
             "weights": kind,
             "has_average": "ema" in reading.cores,
             "nats": nats if math.isfinite(nats) else None,
-            "predictions": predictions,
+            "predictions": text.predictions,
+            "tokens": len(text.tokens_N),
             "words": text.words,
             "sentences": text.sentences,
             "unknown": text.unknown,
-            "word_perplexity": _perplexity(nats, predictions),
-            "label": "closed",
+            "word_perplexity": _perplexity(nats, text.predictions),
+            "label": text.label,
             "official": text.official,
             "trained_on_official": reading.state.get("corpus", {}).get("official", False),
             "vocabulary": fingerprint,

@@ -5,11 +5,13 @@
    are kept, and of those the fewest that hold `top_p` of the probability (nucleus sampling, Holtzman et al. 2020).
 3. A uniform number keyed by (seed, sentence, place) picks one of them, the likeliest first: the same seed, the same sentence.
 
-`<S>` is never drawn, and `<UNK>` only where it is allowed: it stands for no word.
+`<S>` is never drawn, and `<UNK>` only where it is allowed: it stands for no word. Where words are spelled by pieces, the first piece begins
+a word (the prompt is of whole words), and a word is given when the next one begins.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,6 +22,8 @@ from torch import Tensor
 from lm1b.errors import UserError
 from lm1b.evaluation.loading import LoadedModel
 from lm1b.randomness import derive_key, uniform
+
+LONGEST_SPELLING = 64  # pieces of a drawn word
 
 
 @dataclass(frozen=True)
@@ -54,20 +58,35 @@ def sample_sentence(model: LoadedModel, prompt: str, settings: SamplingSettings,
     if "\n" in prompt:
         raise UserError("the prompt holds a newline; give the beginning of one sentence")
     scorer, vocabulary = model.scorer, model.vocabulary
-    ids_N, _ = vocabulary.encode(f"{prompt}\n".encode(), "prompt")
+    ids_N = vocabulary.encode(f"{prompt}\n".encode(), "prompt").ids_N
     before = [vocabulary.end_id, *ids_N[:-1].tolist()]  # its own `</S>` left out; an empty prompt has none
-    never = [vocabulary.start_id] + ([] if settings.may_be_unknown else [vocabulary.unknown_id])
+    never = vocabulary.never_drawn + ([] if settings.may_be_unknown else [vocabulary.unknown_id])
+    continuing = np.flatnonzero(~vocabulary.begins(np.arange(vocabulary.size)))  # pieces that go on with a word; none of words
     key = derive_key(settings.seed, "sample", number)
     state = scorer.model.zero_state(1, scorer.ranks.device)
-    for place in range(settings.longest):
+    word: list[int] = []
+    num_words = 0
+    for place in itertools.count():
         x_T1D = scorer.input_rows_UD[torch.tensor(before, device=scorer.ranks.device)].unsqueeze(1)
         hidden_T1P, state = scorer.model.hidden(x_T1D, state)
         logits_V = scorer.output.logits(hidden_T1P[-1, 0])
         logits_V[never] = -torch.inf
+        if not word or len(word) >= LONGEST_SPELLING:
+            logits_V[continuing] = -torch.inf
         drawn = choose(logits_V, settings, float(uniform(key, torch.tensor([place]))))
-        if drawn == vocabulary.end_id:
+        if word and vocabulary.begins(np.array([drawn]))[0]:
+            if text := vocabulary.word_of(word):  # a mark of a space with nothing behind it is no word
+                yield text
+                num_words += 1
+            word = []
+        if drawn == vocabulary.end_id or num_words >= settings.longest:
             return
-        yield vocabulary.words[drawn]
+        word.append(drawn)
+        if not len(continuing):
+            yield vocabulary.word_of(word)
+            word, num_words = [], num_words + 1
+            if num_words >= settings.longest:
+                return
         before = [drawn]
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from lm1b.config import Split
 from lm1b.data.official import HELD_OUT_COUNTS, VOCABULARY_SIZE, official_name_of
 from lm1b.data.shards import TokenDirectory
-from lm1b.data.vocabulary import Vocabulary
+from lm1b.data.vocabulary import Label, Vocabulary
 from lm1b.errors import UserError
 
 # The benchmark's test file: every look at it is counted.
@@ -25,7 +25,10 @@ TEST_FILE = "news.en.heldout-00000-of-00050"
 
 @dataclass(frozen=True)
 class ScoredText:
-    """Whole sentences to score. tokens_N: unsigned integers (N,); sentence_ends: int64, exclusive ends in tokens_N."""
+    """Whole sentences to score. tokens_N: unsigned integers (N,); sentence_ends: int64, exclusive ends in tokens_N.
+
+    begins_N: bool (N,), where a word begins or a sentence ends; None: everywhere, each id is a word. label: of the vocabulary.
+    """
 
     split: str
     files: list[str]
@@ -33,14 +36,21 @@ class ScoredText:
     sentence_ends: np.ndarray
     unknown: int
     official: str | None = None
+    begins_N: np.ndarray | None = None
+    label: Label = "closed"
 
     @property
     def sentences(self) -> int:
         return len(self.sentence_ends)
 
     @property
+    def predictions(self) -> int:
+        """Words and sentences, whatever the ids: what the nats are divided by."""
+        return len(self.tokens_N) if self.begins_N is None else int(np.count_nonzero(self.begins_N))
+
+    @property
     def words(self) -> int:
-        return len(self.tokens_N) - self.sentences
+        return self.predictions - self.sentences
 
     @property
     def is_test(self) -> bool:
@@ -60,10 +70,18 @@ def text_of_split(tokens: TokenDirectory, name: Split) -> ScoredText:
     if split.num_tokens == 0:
         raise UserError(f"the {name} split of {tokens.directory} holds no tokens; nothing to score")
     tokens_N, ends = split.joined()
-    text = ScoredText(name, [shard.name for shard in split.shards], tokens_N, ends, split.num_unknown)
+    text = _with_words(ScoredText(name, [shard.name for shard in split.shards], tokens_N, ends, split.num_unknown), tokens.vocabulary)
+    if text.words != split.num_words:
+        raise UserError(f"{tokens.directory}: {name} has {text.words} words, its manifest says {split.num_words}; preprocess again")
     pieces = tokens.manifest["made_from"].get("pieces", [])
     official_names = [official_name_of(piece["md5"]) for piece in pieces if piece["split"] == name]
-    return _check_official(text, official_names, tokens.vocabulary.size)
+    return _check_official(text, official_names, tokens.vocabulary)
+
+
+def _with_words(text: ScoredText, vocabulary: Vocabulary) -> ScoredText:
+    """The text with what its vocabulary says of its words."""
+    begins_N = None if vocabulary.kind == "words" else vocabulary.begins(text.tokens_N)
+    return replace(text, begins_N=begins_N, label=vocabulary.label)
 
 
 def text_of_files(vocabulary: Vocabulary, files: list[Path]) -> ScoredText:
@@ -74,28 +92,29 @@ def text_of_files(vocabulary: Vocabulary, files: list[Path]) -> ScoredText:
             data = Path(path).read_bytes()
         except FileNotFoundError:
             raise UserError(f"{path}: no such file; --files takes tokenized text, one sentence a line") from None
-        token_ids, unknown_here = vocabulary.encode(data, str(path))
-        if len(token_ids) == 0:
+        encoded = vocabulary.encode(data, str(path))
+        if encoded.sentences == 0:
             raise UserError(f"{path}: no sentence in it; nothing to score")
-        ends.append(np.flatnonzero(token_ids == vocabulary.end_id) + 1 + length)
-        parts.append(token_ids)
+        ends.append(np.flatnonzero(encoded.ids_N == vocabulary.end_id) + 1 + length)
+        parts.append(encoded.ids_N)
         official_names.append(official_name_of(hashlib.md5(data, usedforsecurity=False).hexdigest()))
-        unknown, length = unknown + unknown_here, length + len(token_ids)
+        unknown, length = unknown + encoded.unknown, length + len(encoded.ids_N)
     text = ScoredText("files", [str(path) for path in files], np.concatenate(parts), np.concatenate(ends), unknown)
-    return _check_official(text, official_names, vocabulary.size)
+    return _check_official(_with_words(text, vocabulary), official_names, vocabulary)
 
 
-def _check_official(text: ScoredText, names: list[str | None], vocabulary_size: int) -> ScoredText:
+def _check_official(text: ScoredText, names: list[str | None], vocabulary: Vocabulary) -> ScoredText:
     """Call a single official file by its name. Raises UserError where its counts are not the official ones."""
     name = names[0] if len(names) == 1 else None
     if name is None:
         return text
     name = name.rsplit("/", 1)[-1]
     if name in HELD_OUT_COUNTS:
-        found = (text.sentences, len(text.tokens_N), text.unknown)
+        found = (text.sentences, text.predictions, text.unknown)
         sentences, predictions, unknown = HELD_OUT_COUNTS[name]
         # How many words are unknown depends on the vocabulary; the published number is that of the official one.
-        expected = (sentences, predictions, unknown if vocabulary_size == VOCABULARY_SIZE else text.unknown)
+        is_its_vocabulary = vocabulary.kind == "words" and vocabulary.size == VOCABULARY_SIZE
+        expected = (sentences, predictions, unknown if is_its_vocabulary else text.unknown)
         if found != expected:
             raise UserError(
                 f"{text.files[0]} is the official {name} by its MD5, but (sentences, predictions, unknown words) are {found} where the "

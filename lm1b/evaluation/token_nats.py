@@ -2,7 +2,8 @@
 
 An evaluation leaves one file a text, way of scoring and kind of weights in the run's `token_nats/`, the latest taking the place of the
 one before: safetensors with `nats` (float32 [N]) and `ids` (uint32 [N], in the order of the text, `</S>` at every sentence's end), and
-what they are of in its metadata. 8 bytes a token; texts of more than LARGEST_TOKENS leave none.
+what they are of in its metadata. Where words are spelled by pieces, `begins` (uint8 [N]) is 1 where a word begins or a sentence ends.
+8 bytes a token, 9 of pieces; texts of more than LARGEST_TOKENS leave none.
 """
 
 from __future__ import annotations
@@ -28,11 +29,20 @@ FACTS = ("step", "split", "files", "state", "lanes", "precision", "weights", "vo
 
 @dataclass(frozen=True)
 class TokenNats:
-    """nats_N: float32, ids_N: uint32, in the order of the text. facts: FACTS of the evaluation, `end_id` and `unknown_id`."""
+    """nats_N: float32, ids_N: uint32, in the order of the text. facts: FACTS of the evaluation, `end_id` and `unknown_id`.
+
+    begins_N: bool, where a word begins or a sentence ends; None: everywhere.
+    """
 
     nats_N: np.ndarray
     ids_N: np.ndarray
     facts: dict[str, Any]
+    begins_N: np.ndarray | None = None
+
+    @property
+    def counts_N(self) -> np.ndarray:
+        """What each id counts for in a perplexity per word: int64, 1 or 0."""
+        return np.ones(len(self.ids_N), np.int64) if self.begins_N is None else self.begins_N.astype(np.int64)
 
     @property
     def text_key(self) -> str:
@@ -53,11 +63,21 @@ def path_of(run_directory: Path, line: dict[str, Any]) -> Path:
 
 
 def write_token_nats(
-    run_directory: Path, line: dict[str, Any], parts: Sequence[np.ndarray], ids_N: np.ndarray, symbols: dict[str, int]
+    run_directory: Path,
+    line: dict[str, Any],
+    parts: Sequence[np.ndarray],
+    ids_N: np.ndarray,
+    symbols: dict[str, int],
+    begins_N: np.ndarray | None = None,
 ) -> None:
-    """Keep the nats of a line of evaluations.jsonl. parts: nats of the text's pieces, in order. symbols: end_id and unknown_id."""
+    """Keep the nats of a line of evaluations.jsonl. parts: nats of the text's parts, in order. symbols: end_id and unknown_id.
+
+    begins_N: as of TokenNats.
+    """
     facts = {**{key: line[key] for key in FACTS}, **symbols}
     tensors = {"nats": np.concatenate(parts).astype(np.float32), "ids": ids_N.astype(np.uint32)}
+    if begins_N is not None:
+        tensors["begins"] = begins_N.astype(np.uint8)
     with atomic_file(path_of(run_directory, line), outlives_power=False) as file:
         file.write(save(tensors, {"facts": json.dumps(facts)}))
 
@@ -73,8 +93,10 @@ def read_token_nats(run_directory: Path, line: dict[str, Any]) -> TokenNats | No
     try:
         with safe_open(path, "numpy") as file:
             facts = json.loads(file.metadata()["facts"])
-            found = TokenNats(file.get_tensor("nats"), file.get_tensor("ids"), facts)
+            begins_N = file.get_tensor("begins").astype(bool) if "begins" in file.keys() else None  # noqa: SIM118 (no mapping)
+            found = TokenNats(file.get_tensor("nats"), file.get_tensor("ids"), facts, begins_N)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: damaged ({error}); evaluate again") from None
-    is_of_line = all(facts.get(key) == line[key] for key in FACTS) and len(found.nats_N) == len(found.ids_N) == line["predictions"]
-    return found if is_of_line else None
+    lengths = {len(found.nats_N), len(found.ids_N), len(found.counts_N)}
+    is_of_line = all(facts.get(key) == line[key] for key in FACTS) and int(found.counts_N.sum()) == line["predictions"]
+    return found if is_of_line and len(lengths) == 1 else None

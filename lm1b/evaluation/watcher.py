@@ -99,11 +99,11 @@ class Evaluator:
     def _keep_nats(self, line: dict[str, Any], pieces: list[np.ndarray]) -> None:
         """For the report's breakdowns; the first rank's."""
         if self.ranks.is_first and line["nats"] is not None:
-            write_token_nats(self.run_directory, line, pieces, self.text.tokens_N, self.symbols)
+            write_token_nats(self.run_directory, line, pieces, self.text.tokens_N, self.symbols, self.text.begins_N)
 
     def scored(self) -> set[tuple[int, str]]:
         """(step, kind of weights) that evaluations.jsonl already has for this text and these settings."""
-        wanted = (self.text.split, self.fingerprint, len(self.text.tokens_N))
+        wanted = (self.text.split, self.fingerprint, self.text.predictions)
         found: set[tuple[int, str]] = set()
         for line in read_json_lines(self.log):
             text = (line.get("split"), line.get("vocabulary"), line.get("predictions"))
@@ -142,8 +142,9 @@ def describe(line: dict[str, Any]) -> str:
     if line["official"]:
         counted = line["official"] in HELD_OUT_COUNTS and line["vocabulary_size"] == VOCABULARY_SIZE
         checked = " (official by its MD5" + (", and its counts are the published ones)" if counted else ")")
+    spelled = f" in {line['tokens']:,} pieces ({line['label']})" if line.get("tokens", line["predictions"]) != line["predictions"] else ""
     return (
-        f"step {line['step']}: word perplexity {perplexity} on {on}{checked}: {line['predictions']:,} predictions, "
+        f"step {line['step']}: word perplexity {perplexity} on {on}{checked}: {line['predictions']:,} predictions{spelled}, "
         f"{100 * line['unknown'] / line['predictions']:.2f} % unknown, {line['state']}{pieces}, {line['weights']} weights, "
         f"{line['precision']}, {line['seconds']:.1f} s"
     )

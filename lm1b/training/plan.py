@@ -34,6 +34,7 @@ class Plan:
     """Sizes of a training. bytes_a_rank and seconds: estimates; seconds None where there is no way to tell."""
 
     vocabulary_size: int
+    vocabulary_of: str
     tokens_per_epoch: int
     core: int
     tables: int
@@ -48,7 +49,7 @@ class Plan:
         """A few lines for people."""
         tokens = self.total_steps * self.tokens_per_step
         lines = [
-            f"vocabulary       {self.vocabulary_size:,} words",
+            f"vocabulary       {self.vocabulary_size:,} {self.vocabulary_of}",
             f"parameters       {self.core + self.tables:,}: core {self.core:,}, tables {self.tables:,}",
             f"training tokens  {self.tokens_per_epoch:,} an epoch, {self.tokens_per_step:,} a step",
             f"length           {self.total_steps:,} steps, {tokens:,} tokens, {tokens / self.tokens_per_epoch:.2f} epochs",
@@ -72,6 +73,7 @@ def make_plan(config: Config, place: Place, device: torch.device) -> Plan:
     tables = table_parameters(config.model, config.softmax, vocabulary_size)
     return Plan(
         vocabulary_size=vocabulary_size,
+        vocabulary_of="words" if tokens.vocabulary.kind == "words" else f"pieces of words ({tokens.vocabulary.label})",
         tokens_per_epoch=tokens_per_epoch,
         core=core,
         tables=tables,
