@@ -62,4 +62,6 @@ def test_the_readmes_commands(tmp_path: Path) -> None:
     for one, other in zip(scores, again, strict=True):
         assert other["words"] == one["words"]
         assert np.allclose(other["log_probabilities"], one["log_probabilities"], atol=1e-5)
-    assert "validation" in tell(other_corpus + " --set corpus.validation_fraction=0.2 --set vocabulary.minimum_count=1")
+    assert "validation" in tell(
+        other_corpus + " --set corpus.validation_fraction=0.2 --set vocabulary.minimum_count=1 --set vocabulary.pieces=275"
+    )
