@@ -90,7 +90,7 @@ class VocabularyConfig(Section):
     sample_words: Positive = Field(
         default=5_000_000,
         description="`sentencepiece`: words of the training split, drawn by their counts, that pieces are learnt from; all where there are "
-        "fewer (about 130 bytes of memory each).",
+        "fewer.",
     )
     seed: int = Field(default=1, ge=0, description="`sentencepiece`: seed of that sample; not run.seed, so that runs can share tokens.")
 

