@@ -17,11 +17,11 @@ class Metric(NamedTuple):
 
 METRICS = {
     "nats_per_word": Metric(
-        "loss/training_nats",
+        "loss/training",
         "Training loss, nats a word, mean since the line before: the sampled softmax's, which is no perplexity, or the full one's.",
     ),
-    "sampled_nats_checked": Metric("loss/checked_sampled_nats", "Sampled loss on a few positions, every training.gap_every steps."),
-    "true_nats_checked": Metric("loss/checked_true_nats", "Full softmax's loss on the same positions: what the sampled one stands for."),
+    "sampled_nats_checked": Metric("loss/checked_sampled", "Sampled loss on a few positions, every training.gap_every steps."),
+    "true_nats_checked": Metric("loss/checked_full", "Full softmax's loss on the same positions: what the sampled one stands for."),
     "gradient_norm": Metric("recurrence/gradient_norm", "Global norm of the core's gradient before clipping, at this step."),
     "largest_activation": Metric("recurrence/largest_activation", "Largest absolute output of a recurrent layer at this step, all ranks."),
     "mean_activation": Metric("recurrence/mean_activation", "Mean absolute output of a recurrent layer at this step, first rank's lanes."),
@@ -58,7 +58,7 @@ METRICS = {
 }
 
 EVALUATED = {
-    "word_perplexity": Metric("evaluation/word_perplexity", "Exact word perplexity of a checkpoint, by split, state and weights."),
+    "word_perplexity": Metric("exact_perplexity", "Exact word perplexity of a checkpoint, by split, state and weights."),
     "spectral_radius": Metric(
         "recurrence/spectral_radius",
         "Largest absolute eigenvalue of a layer's recurrent weight (lstm: of each gate's), of the weights that were evaluated: above 1 a "

@@ -89,8 +89,8 @@ def test_every_number_has_a_tag_with_a_meaning_and_is_on_the_board(tiny_folder: 
     assert set(METRICS) - numbers == alone
     board = board_of(tiny_folder / "watched" / "tensorboard")
     assert set(board.Tags()["scalars"]) == {tag for line in lines for tag in scalars_of(line)}
-    assert [event.step for event in board.Scalars("loss/training_nats")] == [10, 15, 20, 30]
-    assert board.Scalars("loss/training_nats")[0].value == pytest.approx(lines[0]["nats_per_word"])
+    assert [event.step for event in board.Scalars("loss/training")] == [10, 15, 20, 30]
+    assert board.Scalars("loss/training")[0].value == pytest.approx(lines[0]["nats_per_word"])
     assert board.SummaryMetadata("recurrence/dead_relus").summary_description == METRICS["dead_relus"].meaning
     on_layout = {tag for charts in LAYOUT.values() for _, tags in charts.values() for tag in tags}
     assert on_layout <= {metric.tag for metric in (METRICS | EVALUATED).values()}
@@ -105,7 +105,7 @@ def test_an_evaluation_shows_perplexity_radii_sentences_and_words(tiny_folder: P
     folder = tiny_folder / "watched" / "tensorboard" / "evaluation"
     (line,) = read_json_lines(tiny_folder / "watched" / "evaluations.jsonl")
     board = board_of(folder)
-    (point,) = board.Scalars("evaluation/word_perplexity/validation_carry_ema")
+    (point,) = board.Scalars("exact_perplexity/validation_carry_ema")
     assert point.value == pytest.approx(line["word_perplexity"])
     assert board.Scalars("recurrence/spectral_radius/layer 1, ema")[0].value == pytest.approx(line["spectral_radius"]["layer 1"])
     (text,) = board.Tensors("samples/text_summary")

@@ -19,6 +19,7 @@ from lm1b.errors import UserError
 from lm1b.evaluation.loading import LoadedModel, load_run
 from lm1b.evaluation.sampling import SamplingSettings, sample_sentence
 from lm1b.files import atomic_file
+from lm1b.markdown import literal
 from lm1b.metrics import EVALUATED
 from lm1b.training.board import Board
 
@@ -56,7 +57,7 @@ def _show_model(board: Board, run_directory: Path, config: Config, step: int) ->
     if settings.samples:
         drawing = SamplingSettings(seed=config.run.seed, longest=LONGEST_SENTENCE)
         sentences = [" ".join(sample_sentence(model, "", drawing, number)) for number in range(settings.samples)]
-        board.text("samples", "\n".join(f"    {_one_line(sentence)}" for sentence in sentences), step)  # indented: text as it is
+        board.text("samples", "\n".join(f"{number}. {literal(sentence)}" for number, sentence in enumerate(sentences, 1)), step)
     if settings.projector_words:
         write_projector(run_directory / FOLDER, model, settings.projector_words)
 

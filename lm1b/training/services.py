@@ -114,7 +114,7 @@ class Services:
             lines = read_json_lines(self._evaluations)
             for line in lines[self._seen :]:
                 if line.get("word_perplexity") is not None:
-                    name = f"evaluation/word_perplexity/{line['split']}_{line['state']}_{line['weights']}"
+                    name = f"exact_perplexity/{line['split']}_{line['state']}_{line['weights']}"
                     self._send({name: line["word_perplexity"]}, line["step"])
             self._seen = len(lines)
 
