@@ -40,8 +40,9 @@ def report_parts(runs: list[RunRecord], rows: list[list[str]], notes: list[str])
         _at_a_glance(runs),
         Place("curves"),
         "## Perplexity",
-        "Exact word perplexities over the whole vocabulary (closed: `<UNK>` is a word; predictions = words + sentences, each `</S>` is "
-        "predicted). \\*: best on validation. The last two columns divide by the baselines on the same text and vocabulary. "
+        "Exact perplexities a word, over the whole vocabulary: predictions = words + sentences, each `</S>` is predicted. `<UNK>` is a "
+        "word, but where a vocabulary of pieces is open: that spells every word, and its figures do not compare with the others. "
+        "\\*: best on validation. The last two columns divide by the baselines on the same text and vocabulary. "
         f"Looks at a test text: {sum(count_test_looks(run.evaluations) for run in runs)}.",
         _escaped_table(list(COLUMNS), rows, LEFT_COLUMNS) if rows else "Nothing has been scored yet.",
         *(f"Note: {literal(note)}" for note in notes),

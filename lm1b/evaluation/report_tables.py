@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from lm1b.data.official import VOCABULARY_SIZE
+from lm1b.data.official import HELD_OUT_COUNTS, VOCABULARY_SIZE
 from lm1b.evaluation.baselines import Baselines, baseline_key
 from lm1b.evaluation.records import RunRecord
 from lm1b.evaluation.texts import TEST_FILE
@@ -36,7 +37,7 @@ def table_rows(run: RunRecord, baselines: Baselines) -> list[list[str]]:
             line["weights"],
             line["precision"],
             f"{line['predictions']:,}",
-            f"{100 * line['unknown'] / line['predictions']:.2f} %",
+            unknown_share(line),
             "not finite" if perplexity is None else f"{perplexity:.2f}" + (" *" if line is best else "  "),
             *(_ratio(perplexity, beside.get(name)) for name in ("unigram", "trigram")),
         ])  # fmt: skip
@@ -50,15 +51,19 @@ def baseline_rows(run: RunRecord, baselines: Baselines) -> list[tuple[list[str],
         beside = baselines.get(key, {})
         for name, label in (("unigram", "unigram, add one"), ("trigram", "trigram, Kneser-Ney")):
             if beside.get(name) is not None:
-                unknown = f"{100 * line['unknown'] / line['predictions']:.2f} %"
                 files = line.get("official") or Path(line["files"][0]).name
                 more = f" + {len(line['files']) - 1}" if len(line["files"]) > 1 else ""
-                counts = [f"{line['predictions']:,}", unknown, f"{beside[name]:.2f}  "]
+                counts = [f"{line['predictions']:,}", unknown_share(line), f"{beside[name]:.2f}  "]
                 ratios = [_ratio(beside[name], beside["unigram"]), _ratio(beside[name], beside["trigram"])]
                 seen = f"{beside['training_tokens']:,}"
                 row = [f"{run.name}: {label}", "", "1", seen, line["split"], files + more, "", "", "", *counts, *ratios]
                 rows.append((row, label))
     return rows
+
+
+def unknown_share(line: dict[str, Any]) -> str:
+    """Of a result's predictions; `none (open)` where every word is spelled out."""
+    return "none (open)" if line.get("label") == "open" else f"{100 * line['unknown'] / line['predictions']:.2f} %"
 
 
 def _ratio(perplexity: float | None, baseline: float | None) -> str:
@@ -77,8 +82,12 @@ def as_text(rows: list[list[str]]) -> str:
 
 
 def is_comparable(run: RunRecord) -> bool:
-    """Whether the run was trained on the full benchmark and scored on its test file with the official vocabulary."""
+    """Whether the run was trained on the full benchmark and scored on its test file with the official words, or pieces closed by them."""
+
+    def has_official_words(line: dict[str, Any]) -> bool:
+        is_closed_alike = line.get("label") == "closed" and line["unknown"] == HELD_OUT_COUNTS[TEST_FILE][2]
+        return line.get("vocabulary_size") == VOCABULARY_SIZE or is_closed_alike
+
     return any(
-        line.get("trained_on_official") and line.get("official") == TEST_FILE and line.get("vocabulary_size") == VOCABULARY_SIZE
-        for line in run.evaluations
+        line.get("trained_on_official") and line.get("official") == TEST_FILE and has_official_words(line) for line in run.evaluations
     )
