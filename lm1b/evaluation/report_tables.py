@@ -85,7 +85,7 @@ def is_comparable(run: RunRecord) -> bool:
     """Whether the run was trained on the full benchmark and scored on its test file with the official words, or pieces closed by them."""
 
     def has_official_words(line: dict[str, Any]) -> bool:
-        is_closed_alike = line.get("label") == "closed" and line["unknown"] == HELD_OUT_COUNTS[TEST_FILE][2]
+        is_closed_alike = line.get("label") == "closed" and line.get("unknown") == HELD_OUT_COUNTS[TEST_FILE][2]
         return line.get("vocabulary_size") == VOCABULARY_SIZE or is_closed_alike
 
     return any(
