@@ -13,6 +13,9 @@ import json
 import textwrap
 from typing import Any, Literal, get_args, get_origin
 
+from pydantic import WithJsonSchema
+from pydantic.fields import FieldInfo
+
 from lm1b.errors import UserError
 from lm1b.metrics import describe_metrics
 from lm1b.strict_config import Section
@@ -41,10 +44,16 @@ def values_of(model: type[Section], path: str) -> list[str]:
     """The values that a field takes where there are only some: names, true and false, null; none for a path that is not there."""
     sections, found = [model], []
     for name in path.split("."):
-        annotations = [section.model_fields[name].annotation for section in sections if name in section.model_fields]
-        sections = [section for annotation in annotations for section in sections_in(annotation)]
-        found = [] if sections else [value for annotation in annotations for value in _literals(annotation)]
+        fields = [section.model_fields[name] for section in sections if name in section.model_fields]
+        sections = [section for field in fields for section in sections_in(field.annotation)]
+        found = [] if sections else [value for field in fields for value in [*_literals(field.annotation), *_listed(field)]]
     return list(dict.fromkeys(found)) if set(found) != {"null"} else []
+
+
+def _listed(field: FieldInfo) -> list[str]:
+    """The values that a type with its own check tells in the schema."""
+    schemas = [extra.json_schema for extra in field.metadata if isinstance(extra, WithJsonSchema) and extra.json_schema]
+    return [str(value) for schema in schemas for value in schema.get("enum", [])]
 
 
 def _literals(annotation: Any) -> list[str]:

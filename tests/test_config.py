@@ -124,7 +124,7 @@ WIDTHS = ("embedding", "hidden", "projection", "recurrent_projection")
 
 def test_what_ships() -> None:
     expected = ["irnn_lm", "irnn_4x512_lm", "irnn_lm_pieces", "lstm_lm", "lstm_2048_512_lm", "tanh_rnn_lm", "biglstm_lm"]
-    expected += ["irnn_news", "lstm_news"]
+    expected += ["irnn_news", "irnn_news_pieces", "lstm_news"]
     assert sorted(path.stem for path in SHIPPED) == sorted(expected)
     paper = load_config(REPOSITORY / "configs" / "irnn_lm.json").model
     assert (paper.cell, paper.layers, paper.hidden, paper.projection) == ("irnn", 1, 1024, 512)

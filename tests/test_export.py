@@ -289,6 +289,7 @@ def test_an_export_that_is_cut_leaves_nothing(run: Path, tmp_path: Path, prepare
     """Interrupted, or out of space, just when the tensors are being written."""
     code = (
         "import resource, runpy, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background processes are born without
         f"sys.addaudithook(lambda event, given: {prepare})\n"
         "sys.argv = sys.argv[1:]\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"

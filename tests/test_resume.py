@@ -180,8 +180,13 @@ OTHER: dict[str, Any] = {
     "model.input_weight_std": 0.01,
     "model.projection_weight": "glorot_normal",
     "model.recurrent_weight_std": 0.1,
+    "model.tie_tables": {"tie_tables": True, "embedding": 16},  # goes by itself with no other width
     "softmax.kind": "full",
     "softmax.samples": 50,
+    "softmax.proposal": "unigram",
+    "softmax.unigram_power": 0.5,
+    "softmax.cutoffs": [10, 20],
+    "softmax.cluster_factor": 2.0,
     "tables.learning_rate": 0.1,
     "tables.initial_accumulator": 0.1,
     "tables.gradient_scale": 2.0,
@@ -215,8 +220,9 @@ def refusal(config: Config) -> str:
 @pytest.mark.parametrize("field", OTHER)
 def test_a_change_that_may_not_be_is_refused_by_name(tiny_folder: Path, trained: list[Any], field: str) -> None:
     section, key = field.split(".")
-    message = refusal(changed_settings(tiny_folder, **{section: {key: OTHER[field]}}))
-    assert f"it differs in {field};" in message
+    changed = OTHER[field] if isinstance(OTHER[field], dict) else {key: OTHER[field]}
+    message = refusal(changed_settings(tiny_folder, **{section: changed}))
+    assert f"it differs in {', '.join(f'{section}.{name}' for name in sorted(changed))};" in message
     assert "\n" not in message
 
 
