@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from tiny import tiny_settings
-from training_runs import assert_same_end, job, launch, losses, run_launches
+from training_runs import assert_same_end, job, losses, run_by_name
 
 from lm1b.config import parse_config
 from lm1b.data.shards import TokenDirectory
@@ -45,14 +45,7 @@ def seen(tiny_folder: Path) -> dict[str, list[dict[str, Any]]]:
         ],
         4: [make("4")],
     }
-    found: dict[str, list[dict[str, Any]]] = {}
-    for planned, reports in zip(
-        jobs.values(), run_launches(tiny_folder, "full", [launch(ranks, jobs[ranks]) for ranks in jobs]), strict=True
-    ):
-        for number, one in enumerate(planned):
-            found[Path(one["config"]["run"]["directory"]).name] = [rank[number] for rank in reports]
-    assert all(report["error"] is None for reports in found.values() for report in reports), found
-    return found
+    return run_by_name(tiny_folder, "full", jobs)
 
 
 @pytest.mark.parametrize("run", ["1x2", "2", "2_in_order", "4", "all_sampled"])

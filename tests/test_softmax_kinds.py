@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import tiny_settings
-from training_runs import assert_same_end, events, job, launch, losses, run_launches
+from training_runs import assert_same_end, events, job, losses, run_by_name
 
 from lm1b.config import parse_config
 from lm1b.data.batches import Batches
@@ -55,14 +55,7 @@ def seen(tiny_folder: Path) -> dict[str, list[dict[str, Any]]]:
         + [make("tied", "poisoned", training={"total_steps": 7}, poison=poison)],
         4: [make(kind, "4") for kind in four],
     }
-    found: dict[str, list[dict[str, Any]]] = {}
-    for planned, reports in zip(
-        jobs.values(), run_launches(tiny_folder, "kinds", [launch(ranks, jobs[ranks]) for ranks in jobs]), strict=True
-    ):
-        for number, one in enumerate(planned):
-            found[Path(one["config"]["run"]["directory"]).name] = [rank[number] for rank in reports]
-    assert all(report["error"] is None for reports in found.values() for report in reports), found
-    return found
+    return run_by_name(tiny_folder, "kinds", jobs)
 
 
 @pytest.mark.parametrize("run", [*CUTS, "adaptive_stage_2", "adaptive_stage_3"])

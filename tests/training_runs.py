@@ -34,6 +34,17 @@ def run_launches(folder: Path, name: str, plan: list[dict[str, Any]]) -> list[li
     return json.loads(report_file.read_text())
 
 
+def run_by_name(folder: Path, name: str, jobs: dict[int, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
+    """Jobs by number of ranks -> what every rank saw, by run (of one that goes on: in its last job). Fails where a job failed."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    reports = run_launches(folder, name, [launch(ranks, planned) for ranks, planned in jobs.items()])
+    for planned, seen in zip(jobs.values(), reports, strict=True):
+        for number, one in enumerate(planned):
+            found[Path(one["config"]["run"]["directory"]).name] = [rank[number] for rank in seen]
+    assert all(report["error"] is None for reports in found.values() for report in reports), found
+    return found
+
+
 def losses(folder: Path, run: str) -> list[float]:
     """Sampled nats a word of every line of metrics.jsonl."""
     return [line["nats_per_word"] for line in read_json_lines(folder / run / "metrics.jsonl")]

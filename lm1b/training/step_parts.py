@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
+
+from lm1b.training.part_seconds import PartSeconds
 
 T = TypeVar("T")
 STEP_PARTS = ("rows", "forward", "backward", "checks", "update")
@@ -15,25 +15,11 @@ STEP_PARTS = ("rows", "forward", "backward", "checks", "update")
 WAITING_IN = {"backward": "core gradient", "checks": "status", "update": "row gradients"}
 
 
-def _zeros() -> dict[str, float]:
-    return dict.fromkeys(STEP_PARTS, 0.0)
-
-
-class StepParts:
+class StepParts(PartSeconds):
     """Seconds by part since they were last taken."""
 
     def __init__(self, device: torch.device) -> None:
-        self._is_on = device.type == "cpu"
-        self._seconds = _zeros()
-
-    @contextlib.contextmanager
-    def on(self, part: str) -> Iterator[None]:
-        """Around a part, once or more in a step."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._seconds[part] += time.perf_counter() - started
+        super().__init__(STEP_PARTS, device)
 
     def timed(self, part: str, action: Callable[..., T]) -> Callable[..., T]:
         """`action`, whose calls count as `part`."""
@@ -49,8 +35,8 @@ class StepParts:
 
         waited: seconds that this rank has waited over the same `steps` steps, by what for.
         """
-        seconds, self._seconds = self._seconds, _zeros()
-        if not self._is_on or not steps:
+        seconds = self.take_seconds()
+        if not self.is_on or not steps:
             return None
         for part, what in WAITING_IN.items():
             seconds[part] = max(0.0, seconds[part] - waited.get(what, 0.0))

@@ -8,38 +8,25 @@ steps has not done in time. On a GPU host time says nothing of this: zeros.
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
+
+from lm1b.training.part_seconds import PartSeconds
 
 PARTS = ("rows", "core gradient", "status", "row gradients")
 NOTABLE_SHARE = 0.1  # of a step, that the others wait for the slowest
 
 
-class Waiting:
+class Waiting(PartSeconds):
     """Seconds of the present step by part, on this rank."""
 
     def __init__(self, device: torch.device) -> None:
-        self._is_on = device.type == "cpu"
-        self.seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
-
-    @contextlib.contextmanager
-    def on(self, part: str) -> Iterator[None]:
-        """Around what waits for other ranks."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            if self._is_on:
-                self.seconds[part] += time.perf_counter() - started
+        super().__init__(PARTS, device)
 
     def take(self) -> list[float]:
         """The seconds so far in the order of PARTS; then all are 0 again."""
-        values = list(self.seconds.values())
-        self.seconds = dict.fromkeys(PARTS, 0.0)
-        return values
+        return list(self.take_seconds().values())
 
 
 def straggler(waiting_RP: Sequence[Sequence[float]], seconds: float) -> tuple[int, float] | None:
