@@ -16,8 +16,8 @@ WORKER = str(Path(__file__).with_name("training_worker.py"))
 
 
 def job(folder: Path, run: str, **sections: Any) -> dict[str, Any]:
-    """One training for a launch: `poison` and `loss_scale` are the worker's, all else overrides sections of the config."""
-    extra = {key: sections.pop(key) for key in ("poison", "loss_scale") if key in sections}
+    """One training for a launch: `poison`, `loss_scale` and `as_on_gpu` are the worker's, all else overrides sections of the config."""
+    extra = {key: sections.pop(key) for key in ("poison", "loss_scale", "as_on_gpu") if key in sections}
     return {"config": tiny_settings(folder, run, **sections), **extra}
 
 

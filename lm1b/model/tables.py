@@ -163,11 +163,17 @@ def distinct_shared(samples: Samples, inputs_N: Tensor, targets_N: Tensor, ranks
     return ids_U, places[: inputs_N.numel()], places[inputs_N.numel() :]
 
 
-def begin_rows(wanted: Sequence[tuple[VocabularyTable, RowRequest, torch.dtype]]) -> list[Bringing]:
-    """Room for the requested rows of each table; alone on one rank the rows are there at once."""
+def begin_rows(wanted: Sequence[tuple[VocabularyTable, RowRequest, torch.dtype]], room: Sequence[int] | None = None) -> list[Bringing]:
+    """Room for the requested rows of each table; alone on one rank the rows are there at once.
+
+    room: of each table, for how many rows; what is not asked for stays 0. None: for just those asked for.
+    """
     brought = []
-    for table, request, dtype in wanted:
-        rows_UD = torch.empty(len(request.ids_U), table.width, device=table.rows.device)
+    for i, (table, request, dtype) in enumerate(wanted):
+        num_rows = len(request.ids_U)
+        rows_UD = torch.empty(max(num_rows, room[i] if room else 0), table.width, device=table.rows.device)
+        if len(rows_UD) > num_rows:
+            rows_UD[num_rows:] = 0.0
         if request.ranks.size == 1:
             take_rows(table.rows, request.ids_U, rows_UD, dtype)
         brought.append(Bringing(table.rows, dtype, rows_UD))
