@@ -23,6 +23,7 @@ from torch import Tensor
 from lm1b.config import Config
 from lm1b.distributed import Ranks
 from lm1b.model.huge_pages import lasting_zeros
+from lm1b.model.kernels import triton_kernels
 from lm1b.model.row_exchange import Bringing, GradientExchange, RowRequest, block_rows, take_rows
 from lm1b.model.sampler import Samples
 from lm1b.randomness import derive_key, uniform
@@ -83,7 +84,11 @@ class VocabularyTable:
         if self.before_update is not None:
             self.before_update(self.name, exchange.gradients[index].request.updated_places)
         for places, gradient in exchange.sums(index):
-            self._update(places, gradient.mul_(gradient_scale), learning_rate, epsilon)
+            if kernels := triton_kernels(self.rows.device):
+                scales = {"scale": gradient_scale, "learning_rate": learning_rate, "epsilon": epsilon}
+                kernels.adagrad_rows(self.rows, self.accumulators, places, gradient, **scales)
+            else:
+                self._update(places, gradient.mul_(gradient_scale), learning_rate, epsilon)
 
     def _update(self, places: Tensor, gradient: Tensor, learning_rate: float, epsilon: float) -> None:
         accumulators = self.accumulators.index_select(0, places).addcmul_(gradient, gradient)
