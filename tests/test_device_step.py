@@ -138,4 +138,4 @@ def test_the_device_stands_for_one_that_is_asked() -> None:
     with pytest.raises(NotImplementedError):
         torch.nonzero(torch.empty(3, device=META))
     with NeverMixed(), pytest.raises(AssertionError, match="mixes"):
-        torch.empty(3, device=META) + torch.ones(3)
+        _ = torch.empty(3, device=META) + torch.ones(3)

@@ -48,7 +48,7 @@ def work_of(shape: str, precision: str, ranks: Ranks) -> dict[str, float]:
             step.run()
     events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
     operators = sum(event.name().startswith(("aten::", "mkldnn::")) for event in events)
-    allocated = sum(max(0, event.nbytes()) for event in events if event.name() == "[memory]")
+    allocated = sum(max(0, event.nbytes()) for event in events if event.name() == "[memory]")  # type: ignore[attr-defined]
     return {"operators": operators / STEPS, "bytes_allocated": allocated / STEPS, "rows_fetched": rows / STEPS}
 
 
