@@ -70,14 +70,14 @@ def compiled(kernel: Any, pointers: dict[str, str], numbers: dict[str, str], con
 
 def compile_all() -> dict[str, Any]:
     found = {}
-    numbers = {"num_columns": "i32", "row_stride": "i32"}
+    numbers = {"row_stride": "i32"}
     for dtype in ("bf16", "fp16", "fp32"):
         names = {"offset_ptr": "*fp32", "column_ptr": "*i64", "target_logit_ptr": "*fp32", "largest_ptr": "*fp32", "sum_ptr": "*fp32"}
-        constants = {"BLOCK": 8192, "LOG2_E": 1.4426950408889634}
+        constants = {"NUM_COLUMNS": 8192, "BLOCK": 8192, "LOG2_E": 1.4426950408889634}
         found[f"softmax {dtype}"] = compiled(triton_kernels._softmax_kernel, {"logits_ptr": f"*{dtype}", **names}, numbers, constants, 8)
     tables = {"rows_ptr": "*fp32", "accumulators_ptr": "*fp32", "places_ptr": "*i64", "gradient_ptr": "*fp32"}
-    scales = {"scale": "fp32", "learning_rate": "fp32", "epsilon": "fp32", "width": "i32", "gradient_stride": "i32"}
-    found["adagrad"] = compiled(triton_kernels._adagrad_kernel, tables, scales, {"BLOCK": 512}, 4)
+    scales = {"scale": "fp32", "learning_rate": "fp32", "epsilon": "fp32", "gradient_stride": "i32"}
+    found["adagrad"] = compiled(triton_kernels._adagrad_kernel, tables, scales, {"WIDTH": 512, "BLOCK": 512}, 4)
     return found
 
 

@@ -30,8 +30,8 @@ def _softmax_kernel(
     target_logit_ptr,
     largest_ptr,
     sum_ptr,
-    num_columns,
     row_stride,
+    NUM_COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
     LOG2_E: tl.constexpr,
 ):
@@ -42,9 +42,9 @@ def _softmax_kernel(
     target = tl.load(target_logit_ptr + row)
     largest = target
     total = 0.0
-    for start in range(0, num_columns, BLOCK):
+    for start in range(0, NUM_COLUMNS, BLOCK):
         columns = start + tl.arange(0, BLOCK)
-        inside = columns < num_columns
+        inside = columns < NUM_COLUMNS
         values = tl.load(logits_ptr + columns, mask=inside, other=0.0).to(tl.float32) + tl.load(
             offset_ptr + columns, mask=inside, other=0.0
         )
@@ -56,9 +56,9 @@ def _softmax_kernel(
     tl.store(largest_ptr + row, largest)
     tl.store(sum_ptr + row, total)
     scale = 1.0 / (total + tl.exp2((target - largest) * LOG2_E))
-    for start in range(0, num_columns, BLOCK):
+    for start in range(0, NUM_COLUMNS, BLOCK):
         columns = start + tl.arange(0, BLOCK)
-        inside = columns < num_columns
+        inside = columns < NUM_COLUMNS
         values = tl.load(logits_ptr + columns, mask=inside, other=0.0).to(tl.float32) + tl.load(
             offset_ptr + columns, mask=inside, other=0.0
         )
@@ -82,8 +82,8 @@ def softmax_in_place(logits_nS: Tensor, offset_S: Tensor, targets_n: Tensor, tar
         target_logits_n,
         largest_n,
         sum_n,
-        num_samples,
         logits_nS.stride(0),
+        NUM_COLUMNS=num_samples,
         BLOCK=block,
         LOG2_E=_LOG2_E,
         num_warps=8 if block > 1024 else 4,
@@ -95,14 +95,23 @@ def softmax_in_place(logits_nS: Tensor, offset_S: Tensor, targets_n: Tensor, tar
 
 @triton.jit
 def _adagrad_kernel(
-    rows_ptr, accumulators_ptr, places_ptr, gradient_ptr, scale, learning_rate, epsilon, width, gradient_stride, BLOCK: tl.constexpr
+    rows_ptr,
+    accumulators_ptr,
+    places_ptr,
+    gradient_ptr,
+    scale,
+    learning_rate,
+    epsilon,
+    gradient_stride,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     """One row."""
     number = tl.program_id(0).to(tl.int64)
-    start = tl.load(places_ptr + number) * width
-    for first in range(0, width, BLOCK):
+    start = tl.load(places_ptr + number) * WIDTH
+    for first in range(0, WIDTH, BLOCK):
         columns = first + tl.arange(0, BLOCK)
-        inside = columns < width
+        inside = columns < WIDTH
         gradient = tl.load(gradient_ptr + number * gradient_stride + columns, mask=inside, other=0.0) * scale
         accumulator = tl.load(accumulators_ptr + start + columns, mask=inside, other=1.0) + gradient * gradient
         row = tl.load(rows_ptr + start + columns, mask=inside, other=0.0)
@@ -129,8 +138,8 @@ def adagrad_rows(
         scale,
         learning_rate,
         epsilon,
-        width,
         gradient_UW.stride(0),
+        WIDTH=width,
         BLOCK=block,
         num_warps=4,
     )
