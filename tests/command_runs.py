@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from forked import run_forked
 from tiny import REPOSITORY, environment, free_port, write_corpus, write_settings
 
 DEEPSPEED = str(Path(sys.executable).with_name("deepspeed"))
@@ -15,8 +16,11 @@ DEEPSPEED = str(Path(sys.executable).with_name("deepspeed"))
 def run(
     arguments: list[str], timeout: float = 240, cwd: Path = REPOSITORY, stdin: Path = Path(os.devnull)
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end; stdout and stderr apart. stdin: the file that it reads."""
+    """Run a command to its end; stdout and stderr apart. stdin: the file that it reads. A Python script runs in a fork, see forked.py."""
+    program, *rest = arguments
     with open(stdin) as file:
+        if program == sys.executable and rest[0].endswith(".py"):
+            return run_forked(rest[0], rest[1:], environment(), cwd, file, timeout)
         return subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=timeout, cwd=cwd, stdin=file)
 
 

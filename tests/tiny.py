@@ -6,11 +6,11 @@ import json
 import os
 import random
 import socket
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from forked import ForkedProcess
 
 from lm1b.launchers import without_place
 
@@ -83,18 +83,19 @@ def environment(**more: str) -> dict[str, str]:
 def run_ranks(arguments: list[str], num_ranks: int, timeout: float = 240) -> str:
     """Run `python *arguments` as `num_ranks` real processes that see each other; what they printed. Fails where one fails."""
     port = str(free_port())
-    processes, outputs = [], []
+    processes: list[ForkedProcess] = []
+    outputs: list[IO[str]] = []
     for rank in range(num_ranks):
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_ranks), "LOCAL_SIZE": str(num_ranks)}
         outputs.append(tempfile.TemporaryFile("w+"))  # noqa: SIM115 (no pipe: a rank that nobody reads yet must not be stopped by it)
         processes.append(
-            subprocess.Popen(
-                [sys.executable, *arguments],
+            ForkedProcess(
+                arguments[0],
+                arguments[1:],
                 env=environment(**place, MASTER_ADDR="127.0.0.1", MASTER_PORT=port),
-                stdout=outputs[-1],
-                stderr=subprocess.STDOUT,
-                text=True,
                 cwd=REPOSITORY,
+                stdout=outputs[-1],
+                stderr=outputs[-1],
             )
         )
     try:
