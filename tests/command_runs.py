@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from forked import run_forked
-from tiny import REPOSITORY, environment, free_port, write_corpus, write_settings
+from tiny import REPOSITORY, environment, environments, free_port, write_corpus, write_settings
 
 DEEPSPEED = str(Path(sys.executable).with_name("deepspeed"))
 
@@ -20,13 +20,18 @@ def run(
     program, *rest = arguments
     with open(stdin) as file:
         if program == sys.executable and rest[0].endswith(".py"):
-            return run_forked(rest[0], rest[1:], environment(), cwd, file, timeout)
+            return run_forked(rest[0], rest[1:], [environment()], cwd, file, timeout)
         return subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=timeout, cwd=cwd, stdin=file)
 
 
 def launch(config: Path, *more: str, ranks: int = 2) -> list[str]:
     """The launcher's command line, on a port of its own."""
     return [DEEPSPEED, "--num_gpus", str(ranks), "--master_port", str(free_port()), "launch/train.py", "--config", str(config), *more]
+
+
+def train(config: Path, *more: str, ranks: int = 2) -> subprocess.CompletedProcess[str]:
+    """What the launcher starts, without it: where it is not what is tested."""
+    return run_forked("launch/train.py", ["--config", str(config), *more], environments(ranks), REPOSITORY)
 
 
 def fill(folder: Path) -> Path:

@@ -87,17 +87,22 @@ class ForkedProcess:
 
 
 def run_forked(
-    script: str, arguments: list[str], env: dict[str, str], cwd: Path, stdin: IO[str], timeout: float
+    script: str, arguments: list[str], environments: list[dict[str, str]], cwd: Path, stdin: IO[str] | None = None, timeout: float = 240
 ) -> subprocess.CompletedProcess[str]:
-    """`subprocess.run` with text, stdout and stderr apart."""
+    """`subprocess.run` with text, stdout and stderr apart; with several environments, of that many processes at once.
+
+    Its status is the first one that is not 0.
+    """
     with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
-        process = ForkedProcess(script, arguments, env=env, cwd=cwd, stdin=stdin, stdout=stdout, stderr=stderr)
+        files = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
+        processes = [ForkedProcess(script, arguments, env=env, cwd=cwd, **files) for env in environments]
         try:
-            process.wait(timeout)
+            statuses = [process.wait(timeout) for process in processes]
         finally:
-            process.kill()
+            for process in processes:
+                process.kill()
         texts = []
         for file in (stdout, stderr):
             file.seek(0)
             texts.append(file.read())
-    return subprocess.CompletedProcess([script, *arguments], process.wait(), *texts)
+    return subprocess.CompletedProcess([script, *arguments], next(filter(None, statuses), 0), *texts)

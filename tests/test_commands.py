@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from command_runs import fill, launch, preprocess_and_train, run
+from command_runs import fill, launch, preprocess_and_train, run, train
 from tiny import REPOSITORY, environment, tiny_settings, write_settings
 
 from lm1b.files import read_json, read_json_lines
@@ -61,7 +61,7 @@ def test_evaluate_and_report(folder: Path, trained: subprocess.CompletedProcess[
 
 def test_the_same_command_again_has_nothing_to_do(folder: Path, trained: subprocess.CompletedProcess[str]) -> None:
     before = read_json_lines(folder / "run" / "metrics.jsonl")
-    done = run(launch(folder / "run.json", "--set", "training.evaluate_alongside=false"))
+    done = train(folder / "run.json", "--set", "training.evaluate_alongside=false")
     assert done.returncode == 0, done.stderr
     assert "finished at step 60" in done.stdout
     assert read_json_lines(folder / "run" / "metrics.jsonl") == before
@@ -90,7 +90,7 @@ def test_interrupted_and_gone_on_with(folder: Path, trained: subprocess.Complete
     assert "stopped on request" in output, output
     (saved,) = list_checkpoints(folder / "interrupted")
     assert saved.step >= 30
-    done = run(launch(config, "--set", f"training.total_steps={saved.step + 5}"))
+    done = train(config, "--set", f"training.total_steps={saved.step + 5}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"going on at step {saved.step}" in done.stdout
     assert [line["step"] for line in read_json_lines(metrics)] == list(range(1, saved.step + 6))
@@ -175,7 +175,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(folder: Path,
     assert done.returncode == 2
     assert "core.safetensors: damaged, SHA-256 expected" in done.stderr
     more = ["--set", f"run.directory={damaged}", "--set", "training.evaluate_alongside=false"]
-    done = run(launch(folder / "run.json", *more))
+    done = train(folder / "run.json", *more)
     assert done.returncode == 0, done.stderr
     assert "core.safetensors: damaged, SHA-256 expected" in done.stdout
     assert "set aside as" in done.stdout

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from command_runs import fill, launch, run
+from command_runs import fill, run, train
 from made_run import made_config, made_tokens
 from tiny import REPOSITORY
 
@@ -94,7 +94,7 @@ def test_a_dry_run_prints_config_and_plan_once_and_leaves_no_run(tmp_path: Path)
     assert missing.returncode == 2
     assert "launch/preprocess.py" in missing.stderr
     assert run([sys.executable, "launch/preprocess.py", "--config", str(folder / "run.json")]).returncode == 0
-    done = run(launch(folder / "run.json", "--dry-run", "--set", "batches.lanes=16"))
+    done = train(folder / "run.json", "--dry-run", "--set", "batches.lanes=16")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("vocabulary   ") == 1
     assert '"lanes": 16' in done.stdout

@@ -6,11 +6,10 @@ import json
 import os
 import random
 import socket
-import tempfile
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from forked import ForkedProcess
+from forked import run_forked
 
 from lm1b.launchers import without_place
 
@@ -80,35 +79,14 @@ def environment(**more: str) -> dict[str, str]:
     return {**without_place(os.environ), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **more}
 
 
+def environments(num_ranks: int) -> list[dict[str, str]]:
+    """Of ranks that see each other, as a launcher gives them."""
+    together = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(num_ranks), "LOCAL_SIZE": str(num_ranks)}
+    return [environment(RANK=str(rank), LOCAL_RANK=str(rank), **together) for rank in range(num_ranks)]
+
+
 def run_ranks(arguments: list[str], num_ranks: int, timeout: float = 240) -> str:
     """Run `python *arguments` as `num_ranks` real processes that see each other; what they printed. Fails where one fails."""
-    port = str(free_port())
-    processes: list[ForkedProcess] = []
-    outputs: list[IO[str]] = []
-    for rank in range(num_ranks):
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_ranks), "LOCAL_SIZE": str(num_ranks)}
-        outputs.append(tempfile.TemporaryFile("w+"))  # noqa: SIM115 (no pipe: a rank that nobody reads yet must not be stopped by it)
-        processes.append(
-            ForkedProcess(
-                arguments[0],
-                arguments[1:],
-                env=environment(**place, MASTER_ADDR="127.0.0.1", MASTER_PORT=port),
-                cwd=REPOSITORY,
-                stdout=outputs[-1],
-                stderr=outputs[-1],
-            )
-        )
-    try:
-        for process in processes:
-            process.wait(timeout=timeout)
-    finally:
-        for process in processes:
-            process.kill()
-    texts = []
-    for output in outputs:
-        output.seek(0)
-        texts.append(output.read())
-        output.close()
-    for rank, (process, output) in enumerate(zip(processes, texts, strict=True)):
-        assert process.returncode == 0, f"rank {rank} ended with {process.returncode}:\n{output[-4000:]}"
-    return "".join(texts)
+    done = run_forked(arguments[0], arguments[1:], environments(num_ranks), REPOSITORY, timeout=timeout)
+    assert done.returncode == 0, f"a rank ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
+    return done.stdout + done.stderr
