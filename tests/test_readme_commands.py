@@ -103,7 +103,7 @@ def test_a_command_of_the_readme(
     line = line.replace("--kills 40", "--kills 1 --phases preprocessing --only kills")
     if "tools/benchmark.py" in line:
         small.append("batches.lanes=4")
-        line += " --repeats 1 --shapes lstm_512 --vocabulary 2000 --only training logging evaluation " + " ".join(
+        line += " --device cpu --repeats 1 --shapes lstm_512 --vocabulary 2000 --only training logging evaluation " + " ".join(
             f"--set {part}" for part in small
         )
     else:

@@ -1,0 +1,79 @@
+"""A GPU's figures as text: what the card is, a table of training steps with the goals beside them, exact evaluation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def head(figures: dict[str, Any]) -> list[str]:
+    """The card, what drives it, and what it does in matrix products and copies alone."""
+    machine = figures["machine"]
+    products = "; ".join(
+        f"{precision} " + ", ".join(f"{rate:,.0f} ({shape})" for shape, rate in rates.items())
+        for precision, rates in machine["gemm_tflops"].items()
+    )
+    return [
+        f"{machine['gpu']}, {machine['gpu_memory_gb']} GB, driver {machine['driver']}, CUDA {machine['cuda']}, cuDNN {machine['cudnn']}, "
+        f"torch {machine['torch']}, DeepSpeed {machine['deepspeed']}, Python {machine['python']}; host {machine['processor']}, "
+        f"{machine['cores']} cores, {machine['memory_gb']} GB; revision {figures['git_revision'][:12]}; {figures['seconds']} s in all",
+        "",
+        f"Matrix products alone, TFLOP/s: {products}. Copies: {machine['gpu_copy_gb_per_second']:,} GB/s read and written.",
+        "",
+    ]
+
+
+def training(results: list[dict[str, Any]]) -> list[str]:
+    """One row a shape. A goal stands in the cell of its figure, with whether it was met."""
+    columns = [
+        "shape, lanes",
+        "precision",
+        "words/s",
+        "of the products' rate",
+        "GPU busy",
+        "outside products",
+        "GPU MB",
+        "where the GPU's time goes, ms",
+    ]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for found in results:
+        goal = found.get("goal") or {}
+        parts = sorted(found["gpu_seconds"].items(), key=lambda item: -item[1])
+        ceiling = max(found["ceiling_gflops"].values()) / 1e3
+        cells = [
+            f"{found['shape']}, {found['lanes']}",
+            found["precision"],
+            _beside(f"{found['words_per_second']:,}", found["words_per_second"], goal.get("words_per_second"), "{:,}"),
+            _beside(
+                f"{found['share_of_ceiling']:.1%} of {ceiling:,.0f} TFLOP/s",
+                found["share_of_ceiling"],
+                goal.get("share_of_ceiling"),
+                "{:.0%}",
+            ),
+            _beside(f"{found['gpu_busy_share']:.0%}", found["gpu_busy_share"], goal.get("gpu_busy_share"), "{:.0%}"),
+            f"{found['share_outside_products']:.0%}",
+            f"{found['gpu_peak_memory_mb']:,}",
+            ", ".join(f"{name} {seconds * 1e3:.2f}" for name, seconds in parts if seconds >= 5e-6),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def evaluation(found: dict[str, Any]) -> str:
+    """One line a precision."""
+    goal = found.get("goal") or {}
+    rate = f"{found['share_of_ceiling']:.1%} of {max(found['ceiling_gflops'].values()) / 1e3:,.0f} TFLOP/s"
+    seconds_allowed = -goal["seconds"] if goal else None
+    facts = [
+        _beside(f"{found['seconds']:.2f} s", -found["seconds"], seconds_allowed, "under {:g} s"),
+        f"{found['words_per_second']:,.0f} words/s",
+        _beside(rate, found["share_of_ceiling"], goal.get("share_of_ceiling"), "{:.0%}"),
+        f"{found['memory_beside_rows_mb']:,} MB beside the rows",
+        f"{found['nats_a_word']:.5f} nats a word",
+    ]
+    what = f"{found['predictions']:,} predictions, {found['vocabulary']:,} words x {found['width']}, {found['precision']}"
+    return f"exact evaluation of {what}: {'; '.join(facts)}\n"
+
+
+def _beside(text: str, value: float, goal: float | None, form: str) -> str:
+    """A figure with its goal, where there is one. A figure below its goal has missed it: what should be small comes negated."""
+    return f"{text} (goal {form.format(abs(goal))}: {'met' if value >= goal else 'missed'})" if goal else text
