@@ -12,15 +12,17 @@ from typing import Any
 from unittest import mock
 
 import torch
+from learning.scored import word_perplexity
 
 from lm1b.config import parse_config
 from lm1b.distributed import Ranks
+from lm1b.evaluation.texts import text_of_split
 from lm1b.training import engine, loop
 from lm1b.training.process_group import start_ranks, stop_ranks
 
 
 def train(job: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
-    """-> where the run computed, and whether float32 was float32 there."""
+    """-> where the run computed, whether float32 was float32 there, and the validation text's perplexity, scored there."""
     made = engine.deepspeed_config
 
     def with_scale(*arguments: Any) -> dict[str, Any]:
@@ -34,7 +36,8 @@ def train(job: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     devices = {tensor.device.type for table in run.training_step.tables.all() for tensor in (table.rows, table.accumulators)}
     devices |= {parameter.device.type for parameter in run.training_step.engine.module.parameters()}
     uses_tf32 = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
-    return {"devices": sorted(devices), "uses_tf32": uses_tf32}
+    perplexity = word_perplexity(run, text_of_split(run.tokens, "validation"), torch.float32)
+    return {"devices": sorted(devices), "uses_tf32": uses_tf32, "word_perplexity": perplexity}
 
 
 def main(plan_file: str, report_file: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,11 @@ from devices import ON_GPU
 from tiny import REPOSITORY, environment
 from training_runs import GOLDEN, GOLDEN_RUNS, GOLDEN_TOLERANCE, job, losses
 
+from lm1b.distributed import single_process
+from lm1b.evaluation.watcher import Evaluator
 from lm1b.files import read_json, read_json_lines
+from lm1b.training.checkpoint import list_checkpoints
+from lm1b.training.run_log import read_run_config
 
 WORKER = str(Path(__file__).with_name("device_worker.py"))
 FIRST_SCALE_POWER = 24  # gradients beyond 65504 / 2^24 = 0.004 are too large for float16: the tiny model's first ones are
@@ -38,7 +43,7 @@ def trained(request: pytest.FixtureRequest, tiny_folder: Path, tmp_path_factory:
     (folder / "plan.json").write_text(json.dumps(plan))
     done = subprocess.run(
         [sys.executable, WORKER, str(folder / "plan.json"), str(folder / "report.json")],
-        env=environment(DS_ACCELERATOR=device),
+        env=environment(DS_ACCELERATOR=device, PYTHONPATH=os.pathsep.join([str(REPOSITORY / "tools"), *sys.path])),
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
@@ -50,7 +55,7 @@ def trained(request: pytest.FixtureRequest, tiny_folder: Path, tmp_path_factory:
 
 def test_all_of_it_was_on_the_device_in_whole_float32(trained: tuple[str, Path, list[Any]]) -> None:
     device, folder, report = trained
-    assert all(run == {"devices": [device], "uses_tf32": False} for run in report)
+    assert all((run["devices"], run["uses_tf32"]) == ([device], False) for run in report)
     assert read_json(folder / "1x1" / "environment.json")["device"].startswith(device)
 
 
@@ -61,6 +66,17 @@ def test_fp32_goes_as_on_the_cpu(trained: tuple[str, Path, list[Any]], run: str)
     found = losses(folder, run)
     assert len(found) == 50
     assert found[::7] == pytest.approx(json.loads(GOLDEN.read_text())[run], rel=GOLDEN_TOLERANCE)
+
+
+@pytest.mark.parametrize("number", range(len(GOLDEN_RUNS)))
+def test_what_was_trained_there_is_scored_alike_there_and_on_the_cpu(trained: tuple[str, Path, list[Any]], number: int) -> None:
+    """The run as it stands, on its device, and its last checkpoint, by the evaluator on the CPU."""
+    _, folder, report = trained
+    run = folder / list(GOLDEN_RUNS)[number]
+    evaluator = Evaluator(run, read_run_config(run), ranks=single_process())
+    (scored,) = evaluator.score(list_checkpoints(run)[-1])
+    assert scored["weights"] == "ema"
+    assert report[number]["word_perplexity"] == pytest.approx(scored["word_perplexity"], rel=1e-5)
 
 
 def test_bf16_stays_by_fp32(trained: tuple[str, Path, list[Any]]) -> None:

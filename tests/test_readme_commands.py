@@ -51,9 +51,10 @@ README_COMMANDS = list(
     {
         as_the_tiny_run_s(line): line
         for line in commands_of_the_readme()
-        if line.startswith(("python ", "deepspeed ")) and not any(part in line for part in ("s3://", "pieces", "runs/gated"))
+        if line.startswith(("python ", "deepspeed "))
+        and not any(part in line for part in ("s3://", "pieces", "runs/gated", "learning_curve"))
     }.values()
-)  # others: test_remote_commands.py, test_pieces_commands.py, and below
+)  # others: test_remote_commands.py, test_pieces_commands.py, test_learning_curve.py, and below
 
 
 @pytest.fixture(scope="module")
