@@ -9,13 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from benchmarks import cases, machine
 from benchmarks.evaluation import measure_evaluation
 from benchmarks.machine import Ceiling, driver_version, gemm_tflops
 from benchmarks.profiled import covered, parts_of
-from benchmarks.shapes import shape_config
+from benchmarks.shapes import PreparedBatches, UnigramBatches, shape_config, word_counts
 from benchmarks.table import as_text
 from command_runs import run
 from torch._C._autograd import DeviceType
@@ -43,6 +44,7 @@ def test_the_ceiling_is_the_best_of_the_steps_shape_and_a_square_one(monkeypatch
         ceiling.measure()
     rates = ceiling.as_json()
     assert list(rates) == ["torch.mm", "square 48"]
+    assert ceiling.num_bytes == 2 * (64 * 32 + 96 * 32 + 64 * 96 + 3 * 48 * 48)
     assert ceiling.flops_per_second() == max(statistics.median(values) for values in ceiling.rates.values())
     assert all(rate > 0 for rate in rates.values())
     found = gemm_tflops(torch.device("cpu"), shapes=((64, 32, 48),), precisions=("bf16", "fp32"))
@@ -61,6 +63,16 @@ def test_exact_evaluation_of_a_whole_text_is_its_windows_together() -> None:
     targets = torch.randint(0, 500, (4000,))
     expected = torch.nn.functional.cross_entropy(hidden.double() @ rows.double().T + bias.double(), targets)
     assert fp32["nats_a_word"] == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_batches_drawn_beforehand_are_the_same_ones_over_and_over() -> None:
+    drawn = UnigramBatches(np.cumsum(word_counts(None, 300)), lanes=6, steps=4)
+    prepared = PreparedBatches(drawn, count=3)
+    for step in (0, 1, 2, 5):
+        found, expected = prepared.at(step, 2, 3), drawn.at(step % 3, 2, 3)
+        assert np.array_equal(found.inputs_TB, expected.inputs_TB)
+        assert np.array_equal(found.targets_TB, expected.targets_TB)
+        assert found.starts_epoch == (step == 0)
 
 
 # What a trace says ----------------------------------------------------------------------------------------------
@@ -84,6 +96,7 @@ def test_a_gpus_time_is_told_by_part_and_kernels_alone_keep_it_busy() -> None:
     softmax = event("_SampledSoftmax", 1, 0, 100)
     host = [
         status,
+        event("DeepSpeedEngine.step", 1, 0, 900, self_device_time_total=1000.0, is_user_annotation=True),
         softmax,
         event("aten::mm", 1, 10, 90, cpu_parent=softmax, self_device_time_total=200.0),
         event("aten::_cudnn_rnn_backward", 2, 0, 50, self_device_time_total=100.0),

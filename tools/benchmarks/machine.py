@@ -65,6 +65,7 @@ class Ceiling:
     ) -> None:
         """square: side of the square product, 0: none; None: the device's own (SQUARE)."""
         self._device, self._calls = device, CALLS[device.type]
+        self.num_bytes = 0  # held as long as this object is
         self._ways: dict[str, tuple[float, Callable[[], object]]] = {}
         left, right, out = self._factors(dtype, positions, samples, width)
         flops = 2.0 * positions * samples * width
@@ -82,7 +83,9 @@ class Ceiling:
     def _factors(self, dtype: torch.dtype, rows: int, columns: int, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         # Random numbers: a GPU multiplies zeros faster.
         left, right = (torch.randn(count, width, device=self._device).to(dtype) for count in (rows, columns))
-        return left, right, torch.empty(rows, columns, dtype=dtype, device=self._device)
+        out = torch.empty(rows, columns, dtype=dtype, device=self._device)
+        self.num_bytes += sum(tensor.nbytes for tensor in (left, right, out))
+        return left, right, out
 
     def measure(self) -> None:
         """One more of each."""

@@ -85,7 +85,7 @@ def parts_of(events: Any, num_steps: int, is_alone: bool) -> Parts:
     gpu: dict[str, float] = collections.defaultdict(float)
     products, gpu_products, num_operators = 0.0, 0.0, 0
     for event in events:
-        if event.self_device_time_total:
+        if event.self_device_time_total and not event.is_user_annotation:
             name, spent = _part(event), event.self_device_time_total / 1e6 / num_steps
             gpu["backward" if name == "other" and event.thread != own and event.thread not in rows else name] += spent
             if name == "recurrent" or event.name in PRODUCTS:

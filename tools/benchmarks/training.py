@@ -20,7 +20,7 @@ import torch
 from benchmarks.checkpoints import measure_checkpoint
 from benchmarks.machine import Ceiling, peak_memory, peak_memory_from_here, synchronize
 from benchmarks.profiled import Parts, profile_steps
-from benchmarks.shapes import UnigramBatches, shape_config, word_counts
+from benchmarks.shapes import PreparedBatches, UnigramBatches, shape_config, word_counts
 from benchmarks.thread_time import ThreadTime
 from benchmarks.turns import serve
 from lm1b.config import Config
@@ -48,7 +48,9 @@ def build_step(config: Config, counts_V: np.ndarray, ranks: Ranks, precision: st
     engine = Engine(model, language_model_settings(config, ranks), precision, ranks)
     tables = tables or filled_tables(config, len(counts_V), model.output_width, ranks)
     sampler = make_sampler(config.softmax, counts_V, config.run.seed)
-    batches = UnigramBatches(np.cumsum(counts_V), config.batches.lanes, config.batches.steps)
+    batches: UnigramBatches | PreparedBatches = UnigramBatches(np.cumsum(counts_V), config.batches.lanes, config.batches.steps)
+    if ranks.device.type == "cuda":
+        batches = PreparedBatches(batches)  # a step takes a GPU as long as drawing its tokens takes the host
     step = TrainingStep(config, engine, tables, sampler, batches, ranks)  # type: ignore[arg-type]
     step.total_updates = 1 << 40  # no step is the last
     engine.prime(step.zero_loss)
@@ -94,6 +96,8 @@ class Training:
         self.step = build_step(config, counts_V, self.ranks, precision, self._tables[1])
         positions = config.batches.lanes * config.batches.steps // self.ranks.size
         self.ceiling = Ceiling(DTYPES[precision], positions, config.softmax.samples, width, self.ranks.device)
+        if self.ranks.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.ranks.device)  # the steps' own, not that of building them
         self.wall, self.cpu, self.faults, self.threads = [], [], [], ThreadTime()
         return {}
 
@@ -121,7 +125,7 @@ class Training:
         step, config = self.step, self.config
         assert step is not None
         device = self.ranks.device
-        gpu_memory = peak_memory(device) if device.type == "cuda" else 0  # before the profiler has its share
+        gpu_memory = peak_memory(device) - self.ceiling.num_bytes if device.type == "cuda" else 0
         parts = profile_steps(step.run, profiled_steps * PROFILED_FACTOR[device.type], self.ranks.size == 1, device)
         words = config.batches.lanes * config.batches.steps
         wall, cpu = statistics.median(self.wall), statistics.median(self.cpu)
