@@ -27,7 +27,7 @@ def test_what_a_thread_does_behind_the_step_is_no_part_of_it() -> None:
         thread = threading.Thread(target=ahead)
         thread.start()
         with part("status"):
-            values @ values
+            _ = values @ values
         thread.join()
 
     found = profile_steps(step, 3, is_alone=True)

@@ -28,7 +28,7 @@ def test_table_rows_are_fetched_and_updated(device: str) -> None:
     for number in range(3):
         ids = torch.randperm(500, generator=generator)[: 100 + number]
         gradient = torch.randn(len(ids), 24, generator=generator)
-        request = asked(ids.to(device), ranks)
+        request = asked(ids, single_process()).moved(lambda tensor: tensor.to(device))  # planned on the host
         before = table.rows.cpu()
         assert torch.equal(fetched(table, request, torch.bfloat16).cpu(), before[ids].bfloat16().float())
         apply(table, request, gradient.to(device, copy=True), learning_rate=0.2, gradient_scale=3.0)

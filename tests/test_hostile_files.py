@@ -143,7 +143,10 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def everything_of(directory: Path) -> Any:
     tokens = TokenDirectory.open(directory)
     tokens.verify_once()
-    splits = [(split.tokens(0).tolist(), split.sentence_ends(0).tolist()) for split in map(tokens.split, ("train", "validation", "test"))]
+    splits = [
+        (np.asarray(split.tokens(0)).tolist(), split.sentence_ends(0).tolist())
+        for split in map(tokens.split, ("train", "validation", "test"))
+    ]
     return splits, tokens.vocabulary.words, tokens.manifest
 
 

@@ -117,7 +117,7 @@ def test_generated_words_are_those_of_our_own_sampling(folder: Path, model: Lm1b
     ours = lm1b.load(folder)
     for prompt in ("w1", "w7 w3", "w30 w2 w2"):
         ids = tokenizer(prompt, return_tensors="pt")
-        (drawn,) = model.generate(**ids, do_sample=False, max_new_tokens=6)
+        (drawn,) = model.generate(**ids, do_sample=False, max_new_tokens=6)  # type: ignore[attr-defined]
         words = sample_sentence(ours, prompt, SamplingSettings(temperature=0.0, longest=6))
         assert tokenizer.decode(drawn, skip_special_tokens=True) == " ".join([prompt, *words])
 

@@ -44,7 +44,7 @@ class Trainer:
     ) -> tuple[list[LossParts], dict[str, Tensor]]:
         """Loss and gradients over the lanes in `parts` micro-batches; returns the parts and every gradient by name."""
         inputs_TB, targets_TB = tokens[:-1], tokens[1:]
-        samples = self.sampler.draw(step, "cpu")
+        samples = self.sampler.draw(step)
         input_ids, input_positions = distinct_inputs(inputs_TB, ALONE)
         output_ids, target_positions = distinct_outputs(samples, targets_TB, ALONE)
         self.inputs, self.outputs = asked(input_ids), asked(output_ids, num_shared=len(samples.ids_S))
@@ -126,7 +126,7 @@ def test_against_float64_written_out() -> None:
     reference = LanguageModel(trainer.model.config, seed=1).double()
     rows = {name: table.rows.double().requires_grad_() for name, table in trainer.tables.items()}
     hidden_TBP, state = reference.hidden(rows["input_table"][tokens[:-1]], reference.zero_state(6, "cpu"))
-    samples = trainer.sampler.draw(0, "cpu")
+    samples = trainer.sampler.draw(0)
     targets_N1 = tokens[1:].reshape(-1, 1)
     hidden_NP = hidden_TBP.flatten(0, 1)
     log_expected_V = trainer.sampler.log_expected(torch.arange(VOCABULARY_SIZE), samples.num_draws).double()

@@ -14,8 +14,6 @@ from lm1b.errors import UserError
 from lm1b.model.sampler import LogUniform, Proposal, Sampler, Unigram
 from lm1b.randomness import derive_key, uniform
 
-CPU = torch.device("cpu")
-
 
 def draw_one_by_one(vocabulary_size: int, num_samples: int, seed: int, step: int) -> tuple[list[int], int]:
     """The definition: draw ids until enough distinct ones have been seen."""
@@ -34,7 +32,7 @@ def draw_one_by_one(vocabulary_size: int, num_samples: int, seed: int, step: int
 def test_draws_as_by_the_definition(vocabulary_size: int, share: float, seed: int, step: int) -> None:
     num_samples = max(1, int(vocabulary_size * share))
     sampler = Sampler(LogUniform(vocabulary_size), num_samples, seed)
-    samples = sampler.draw(step, CPU)
+    samples = sampler.draw(step)
     ids, num_draws = draw_one_by_one(vocabulary_size, num_samples, seed, step)
     assert samples.ids_S.tolist() == ids
     assert samples.num_draws == num_draws
@@ -56,13 +54,13 @@ def test_draws_of_the_unigram_fall_by_its_cumulative_sums() -> None:
 
 def test_a_draw_depends_on_seed_and_step_alone() -> None:
     sampler = Sampler(LogUniform(5000), 700, seed=3)
-    first = sampler.draw(9, CPU)
+    first = sampler.draw(9)
     sampler._draws_at_a_time = 1  # a small first guess only costs another round
-    again = sampler.draw(9, CPU)
+    again = sampler.draw(9)
     assert torch.equal(first.ids_S, again.ids_S)
     assert first.num_draws == again.num_draws
-    assert not torch.equal(first.ids_S, sampler.draw(10, CPU).ids_S)
-    assert not torch.equal(first.ids_S, Sampler(LogUniform(5000), 700, seed=4).draw(9, CPU).ids_S)
+    assert not torch.equal(first.ids_S, sampler.draw(10).ids_S)
+    assert not torch.equal(first.ids_S, Sampler(LogUniform(5000), 700, seed=4).draw(9).ids_S)
 
 
 @pytest.mark.parametrize("proposal", [LogUniform(400), Unigram(40_000 // np.arange(1, 401), 0.75)], ids=["log-uniform", "unigram"])
@@ -73,7 +71,7 @@ def test_inclusion_frequency_is_the_expected_one(proposal: Proposal) -> None:
     included = torch.zeros(vocabulary_size, dtype=torch.float64)
     expected = torch.zeros(vocabulary_size, dtype=torch.float64)
     for step in range(num_trials):
-        samples = sampler.draw(step, CPU)
+        samples = sampler.draw(step)
         included[samples.ids_S] += 1
         expected += sampler.log_expected(every_id, samples.num_draws).double().exp()
     frequency, mean_expected = included / num_trials, expected / num_trials
@@ -96,7 +94,7 @@ def test_log_expected_is_the_formula() -> None:
 
 
 def test_the_benchmark_needs_about_sixteen_thousand_draws() -> None:
-    samples = Sampler(LogUniform(793_471), 8192, seed=1).draw(0, CPU)
+    samples = Sampler(LogUniform(793_471), 8192, seed=1).draw(0)
     assert 15_500 < samples.num_draws < 16_600
     # E sums to the number of samples, nearly.
     assert abs(Sampler(LogUniform(793_471), 8192, 1).log_expected(torch.arange(793_471), samples.num_draws).exp().sum() - 8192) < 150
@@ -104,7 +102,7 @@ def test_the_benchmark_needs_about_sixteen_thousand_draws() -> None:
 
 def test_all_ids_are_taken_where_samples_are_the_vocabulary() -> None:
     sampler = Sampler(LogUniform(50), 50, seed=1)
-    samples = sampler.draw(3, CPU)
+    samples = sampler.draw(3)
     assert samples.ids_S.tolist() == list(range(50))
     assert not sampler.log_expected(torch.arange(7), samples.num_draws).any()
 

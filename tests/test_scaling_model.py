@@ -63,13 +63,13 @@ def test_expected_rows_are_the_mean_of_drawn_ones(ranks: int) -> None:
     probability_V = read_counts(None, 5000) / read_counts(None, 5000).sum()
     drawn = []
     for step in range(60):
-        sampled = sampler.draw(step, "cpu").ids_S.numpy()
+        sampled = sampler.draw(step).ids_S.numpy()
         targets = [generator.choice(5000, tokens, p=probability_V) for _ in range(ranks)]
         others = [np.setdiff1d(part, sampled) for part in targets]
         everywhere = np.concatenate(targets)
         asked = np.bincount(np.concatenate([sampled, others[0]]) % ranks, minlength=ranks)
         before = np.concatenate([generator.choice(5000, tokens, p=probability_V) for _ in range(ranks)])
-        before_outputs = np.concatenate([sampler.draw(1000 + step, "cpu").ids_S.numpy(), before])
+        before_outputs = np.concatenate([sampler.draw(1000 + step).ids_S.numpy(), before])
         late = np.intersect1d(targets[0], before), np.intersect1d(np.concatenate([sampled, others[0]]), before_outputs)
         asked_late = [np.bincount(ids % ranks, minlength=ranks)[0] for ids in late]
         drawn.append(
@@ -91,7 +91,7 @@ def test_expected_rows_are_the_mean_of_drawn_ones(ranks: int) -> None:
 def test_expected_samples_add_up_and_are_as_frequent_as_drawn_ones() -> None:
     words, sampler = zipf(5000, 400), Sampler(LogUniform(5000), 400, seed=1)
     assert words.sampled_V.sum() == pytest.approx(400, rel=1e-5)
-    times_V = np.bincount(np.concatenate([sampler.draw(step, "cpu").ids_S.numpy() for step in range(400)]), minlength=5000)
+    times_V = np.bincount(np.concatenate([sampler.draw(step).ids_S.numpy() for step in range(400)]), minlength=5000)
     for ids in (slice(0, 20), slice(20, 200), slice(200, 1000), slice(1000, 5000)):
         assert words.sampled_V[ids].sum() == pytest.approx(times_V[ids].sum() / 400, rel=0.03)
 

@@ -199,7 +199,7 @@ def test_test_is_looked_at_with_the_weights_that_were_best_on_dev(tmp_path: Path
     at_best = run.evaluate(run.task.test)
     assert run.curve[1]["dev_error"] < run.curve[0]["dev_error"]
     with torch.no_grad():
-        run.network.readout.bias += 10.0
+        run.network.readout.bias.add_(10.0)
     run.look_at_dev()
     spoilt = run.evaluate(run.task.test)
     assert run.result()["best_updates"] == 6

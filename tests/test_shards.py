@@ -54,8 +54,8 @@ def test_a_directory_reads_back(tmp_path: Path) -> None:
     words = [tokens.vocabulary.words[i] for i in train.tokens(0)]
     assert words == ["a", "b", "<UNK>", "</S>", "b", "</S>"]
     assert train.sentence_ends(0).tolist() == [4, 6]
-    assert train.tokens(0).dtype == np.uint16
-    assert not train.tokens(0).flags.writeable
+    assert train.tokens(0).dtype == np.uint16  # type: ignore[attr-defined]
+    assert not train.tokens(0).flags.writeable  # type: ignore[attr-defined]
     assert tokens.fingerprint == tokens.vocabulary.fingerprint
     assert tokens.split("test").joined()[0].tolist() == []
     tokens.verify()

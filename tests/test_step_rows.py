@@ -22,7 +22,7 @@ LATE_SECONDS = 0.05
 
 @pytest.fixture(scope="module")
 def trained(tiny_folder: Path) -> list[Any]:
-    """Launches of two and of three ranks, with and without overlap, one of them with a skipped step and one with a slow rank."""
+    """Launches of two, three and one ranks, with and without overlap and as on a GPU, with a skipped step and with a slow rank."""
 
     def make(run: str, **sections: Any) -> dict[str, Any]:
         return job(tiny_folder, run, **sections)
@@ -35,17 +35,31 @@ def trained(tiny_folder: Path) -> list[Any]:
     }
     both = [("ahead", {"overlap": True}), ("order", {"overlap": False})]
     two = [make(f"{name}_{how}", **case, communication=setting) for name, case in cases.items() for how, setting in both]
+    two += [make(f"{name}_gpu", **case, as_on_gpu=True) for name, case in cases.items()]
     two += [make(f"{form}_gradients", training=settings, communication={"row_gradients": form}) for form in ("bf16", "int8")]
     late = {"place": "late", "first": 0, "end": 99, "value": LATE_SECONDS}
     two.append(make("late", training={**settings, "log_every": 5}, poison=late))
     three = [make(f"three_{how}", training=settings, batches={"lanes": 12}, communication=setting) for how, setting in both]
-    return run_launches(tiny_folder, "step_rows", [launch(2, two), launch(3, three)])
+    alone = {
+        "tied": {"training": settings, "batches": {"state": "reset"}, "model": {"embedding": 16, "tie_tables": True}},
+        "full": {"training": settings, "softmax": {"kind": "full"}},
+    }
+    one = [make(f"{name}_order", **case) for name, case in alone.items()]
+    one += [make(f"{name}_gpu", **case, as_on_gpu=True) for name, case in alone.items()]
+    return run_launches(tiny_folder, "step_rows", [launch(2, two), launch(3, three), launch(1, one)])
 
 
 @pytest.mark.parametrize("case", ["fp32", "bf16", "skip", "three"])
 def test_overlap_changes_no_bit(tiny_folder: Path, trained: list[Any], case: str) -> None:
     assert losses(tiny_folder, f"{case}_ahead") == losses(tiny_folder, f"{case}_order")
     assert_same_end(tiny_folder, f"{case}_ahead", f"{case}_order", 0)
+
+
+@pytest.mark.parametrize("case", ["fp32", "bf16", "skip", "tied", "full"])
+def test_planning_alone_behind_the_step_changes_no_bit(tiny_folder: Path, trained: list[Any], case: str) -> None:
+    """As where a GPU computes: rows in the step's own thread, with the same room for them at every step."""
+    assert losses(tiny_folder, f"{case}_gpu") == losses(tiny_folder, f"{case}_order")
+    assert_same_end(tiny_folder, f"{case}_gpu", f"{case}_order", 0)
 
 
 def test_a_skipped_step_is_skipped_with_rows_on_their_way(trained: list[Any]) -> None:

@@ -126,7 +126,7 @@ def test_rows_are_rounded_alone_too() -> None:
 )
 def test_positions_of_inputs_and_targets(targets: list[int], step: int, num_samples: int) -> None:
     sampler = Sampler(LogUniform(100), num_samples, seed=1)
-    samples = sampler.draw(step, "cpu")
+    samples = sampler.draw(step)
     targets_N = torch.tensor(targets)
     ids_U, positions = distinct_outputs(samples, targets_N, ALONE)
     assert torch.equal(ids_U[positions], targets_N)
@@ -148,7 +148,7 @@ def _two_ranks_sharing_samples(rank: int, store: str, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(seconds=60))
     ranks = Ranks(rank, 2, torch.device("cpu"))
     table, whole = make_table(ranks), make_table()
-    samples = Sampler(LogUniform(41), 15, seed=3).draw(0, "cpu")
+    samples = Sampler(LogUniform(41), 15, seed=3).draw(0)
     targets_N = torch.randint(0, 41, (9,), generator=torch.Generator().manual_seed(rank))
     ids_U, positions = distinct_outputs(samples, targets_N, ranks)
     request = asked(ids_U, ranks, num_shared=15)

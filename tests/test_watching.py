@@ -16,7 +16,7 @@ import torch
 from command_runs import run as run_command
 from google.protobuf import text_format
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
+from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig  # type: ignore[attr-defined]
 from tiny import REPOSITORY, environment, write_settings
 
 from lm1b.config import ModelConfig

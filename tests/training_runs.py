@@ -21,8 +21,8 @@ GOLDEN_RUNS: dict[str, dict[str, Any]] = {"1x1": {}, "golden_irnn": {"model": _D
 
 
 def job(folder: Path, run: str, **sections: Any) -> dict[str, Any]:
-    """One training for a launch: `poison` and `loss_scale` are the worker's, all else overrides sections of the config."""
-    extra = {key: sections.pop(key) for key in ("poison", "loss_scale") if key in sections}
+    """One training for a launch: `poison`, `loss_scale` and `as_on_gpu` are the worker's, all else overrides sections of the config."""
+    extra = {key: sections.pop(key) for key in ("poison", "loss_scale", "as_on_gpu") if key in sections}
     return {"config": tiny_settings(folder, run, **sections), **extra}
 
 

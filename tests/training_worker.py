@@ -4,7 +4,8 @@ The plan is a list of launches, one after the other: {"ranks": n, "jobs": [...],
 processes of its own, forked from this one, which has imported torch and DeepSpeed once for all of them; they train the jobs
 in turn, in one process group. As soon as the file `kill_at` exists every rank gets SIGKILL.
 
-A job: {"config": {...}, "poison": {...} or null, "loss_scale": s or null}. Poison spoils one place on the last rank in the
+A job: {"config": {...}, "poison": {...} or null, "loss_scale": s or null, "as_on_gpu": bool}; the last has the row thread only plan,
+and rows have the same room at every step, as it is where a GPU computes. Poison spoils one place on the last rank in the
 steps numbered from `first` (from 0) to before `end`: "state" (carried into the step), "loss", "scaled loss" (the loss is
 fine, the scale is infinite), "late" (nothing is spoilt, but that rank's loss comes `value` seconds later), "input_table",
 "output_table" and "output_bias" (the gradient of the fetched rows), "summed" (the core's gradient behind every look at it but
@@ -39,7 +40,7 @@ from lm1b.config import parse_config
 from lm1b.distributed import Ranks
 from lm1b.errors import UserError
 from lm1b.model.language_model import LanguageModel, LossParts
-from lm1b.training import loop
+from lm1b.training import background, loop, step_rows
 from lm1b.training.engine import Engine
 from lm1b.training.process_group import start_ranks, stop_ranks
 from lm1b.training.step import StepResult, TrainingStep
@@ -127,6 +128,8 @@ class Watch:
             mock.patch.object(LanguageModel, "forward", forward),
             mock.patch.object(Engine, "backward", backward),
         ]
+        if self.job.get("as_on_gpu"):
+            patches += [mock.patch.object(module, "only_plans", return_value=True) for module in (background, step_rows)]
         if scale:
             patches.append(mock.patch.object(Engine, "loss_scale", property(lambda _: scale)))
         return patches
@@ -146,7 +149,7 @@ class Watch:
 
     def _train(self) -> dict[str, Any]:
         self.take = RowPipeline.take  # the one that counts
-        patches = self.patches() if self.job.get("poison") or self.job.get("loss_scale") else []
+        patches = self.patches() if any(self.job.get(key) for key in ("poison", "loss_scale", "as_on_gpu")) else []
         for patch in patches:
             patch.start()
         try:

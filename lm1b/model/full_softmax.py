@@ -92,27 +92,41 @@ def full_softmax_part(hidden_NP: Tensor, rows_LP: Tensor, bias_L: Tensor, places
     for first in range(0, len(rows_LP), block):
         rows, bias = rows_LP[first : first + block].to(hidden_NP.dtype), bias_L[first : first + block]
         sub_block = block_positions(len(rows), hidden_NP.device)
+        targets = _TargetColumns(places_N - first, len(rows))
         for chunk, logits_nL in _chunks_of_logits(hidden_NP, rows):
             for low in range(0, len(logits_nL), sub_block):
                 part = slice(chunk.start + low, min(chunk.start + low + sub_block, chunk.stop))
                 values = in_float32(logits_nL[low : low + sub_block])
                 values += bias
-                _accumulate(result, part, values, places_N[part] - first)
+                _accumulate(result, part, values, targets)
     return result
 
 
-def _accumulate(result: FullSoftmax, part: slice, logits: Tensor, columns: Tensor) -> None:
+class _TargetColumns:
+    """Where the targets of N positions are among the W columns of a block, as far as they are there; nobody asks the device for it."""
+
+    def __init__(self, columns_N: Tensor, width: int) -> None:
+        self.is_there_N1 = ((columns_N >= 0) & (columns_N < width)).unsqueeze(1)
+        self._columns_N1 = columns_N.unsqueeze(1).where(self.is_there_N1, 0)
+
+    def put(self, part: slice, logits_nW: Tensor, values_n: Tensor) -> None:
+        """Put a value in the place of each target's logit, in place; column 0 of a position whose target is elsewhere keeps its own."""
+        columns_n1 = self._columns_N1[part]
+        logits_nW.scatter_(1, columns_n1, values_n.unsqueeze(1).where(self.is_there_N1[part], logits_nW.gather(1, columns_n1)))
+
+
+def _accumulate(result: FullSoftmax, part: slice, logits: Tensor, targets: _TargetColumns) -> None:
     """Take a block of float32 logits, which is used up, into the running maximum and sum of the positions `part`."""
-    inside = torch.nonzero((columns >= 0) & (columns < logits.shape[1])).flatten()
     # The target's logit is the one computed in float32, in the sum too.
-    logits[inside, columns[inside]] = result.target_N[part][inside]
+    target = result.target_N[part]
+    targets.put(part, logits, target)
     old = result.largest_N[part]
     largest = torch.maximum(old, logits.amax(1))
     exp_of_difference(logits, largest)
     # In float64, one number a position: the nats of a nearly certain target would drown in 1.
-    logits[inside, columns[inside]] = 0.0
+    targets.put(part, logits, torch.zeros_like(target))
     sums = logits.sum(1).double()
-    sums[inside] += torch.exp(result.target_N[part][inside].double() - largest[inside])
+    sums += torch.exp(target.double() - largest).where(targets.is_there_N1[part, 0], 0.0)
     # exp(-inf - largest) = 0 takes care of the first block.
     result.total_N[part] = result.total_N[part] * torch.exp(old.double() - largest) + sums
     result.largest_N[part] = largest
@@ -206,6 +220,7 @@ def _gradients(
     rows_gradient_LP, bias_gradient_L = torch.zeros_like(rows_LP), torch.zeros_like(bias_L)
     for first in range(0, len(rows_LP), block):
         rows, bias = rows_LP[first : first + block].to(hidden_MP.dtype), bias_L[first : first + block]
+        targets = _TargetColumns(places_M - first, len(rows))
         for here, logits_nL in _chunks_of_logits(hidden_MP, rows):
             sub_block = block_positions(len(rows), hidden_MP.device)
             for low in range(0, len(logits_nL), sub_block):
@@ -213,7 +228,7 @@ def _gradients(
                 logits = logits_nL[low : low + sub_block]
                 values = in_float32(logits)
                 values += bias
-                _to_gradient(values, whole.largest_N[part], whole.total_N[part], nats_M[part], places_M[part] - first)
+                _to_gradient(values, whole.largest_N[part], whole.total_N[part], nats_M[part], targets, part)
                 bias_gradient_L[first : first + block] += values.sum(0)
                 if values is not logits:
                     logits.copy_(values)
@@ -222,12 +237,11 @@ def _gradients(
     return hidden_gradient_MP, rows_gradient_LP, bias_gradient_L
 
 
-def _to_gradient(logits: Tensor, largest_n: Tensor, total_n: Tensor, nats_n: Tensor, columns_n: Tensor) -> None:
+def _to_gradient(logits: Tensor, largest_n: Tensor, total_n: Tensor, nats_n: Tensor, targets: _TargetColumns, part: slice) -> None:
     """Replace a block of float32 logits by the gradient of the nats: probabilities, less 1 at the targets."""
     exp_of_difference(logits, largest_n).mul_((1.0 / total_n).to(torch.float32).unsqueeze(1))
-    inside = torch.nonzero((columns_n >= 0) & (columns_n < logits.shape[1])).flatten()
     # p - 1 = expm1(-nats), exact where p is near 1.
-    logits[inside, columns_n[inside]] = torch.expm1(-nats_n[inside]).to(torch.float32)
+    targets.put(part, logits, torch.expm1(-nats_n).to(torch.float32))
 
 
 def _chunks_of_logits(hidden_MP: Tensor, rows: Tensor) -> Iterator[tuple[slice, Tensor]]:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lm1b.config import CELLS, CellConfig
+from lm1b.devices import on_device
 from lm1b.model.recurrent_cpu import LSTMLayer, RNNLayer
 from lm1b.randomness import derive_key, keep_mask, normal, uniform
 
@@ -101,7 +102,7 @@ class RecurrentStack(nn.Module):
     ) -> tuple[Tensor, State]:
         """y_TBH of the last layer and the new state, both in x's dtype.
 
-        resets_TB: bool; where True the lane's state is zero before that step.
+        resets_TB: bool, best on the host; where True the lane's state is zero before that step.
         """
         y_TBH, new_state, _ = self.run(x_TBD, state, dropout=dropout, resets_TB=resets_TB)
         return y_TBH, new_state
@@ -128,11 +129,12 @@ def _run_layer(layer: nn.Module, x_TBD: Tensor, state: list[Tensor], resets_TB: 
     if resets_TB is None:
         return _run_stretch(layer, x_TBD, state)
     num_steps = len(x_TBD)
+    # Marks that are on the host are read there, and nobody waits for the device.
     starts = sorted({0, *torch.nonzero(resets_TB.any(dim=1)).flatten().tolist()})
     outputs = []
     for start, end in zip(starts, [*starts[1:], num_steps], strict=True):
         # torch.where, not a product: a lane that has overflowed restarts from zero, not from NaN.
-        reset_B1 = resets_TB[start].unsqueeze(1)
+        reset_B1 = on_device(resets_TB[start], x_TBD.device).unsqueeze(1)
         state = [torch.where(reset_B1, torch.zeros_like(value), value) for value in state]
         y, state = _run_stretch(layer, x_TBD[start:end], state)
         outputs.append(y)

@@ -3,7 +3,7 @@
 Row r of a table lives on rank r % N, at place r // N there. Each exchange is of all tables at once:
 
 1. `request_rows` tells the owners which distinct rows each rank wants (counts, then ids; of the samples nothing, since every
-   rank knows them).
+   rank knows them). That is the host's work: how much travels is known before a device is told to send it.
 2. `bring_rows` brings them in the compute precision: all of a `Route`, or at first the part that no rank's present step touches
    (`split_routes`) and the rest after its update.
 3. `GradientExchange` sends the rows' gradients back; their owners sum them over ranks, in rank order and in float32.
@@ -15,7 +15,8 @@ U distinct ids of a request, D width of a row.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -60,12 +61,16 @@ class Route:
         """Rows that this rank, who asked for them, exchanges with each rank."""
         return [len(positions) for positions in self.positions]
 
+    def moved(self, move: Callable[[Tensor], Tensor]) -> Route:
+        """The same, every tensor as `move` gives it."""
+        return Route(move(self.shared_places), [move(each) for each in self.asked_places], [move(each) for each in self.positions])
+
 
 class RowRequest:
     """Which rows this rank wants, and which are wanted of it.
 
-    ids_U: int64, distinct, on ranks.device; the first num_shared are the same on every rank. On several ranks both parts must be
-    grouped by owner, rank 0's first. updated_places: int64, distinct, this rank's rows that any rank wants.
+    ids_U: int64, distinct; the first num_shared are the same on every rank. On several ranks both parts must be grouped by owner,
+    rank 0's first. updated_places: int64, distinct, this rank's rows that any rank wants. Made on the host; see `moved`.
     """
 
     def __init__(self, ids_U: Tensor, num_shared: int, ranks: Ranks, asked_places: list[Tensor] | None = None) -> None:
@@ -77,22 +82,29 @@ class RowRequest:
         places_U, owner_U = torch.div(ids_U, ranks.size, rounding_mode="floor"), ids_U % ranks.size
         shared: list[int] = torch.bincount(owner_U[:num_shared], minlength=ranks.size).tolist()
         wanted: list[int] = torch.bincount(owner_U[num_shared:], minlength=ranks.size).tolist()
-        positions_U = torch.arange(len(ids_U), device=ids_U.device)
+        positions_U = torch.arange(len(ids_U))
         parts = zip(positions_U[:num_shared].split(shared), positions_U[num_shared:].split(wanted), strict=True)
         self.route = Route(places_U[:num_shared].split(shared)[ranks.rank], asked_places, [torch.cat(part) for part in parts])
         once, asked_index = torch.unique(torch.cat(asked_places), return_inverse=True)
         self.asked_index = asked_index.split([len(places) for places in asked_places])
         self.updated_places = torch.cat([self.route.shared_places, once])
 
+    def moved(self, move: Callable[[Tensor], Tensor]) -> RowRequest:
+        """The same, every tensor as `move` gives it: on the device that holds the rows."""
+        other = copy.copy(self)
+        other.ids_U, other.updated_places = move(self.ids_U), move(self.updated_places)
+        if self.ranks.size > 1:
+            other.route, other.asked_index = self.route.moved(move), tuple(move(each) for each in self.asked_index)
+        return other
+
 
 def request_rows(wants: Sequence[tuple[Tensor, int]], ranks: Ranks, group: ProcessGroup | None = None) -> list[RowRequest]:
-    """Tell the owners what is wanted of each of several tables. A collective on several ranks.
+    """Tell the owners what is wanted of each of several tables. A collective on several ranks, of tensors on the host.
 
-    wants: of each table (ids_U, num_shared) as `RowRequest` takes them.
+    wants: of each table (ids_U, num_shared) as `RowRequest` takes them. group: one that sends what is on the host.
     """
     if ranks.size == 1:
         return [RowRequest(ids_U, num_shared, ranks) for ids_U, num_shared in wants]
-    device = ranks.device
     own = [ids_U[num_shared:] for ids_U, num_shared in wants]
     counts_wanted = torch.stack([torch.bincount(ids % ranks.size, minlength=ranks.size) for ids in own], dim=1)
     counts_asked = torch.empty_like(counts_wanted)
@@ -101,7 +113,7 @@ def request_rows(wants: Sequence[tuple[Tensor, int]], ranks: Ranks, group: Proce
     asked: list[list[int]] = counts_asked.tolist()
     by_table = [torch.div(ids, ranks.size, rounding_mode="floor").split([row[i] for row in wanted]) for i, ids in enumerate(own)]
     sent = torch.cat([places[rank] for rank in range(ranks.size) for places in by_table]).to(torch.int32)
-    received = torch.empty(sum(map(sum, asked)), dtype=torch.int32, device=device)
+    received = torch.empty(sum(map(sum, asked)), dtype=torch.int32)
     all_to_all(received, sent, [sum(row) for row in asked], [sum(row) for row in wanted], group=group)
     parts = received.long().split([count for row in asked for count in row])
     return [RowRequest(ids_U, num_shared, ranks, list(parts[i :: len(wants)])) for i, (ids_U, num_shared) in enumerate(wants)]
@@ -195,11 +207,11 @@ def bring_rows(brought: Sequence[Bringing], routes: Sequence[Route], ranks: Rank
 
 
 def take_rows(source: Tensor, places: Tensor, result: Tensor, through: torch.dtype | None = None) -> None:
-    """result[i] = source[places[i]], rounded to `through` on its way. In blocks: no second large tensor, and few cache misses."""
+    """result[i] = source[places[i]] for every place, rounded to `through` on its way. In blocks: no second large tensor, few misses."""
     block = block_rows(source)
     for start in range(0, len(places), block):
         rows = source.index_select(0, places[start : start + block])
-        result[start : start + block] = rows if through is None else rows.to(through)
+        result[start : start + len(rows)] = rows if through is None else rows.to(through)
 
 
 @dataclass(frozen=True)
@@ -238,7 +250,8 @@ class GradientExchange:
         each, block = self.gradients[table], block_rows(self.gradients[table].gradient_UD)
         request = each.request
         if self.ranks.size == 1:
-            yield from zip(request.ids_U.split(block), each.gradient_UD.split(block), strict=True)
+            # Of room made for more rows than were asked for, the rest has no gradient.
+            yield from zip(request.ids_U.split(block), each.gradient_UD[: len(request.ids_U)].split(block), strict=True)
             return
         received = [self._received.of(table, rank) for rank in range(self.ranks.size)]
         num_shared = len(request.route.shared_places)

@@ -6,11 +6,11 @@
 2. Draws go on until S distinct ids have been seen; that took n draws.
 3. E(k) = 1 - (1 - P(k))^n is how often id k is expected among the samples; logits are corrected by -log E(k).
 
-Draw number i of a step is a pure function of (seed, step, i): the same on every rank, micro-batch and device, so
-nobody sends samples and no random state exists.
+Draw number i of a step is a pure function of (seed, step, i): the same on every rank and micro-batch, so nobody sends samples and
+no random state exists. It is computed on the host: another device's exp may round another way and so draw another id.
 
 >>> sampler = Sampler(LogUniform(793_471), 8_192, seed=1)
->>> samples = sampler.draw(step=0, device=torch.device("cpu"))     # samples.num_draws is about 16,000
+>>> samples = sampler.draw(step=0)     # samples.num_draws is about 16,000
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from lm1b.randomness import derive_key, uniform
 class Samples:
     """A step's samples.
 
-    ids_S: int64, distinct, ascending. num_draws: n, the draws it took; see `Sampler.log_expected`.
+    ids_S: int64, distinct, ascending, on the host. num_draws: n, the draws it took; see `Sampler.log_expected`.
     """
 
     ids_S: Tensor
@@ -49,7 +49,7 @@ class Proposal(Protocol):
         ...
 
     def probability(self, ids: Tensor) -> Tensor:
-        """P(id) of int64 ids, any shape -> float64, same shape and device."""
+        """P(id) of int64 ids, any shape, on the host -> float64, same shape."""
         ...
 
 
@@ -85,8 +85,6 @@ class Unigram:
 
     def probability(self, ids: Tensor) -> Tensor:
         """See `Proposal.probability`."""
-        if self._probability_V.device != ids.device:
-            self._probability_V = self._probability_V.to(ids.device)
         return self._probability_V[ids]
 
 
@@ -116,24 +114,22 @@ class Sampler:
         # Only how many draws are made at a time: what is drawn does not depend on it.
         self._draws_at_a_time = 2 * num_samples + 64
 
-    def draw(self, step: int, device: torch.device | str) -> Samples:
-        """The samples of a step, on `device`. A pure function of (seed, step)."""
+    def draw(self, step: int) -> Samples:
+        """The samples of a step, on the host. A pure function of (seed, step)."""
         if self.num_samples == self.vocabulary_size:
-            everything = torch.arange(self.vocabulary_size, device=device)
-            return Samples(everything, self.vocabulary_size)
-        # Always computed on the CPU: another device's exp may round another way and so draw another id.
+            return Samples(torch.arange(self.vocabulary_size), self.vocabulary_size)
         key = derive_key(self.seed, "sampler", step)
         while True:
             ids_S, num_draws = _first_distinct(self._ids_drawn(key, self._draws_at_a_time), self.num_samples)
             if num_draws:
                 break
             self._draws_at_a_time += self._draws_at_a_time // 4 + 64
-        return Samples(torch.from_numpy(ids_S).to(device), num_draws)
+        return Samples(torch.from_numpy(ids_S), num_draws)
 
     def log_expected(self, ids: Tensor, num_draws: int) -> Tensor:
-        """log E(id) after `num_draws` draws. ids: int64, any shape -> float32, same shape and device; zeros where S = V."""
+        """log E(id) after `num_draws` draws. ids: int64, any shape, on the host -> float32, same shape; zeros where S = V."""
         if self.num_samples == self.vocabulary_size:
-            return torch.zeros(ids.shape, dtype=torch.float32, device=ids.device)
+            return torch.zeros(ids.shape)
         return torch.log(-torch.expm1(num_draws * torch.log1p(-self.proposal.probability(ids)))).to(torch.float32)
 
     def _ids_drawn(self, key: int, count: int) -> np.ndarray:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from lm1b.model.blocks import block_positions, chunk_bytes, exp_of_difference, in_float32, scratch
+from lm1b.model.kernels import triton_kernels
 from lm1b.model.products import product
 
 
@@ -118,6 +119,8 @@ def _softmax_in_place(logits_nS: Tensor, offset_S: Tensor, targets_n: Tensor, ta
     The probability of a sample that is the position's target becomes 0. Returns nats_n, float64, and the probabilities' column
     sums, float32.
     """
+    if kernels := triton_kernels(logits_nS.device):
+        return kernels.softmax_in_place(logits_nS, offset_S, targets_n, target_logits_n)
     num_positions, num_samples = logits_nS.shape
     block = block_positions(num_samples, logits_nS.device)
     nats_n = torch.empty_like(target_logits_n, dtype=torch.float64)

@@ -23,6 +23,7 @@ from torch import Tensor
 from lm1b.config import Config
 from lm1b.distributed import Ranks
 from lm1b.model.huge_pages import lasting_zeros
+from lm1b.model.kernels import triton_kernels
 from lm1b.model.row_exchange import Bringing, GradientExchange, RowRequest, block_rows, take_rows
 from lm1b.model.sampler import Samples
 from lm1b.randomness import derive_key, uniform
@@ -83,7 +84,11 @@ class VocabularyTable:
         if self.before_update is not None:
             self.before_update(self.name, exchange.gradients[index].request.updated_places)
         for places, gradient in exchange.sums(index):
-            self._update(places, gradient.mul_(gradient_scale), learning_rate, epsilon)
+            if kernels := triton_kernels(self.rows.device):
+                scales = {"scale": gradient_scale, "learning_rate": learning_rate, "epsilon": epsilon}
+                kernels.adagrad_rows(self.rows, self.accumulators, places, gradient, **scales)
+            else:
+                self._update(places, gradient.mul_(gradient_scale), learning_rate, epsilon)
 
     def _update(self, places: Tensor, gradient: Tensor, learning_rate: float, epsilon: float) -> None:
         accumulators = self.accumulators.index_select(0, places).addcmul_(gradient, gradient)
@@ -163,11 +168,17 @@ def distinct_shared(samples: Samples, inputs_N: Tensor, targets_N: Tensor, ranks
     return ids_U, places[: inputs_N.numel()], places[inputs_N.numel() :]
 
 
-def begin_rows(wanted: Sequence[tuple[VocabularyTable, RowRequest, torch.dtype]]) -> list[Bringing]:
-    """Room for the requested rows of each table; alone on one rank the rows are there at once."""
+def begin_rows(wanted: Sequence[tuple[VocabularyTable, RowRequest, torch.dtype]], room: Sequence[int] | None = None) -> list[Bringing]:
+    """Room for the requested rows of each table; alone on one rank the rows are there at once.
+
+    room: of each table, for how many rows; what is not asked for stays 0. None: for just those asked for.
+    """
     brought = []
-    for table, request, dtype in wanted:
-        rows_UD = torch.empty(len(request.ids_U), table.width, device=table.rows.device)
+    for i, (table, request, dtype) in enumerate(wanted):
+        num_rows = len(request.ids_U)
+        rows_UD = torch.empty(max(num_rows, room[i] if room else 0), table.width, device=table.rows.device)
+        if len(rows_UD) > num_rows:
+            rows_UD[num_rows:] = 0.0
         if request.ranks.size == 1:
             take_rows(table.rows, request.ids_U, rows_UD, dtype)
         brought.append(Bringing(table.rows, dtype, rows_UD))

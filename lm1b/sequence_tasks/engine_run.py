@@ -54,7 +54,7 @@ class EngineRun(SequenceRun):
         """See SequenceRun."""
         self.engine.backward(loss * self.ranks.size)
         applied = self.engine.step(finite=True, learning_rate=self.learning_rate)
-        return self.engine.gradient_norm() if applied else None
+        return float(self.engine.gradient_norm()) if applied else None
 
     def state(self) -> dict[str, Tensor]:
         """See SequenceRun: whole tensors, on every rank."""

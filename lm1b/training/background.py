@@ -1,7 +1,8 @@
 """Jobs that run one after another in a thread beside the steps, with a process group of their own.
 
 Collectives of two threads in one process group could meet the wrong ones of another rank; in a group of their own, and in the
-order in which every rank's steps submit them, they cannot.
+order in which every rank's steps submit them, they cannot. The group is gloo's, for what is on the host: where a GPU computes,
+the jobs only plan, and NCCL never sees them.
 """
 
 from __future__ import annotations
@@ -19,24 +20,30 @@ from lm1b.training.process_group import at_the_end, time_limit
 T = TypeVar("T")
 
 
+def only_plans(device: torch.device) -> bool:
+    """Whether the jobs leave rows and gradients to the step's own thread: NCCL wants one order over all process groups and threads."""
+    return device.type != "cpu"
+
+
 class Background:
-    """`submit` gives a job to the thread; where is_on is False, on one rank and on a GPU it is done at once by the caller itself.
+    """`submit` gives a job to the thread; where is_on is False, and on one rank without a GPU, it is done at once by the caller itself.
 
     group: for the jobs' collectives; None is the default one. Every rank makes one at the same time, and submits the same jobs.
     After a job that has failed no other is begun: each raises the same error, whichever of them is asked for first.
     """
 
     def __init__(self, ranks: Ranks, *, is_on: bool) -> None:
-        # NCCL wants its collectives in one order over all process groups and threads.
-        self.is_on = is_on and ranks.size > 1 and ranks.device.type == "cpu"
+        self.is_on = is_on and (ranks.size > 1 or only_plans(ranks.device))
         self._problem: BaseException | None = None
         self.group: dist.ProcessGroup | None = None
         self._pool: ThreadPoolExecutor | None = None
-        if self.is_on:
-            group = dist.new_group(timeout=time_limit())
+        if ranks.size > 1 and (is_on or only_plans(ranks.device)):
+            group = dist.new_group(timeout=time_limit(), backend="gloo")
             assert isinstance(group, dist.ProcessGroup)
             self.group = group
-            self._pool = ThreadPoolExecutor(1, "lm1b_rows", initializer=torch.set_flush_denormal, initargs=(True,))
+        if self.is_on:
+            self._pool = ThreadPoolExecutor(1, "lm1b_rows", initializer=_begin_thread, initargs=(ranks.device,))
+        if self._pool is not None or self.group is not None:
             at_the_end(self.close)
 
     def submit(self, job: Callable[[], T]) -> Future[T]:
@@ -61,5 +68,13 @@ class Background:
         if self._pool is not None:
             self._pool.shutdown(wait=True)
             self._pool = None
+        if self.group is not None:
             dist.destroy_process_group(self.group)
             self.group = None
+
+
+def _begin_thread(device: torch.device) -> None:
+    """Settings that a thread has of its own."""
+    torch.set_flush_denormal(True)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # else pinned memory would be made through the first GPU of the host, by every rank

@@ -119,12 +119,23 @@ def deepspeed_config(settings: EngineSettings, precision: str, core_size: int) -
     return result
 
 
+def _make_missing_state(adagrad: torch.optim.Optimizer, *_: Any) -> None:
+    """Before torch 2.12 Adagrad has state only for the parameters that it was made with, and DeepSpeed's bf16 optimizer gives it others."""
+    for group in adagrad.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None and not adagrad.state[parameter]:
+                accumulator = torch.full_like(parameter, group["initial_accumulator_value"])
+                adagrad.state[parameter] = {"step": torch.tensor(0.0), "sum": accumulator}
+
+
 def make_optimizer(settings: OptimizerConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     """The core's optimizer, for DeepSpeed to wrap."""
     if settings.kind == "adagrad":
-        return torch.optim.Adagrad(
+        adagrad = torch.optim.Adagrad(
             parameters, lr=settings.learning_rate, initial_accumulator_value=settings.initial_accumulator, eps=settings.epsilon
         )
+        adagrad.register_step_pre_hook(_make_missing_state)
+        return adagrad
     if settings.kind == "adam":
         return torch.optim.Adam(parameters, lr=settings.learning_rate, betas=(settings.beta1, settings.beta2), eps=settings.epsilon)
     return torch.optim.SGD(parameters, lr=settings.learning_rate, momentum=settings.momentum)

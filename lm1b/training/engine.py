@@ -119,9 +119,10 @@ class Engine:
         self._engine.step()
         return bool(self._engine.was_step_applied())
 
-    def gradient_norm(self) -> float:
-        """Global norm of the core's gradient before clipping, at the last step."""
-        return float(self._engine.get_global_grad_norm() or 0.0)
+    def gradient_norm(self) -> Tensor | float:
+        """Global norm of the core's gradient before clipping, at the last step; a float() of it waits for the device."""
+        norm = self._engine.get_global_grad_norm()
+        return 0.0 if norm is None else norm
 
     def _poison_gradient(self) -> None:
         """Make the core's gradient NaN, so that DeepSpeed's own guard skips this step on every rank."""

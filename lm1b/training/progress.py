@@ -46,6 +46,7 @@ class Interval:
         seconds = time.monotonic() - self.started_at
         run.counts.elapsed_seconds += self.lap()
         learning_rate = run.config.optimizer.learning_rate * result.learning_rate_factor
+        gradient_norm = float(result.gradient_norm)
         line = {
             "step": run.training_step.step,
             "updates": run.training_step.updates,
@@ -53,7 +54,7 @@ class Interval:
             "words": run.counts.words,
             "nats_per_word": run.counts.unlogged_nats / run.counts.unlogged_words if run.counts.unlogged_words else None,
             "words_per_second": self.words / seconds,
-            "gradient_norm": None if math.isnan(result.gradient_norm) else result.gradient_norm,
+            "gradient_norm": None if math.isnan(gradient_norm) else gradient_norm,
             "largest_activation": result.largest_activation,
             "learning_rate": learning_rate,
             "skipped": run.counts.skipped,

@@ -6,6 +6,10 @@
 `step` counts data (batches, sampler, dropout) and always advances; `updates` counts applied updates (schedule, average).
 The loss that is differentiated is nats summed over the T steps, averaged over the lanes of the global batch; a table's
 gradient is that of the sum of nats over all tokens of the step.
+
+Where a GPU computes, the host waits for it once before the update, to read that all-reduce; DeepSpeed then waits twice more, for its own
+look at the gradient. Nothing else does: what a step reads is planned ahead on the host, and norms stay on the device until they are logged.
+(`training.gap_every` and the adaptive softmax ask the device too.)
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from torch import Tensor
 
 from lm1b.config import Config
 from lm1b.data.batches import Batches
+from lm1b.devices import on_device
 from lm1b.distributed import Ranks, all_reduce_sum
 from lm1b.model.full_softmax import full_softmax_part, places_of_targets
 from lm1b.model.language_model import LanguageModel
@@ -44,7 +49,7 @@ class StepResult:
     nats: float  # the loss (sampled, or full), summed over the step's tokens of all ranks; finite parts only where the step was skipped
     applied: bool
     stop: bool  # some rank was asked to stop
-    gradient_norm: float
+    gradient_norm: Tensor | float  # of the core, before clipping; a float() of it waits for the device
     largest_activation: float
     learning_rate_factor: float
     not_finite: list[str]  # "rank 1: loss", ...; empty if and only if applied
@@ -99,7 +104,7 @@ class TrainingStep:
         engine = self.engine
         with self.waiting.on("rows"), self.parts.on("rows"):
             rows = self._rows.take(self.step, is_last=self.step + 1 >= self.total_updates)
-        if rows.starts_epoch:
+        if rows.plan.starts_epoch:
             self.carry = self.zero_carry()
         nats, new_carry, largest_activation, hidden_NP = self._forward_and_backward(rows)
         gap = self._check_gap(hidden_NP, rows) if check_gap and self.sampler else None
@@ -147,21 +152,22 @@ class TrainingStep:
         micro_lanes = self.lanes_here // self.engine.micro_batches
         nats = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
         states, activations, hiddens_TBP = [], [], []
+        plan = rows.plan
         for first in range(0, self.lanes_here, micro_lanes):
             lanes = slice(first, first + micro_lanes)
             parts = self.parts.timed("forward", self.engine.forward)(
                 rows.input_rows_UD,
-                rows.input_positions_TB[:, lanes],
+                plan.input_positions_TB[:, lanes],
                 rows.output_rows_UP,
                 rows.bias_U1,
-                rows.target_positions_TB[:, lanes].flatten(),
-                rows.log_expected_U,
-                rows.num_samples,
+                plan.target_positions_TB[:, lanes].flatten(),
+                plan.log_expected_U,
+                plan.num_samples,
                 {name: tensor[lanes] for name, tensor in self.carry.items()},
                 step=self.step,
                 first_lane=self.first_lane + first,
                 full_over=self.ranks if self.config.softmax.kind == "full" else None,
-                resets_TB=self._resets(rows.inputs_TB[:, lanes]),
+                resets_TB=self._resets(plan.inputs_TB[:, lanes]),
             )
             with part("backward"), self.parts.on("backward"):
                 self.engine.backward((parts.nats / micro_lanes).float())
@@ -173,6 +179,7 @@ class TrainingStep:
         return nats, carry, torch.stack(activations).max(), torch.cat(hiddens_TBP, dim=1).flatten(0, 1)
 
     def _resets(self, inputs_TB: Tensor) -> Tensor | None:
+        """On the host, as the inputs are there: when a state is reset decides which stretches of time are computed together."""
         return inputs_TB == self.batches.end_id if self.config.batches.state == "reset" else None
 
     def _reduce_status(self, nats: Tensor, finite_B: Tensor, norms: Tensor, largest_activation: Tensor, stop: bool) -> _Status:
@@ -191,10 +198,10 @@ class TrainingStep:
         vector[1] = float(stop)
         vector[2] = (~finite_B).sum()
         start = 3 + ranks.rank * width
-        waited = torch.tensor(self.waiting.take(), dtype=torch.float64, device=ranks.device)
+        waited = on_device(torch.tensor(self.waiting.take(), dtype=torch.float64), ranks.device)
         vector[start : start + width] = torch.cat([bad, activation.reshape(1), waited])
         with self.waiting.on("status"):
-            values = all_reduce_sum(vector, ranks).tolist()
+            values = all_reduce_sum(vector, ranks).tolist()  # here the host waits for the device
         not_finite, activations, waiting_RP = [], [], []
         for rank in range(ranks.size):
             there = values[3 + rank * width : 3 + (rank + 1) * width]
@@ -207,16 +214,17 @@ class TrainingStep:
     @torch.no_grad()
     def _check_gap(self, hidden_NP: Tensor, rows: StepRows) -> tuple[float, float]:
         """Sampled and true nats a word on a few of the first rank's positions, evenly spread."""
-        targets_N = rows.targets_TB.flatten()
+        targets_N = rows.plan.targets_TB.flatten()
         count = min(self.config.training.gap_positions, len(targets_N))
         chosen = torch.linspace(0, len(targets_N) - 1, count, device=targets_N.device).long()
         hidden_KP, targets_K = hidden_NP[chosen], targets_N[chosen]
-        positions_K = rows.target_positions_TB.flatten()[chosen]
-        assert rows.log_expected_U is not None
+        positions_K = rows.plan.target_positions_TB.flatten()[chosen]
+        log_expected_U, num_samples = rows.plan.log_expected_U, rows.plan.num_samples
+        assert log_expected_U is not None
         assert rows.output_rows_UP is not None
         assert rows.bias_U1 is not None
         sampled = sampled_softmax(
-            hidden_KP, rows.output_rows_UP.detach(), rows.bias_U1.detach().squeeze(1), positions_K, rows.log_expected_U, rows.num_samples
+            hidden_KP, rows.output_rows_UP.detach(), rows.bias_U1.detach().squeeze(1), positions_K, log_expected_U, num_samples
         )
         if self.ranks.size > 1:
             dist.broadcast(hidden_KP, 0)

@@ -2,8 +2,8 @@
 
 On several ranks a thread (background.py) communicates while the step computes:
 
-1. While step t computes, the batch, samples, distinct ids and requests of step t+1 are made, and those of its rows come that no
-   rank's step t touches: `split_routes` asks their owners, who know what is wanted of them in step t.
+1. While step t computes, step t+1 is planned (step_plan.py), and those of its rows come that no rank's step t touches:
+   `split_routes` asks their owners, who know what is wanted of them in step t.
 2. The other rows of step t+1 come when step t has updated them: the step waits for these alone.
 3. The gradient of the output rows leaves as soon as the softmax's backward is done, behind the recurrent layers' backward; that
    of the input rows behind the core's update. Owners apply them once the step is known to be finite.
@@ -13,8 +13,10 @@ applies their gradients to it, without sending any. With the adaptive softmax th
 request for the union of rows, one update.
 
 So every row is as new as without overlap, the numbers are the same bit for bit, and the same rows travel; only the marks of
-point 1 are more, a byte a row. `communication.overlap=false` does all of it in order, in the step's own thread; so does a GPU,
-where NCCL wants one order over all process groups.
+point 1 are more, a byte a row. `communication.overlap=false` does all of it in order, in the step's own thread.
+
+Where a GPU computes, on one rank too, the thread only plans: NCCL wants one order over all process groups, so rows and gradients
+travel in the step's own thread. Every count is in the plan, so nothing of this waits for the device.
 
 T steps, B lanes of this rank, U distinct rows, D and P widths.
 """
@@ -31,37 +33,31 @@ from torch import Tensor
 
 from lm1b.config import Config
 from lm1b.data.batches import Batches
+from lm1b.devices import on_device, pinned
 from lm1b.distributed import Ranks, single_process
-from lm1b.model.row_exchange import Bringing, GradientExchange, Route, RowGradient, RowRequest, bring_rows, request_rows, split_routes
+from lm1b.model.row_exchange import Bringing, GradientExchange, Route, RowGradient, RowRequest, bring_rows, split_routes
 from lm1b.model.row_formats import Plain, RowFormat, StochasticInt8
-from lm1b.model.sampler import Sampler, Samples
-from lm1b.model.tables import Tables, VocabularyTable, begin_rows, distinct_inputs, distinct_outputs, distinct_shared
+from lm1b.model.sampler import Sampler
+from lm1b.model.tables import Tables, VocabularyTable, begin_rows
 from lm1b.profiling import part
 from lm1b.randomness import derive_key
-from lm1b.training.background import Background
+from lm1b.training.background import Background, only_plans
+from lm1b.training.step_plan import StepPlan, StepPlanner
 from lm1b.training.waiting import Waiting
 
 
 @dataclass
 class StepRows:
-    """What a step reads of batch and tables. The first num_samples output rows are the samples.
+    """What a step reads of batch and tables.
 
-    inputs_TB, targets_TB: int64 ids. *_positions_TB: their place among the rows. log_expected_U: float32. With the full softmax the output
-    rows are all of this rank's, target_positions_TB are the ids, and log_expected_U is None; so with the adaptive one, without output rows.
-    requests, brought: of each of `RowPipeline.tables`; late: what of them still has to come. sent: gradients on their way, by group.
+    With the full softmax the output rows are all of this rank's; with the adaptive one there are none. requests, brought: of each of
+    `RowPipeline.tables`; late: what of them still has to come. sent: gradients on their way, by group.
     """
 
-    step: int
-    starts_epoch: bool
-    inputs_TB: Tensor
-    targets_TB: Tensor
-    input_positions_TB: Tensor
-    target_positions_TB: Tensor
-    log_expected_U: Tensor | None
-    num_samples: int
+    plan: StepPlan
     requests: list[RowRequest]
-    brought: list[Bringing]
-    late: list[Route]
+    brought: list[Bringing] = field(default_factory=list)
+    late: list[Route] = field(default_factory=list)
     sent: dict[str, Future[GradientExchange]] = field(default_factory=dict)
 
     @property
@@ -101,18 +97,21 @@ class RowPipeline:
         tables: of each leaf of a step: input rows, output rows and bias, as far as the softmax has them; rows and bias where they are tied
         and sampled. names: theirs.
         """
-        self.sampler, self.batches, self.ranks, self.dtype = sampler, batches, ranks, dtype
+        self.ranks, self.dtype, self._is_sampled = ranks, dtype, sampler is not None
         self._is_shared = tables.are_tied and sampler is not None  # one leaf for input and output rows
         leaves = (tables.input, None if self._is_shared else tables.output, tables.bias)
         self.tables = [table for table in leaves if table is not None]
         self.names = [table.name for table in self.tables]
         self._seed, self._micro_batches = config.run.seed, config.training.micro_batches
-        self._lanes = first_lane, config.batches.lanes // ranks.size
         self._gradient_format = config.communication.row_gradients
         self._background = Background(ranks, is_on=config.communication.overlap)
+        self._only_plans = only_plans(ranks.device)
+        self._travels_behind = self._background.is_on and not self._only_plans
+        self._rows_group = self._background.group if self._travels_behind else None
+        self._planner = StepPlanner(config, sampler, batches, ranks, first_lane, ties_rows=self._is_shared, keeps_shapes=self._only_plans)
         self._ahead: tuple[int, Future[StepRows]] | None = None
         # What is sent together (indices of leaves), in the order in which it is waited for.
-        if self._is_shared or (sampler is not None and not self._background.is_on):
+        if self._is_shared or (sampler is not None and not self._travels_behind):
             self._groups = {"all": list(range(len(self.tables)))}
         else:
             self._groups = {"output": [1, 2], "input": [0]} if tables.output is not None else {"input": [0]}
@@ -120,6 +119,11 @@ class RowPipeline:
         self._input_joins_output = tables.are_tied and sampler is None
         # The output rows' part in what is sent: none with the full softmax, as if there were no other ranks.
         self._output_ranks = ranks if sampler else single_process(ranks.device)
+        # All of this rank's output rows, by their places, wanted by nobody else: what every step of the full softmax takes.
+        self._everything: list[RowRequest] = []
+        if sampler is None and len(self.tables) > 1:
+            places = torch.arange(len(self.tables[1].rows), device=ranks.device)
+            self._everything = [RowRequest(places, 0, self._output_ranks)] * 2
         # Of each row here, whether the present step touches it. The bias goes the output rows' way.
         self._touched = {table: torch.zeros(len(table.rows), dtype=torch.bool, device=ranks.device) for table in self.tables}
 
@@ -128,22 +132,24 @@ class RowPipeline:
         ahead, self._ahead = self._ahead, None
         with part("communication"):  # and whatever else the thread has still to do
             rows = ahead[1].result() if ahead else None
-        if rows is None or rows.step != step:  # the first step, or the step was set anew
+        if rows is None or rows.plan.step != step:  # the first step, or the step was set anew
             rows = self._background.submit(lambda: self._prepare(step, None)).result()
         elif rows.late:
             with part("row fetch"):
-                late = functools.partial(bring_rows, rows.brought, rows.late, self.ranks, self._background.group)
+                late = functools.partial(bring_rows, rows.brought, rows.late, self.ranks, self._rows_group)
                 self._background.submit(late).result()
-        if self.sampler is None:
+        if self._only_plans:
+            rows = self._with_rows(rows.plan.moved(functools.partial(on_device, device=self.ranks.device)), None)
+        if not self._is_sampled:
             # The tables themselves, which nobody changes until the step has its gradients.
             rows.brought += [Bringing(table.rows, self.dtype, table.rows.detach()) for table in self.tables[1:]]
         for each in rows.brought:
             each.rows_UD.requires_grad_()
-        if self._background.is_on:
+        if self._travels_behind:
             for name, indices in self._groups.items():
                 self._send_when_ready(rows, name, indices)
-            if not is_last:
-                self._ahead = step + 1, self._background.submit(lambda: self._prepare(step + 1, rows))
+        if self._background.is_on and not is_last:
+            self._ahead = step + 1, self._background.submit(lambda: self._prepare(step + 1, rows))
         return rows
 
     def apply(self, rows: StepRows, waiting: Waiting, *, learning_rate: float, gradient_scale: float) -> None:
@@ -178,57 +184,27 @@ class RowPipeline:
         self._ahead = None
 
     def _prepare(self, step: int, during: StepRows | None) -> StepRows:
-        """Batch, ids, requests and rows of a step; while the step `during` computes, only rows that it does not touch."""
-        first_lane, num_lanes = self._lanes
-        with part("batch"):
-            batch = self.batches.at(step, first_lane, num_lanes)
-            inputs_TB = torch.from_numpy(batch.inputs_TB).to(self.ranks.device)
-            targets_TB = torch.from_numpy(batch.targets_TB).to(self.ranks.device)
-        with part("sampler"):
-            samples = self.sampler.draw(step, self.ranks.device) if self.sampler else None
-        with part("row fetch"):
-            requests, input_positions_N, target_positions_N = self._request(inputs_TB, targets_TB, samples)
-            travelling = len(requests) if samples else 1
-            dtypes = [torch.float32 if table.width == 1 else self.dtype for table in self.tables]
-            brought = begin_rows(list(zip(self.tables, requests, dtypes, strict=True))[:travelling])
-            late = self._bring(brought, requests[:travelling], during) if self.ranks.size > 1 else []
-        with part("sampler"):
-            log_expected_U = self.sampler.log_expected(requests[-1].ids_U, samples.num_draws) if self.sampler and samples else None
-        return StepRows(
-            step,
-            batch.starts_epoch,
-            inputs_TB,
-            targets_TB,
-            input_positions_N.view_as(inputs_TB),
-            target_positions_N.view_as(targets_TB),
-            log_expected_U,
-            len(samples.ids_S) if samples else 0,
-            requests,
-            brought,
-            late,
-        )
+        """The plan of a step, and its rows where they come with it: while the step `during` computes, those that it does not touch."""
+        plan = self._planner.plan(step, self._background.group)
+        if self._only_plans:
+            return StepRows(plan.moved(functools.partial(pinned, device=self.ranks.device)), [])
+        return self._with_rows(plan, during)
 
-    def _request(self, inputs_TB: Tensor, targets_TB: Tensor, samples: Samples | None) -> tuple[list[RowRequest], Tensor, Tensor]:
-        """The request of each leaf (leaves of the same rows share one), and where each input and target is among its rows."""
-        inputs_N, targets_N, group = inputs_TB.flatten(), targets_TB.flatten(), self._background.group
-        if samples is not None and self._is_shared:
-            ids_U, input_positions_N, target_positions_N = distinct_shared(samples, inputs_N, targets_N, self.ranks)
-            (shared,) = request_rows([(ids_U, len(samples.ids_S))], self.ranks, group)
-            return [shared, shared], input_positions_N, target_positions_N
-        input_ids, input_positions_N = distinct_inputs(inputs_N, self.ranks)
-        wants, target_positions_N = [(input_ids, 0)], targets_N
-        if samples is not None:
-            output_ids, target_positions_N = distinct_outputs(samples, targets_N, self.ranks)
-            wants.append((output_ids, len(samples.ids_S)))
-        requests = request_rows(wants, self.ranks, group)
-        if samples is None and len(self.tables) > 1:  # all of this rank's output rows, by their places, wanted by nobody else
-            places = torch.arange(len(self.tables[1].rows), device=self.ranks.device)
-            requests.append(RowRequest(places, 0, self._output_ranks))
-        return [*requests, *requests[1:]], input_positions_N, target_positions_N
+    def _with_rows(self, plan: StepPlan, during: StepRows | None) -> StepRows:
+        """Bring the rows of a plan. See `_prepare`."""
+        # Of each leaf: rows and bias of a request, or of the whole table.
+        leaves = [*range(len(plan.requests)), *range(len(plan.requests))[-1:]] if self._is_sampled else [0]
+        requests = [plan.requests[i] for i in leaves]
+        with part("row fetch"):
+            dtypes = [torch.float32 if table.width == 1 else self.dtype for table in self.tables]
+            wanted = list(zip(self.tables, requests, dtypes, strict=False))
+            brought = begin_rows(wanted, [plan.room[i] for i in leaves])
+            late = self._bring(brought, requests, during) if self.ranks.size > 1 else []
+        return StepRows(plan, [*requests, *self._everything], brought, late)
 
     def _bring(self, brought: list[Bringing], requests: list[RowRequest], during: StepRows | None) -> list[Route]:
         """Bring all rows, or those that the step `during` does not touch. -> the routes of the rest, one a leaf."""
-        group, late = self._background.group, []
+        group, late = self._rows_group, []
         distinct = list(dict.fromkeys(requests))
         routes = [request.route for request in distinct]
         if during is not None:
@@ -271,8 +247,8 @@ class RowPipeline:
         for i in indices:
             gradient = rows.brought[i].rows_UD.grad  # not by `gradients()`: that of another table may not be there yet
             assert gradient is not None
-            sent.append(RowGradient(rows.requests[i], gradient, self._format(rows.step, self.tables[i])))
-        return GradientExchange(sent, self.ranks if 0 in indices else self._output_ranks, self._background.group)
+            sent.append(RowGradient(rows.requests[i], gradient, self._format(rows.plan.step, self.tables[i])))
+        return GradientExchange(sent, self.ranks if 0 in indices else self._output_ranks, self._rows_group)
 
     def _format(self, step: int, table: VocabularyTable) -> RowFormat:
         """How a table's gradient travels. The bias, one number a row, always as float32."""

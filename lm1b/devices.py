@@ -1,0 +1,21 @@
+"""Tensors on their way from the host to the device that computes, so that neither waits for the other.
+
+A copy from ordinary memory makes the host wait until the device has done all that it was given before. From pinned memory the
+copy takes its place in the device's queue, and the host goes on: `pinned`, wherever there is time for it, and then `on_device`.
+On a CPU both give the tensor itself.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def pinned(tensor: Tensor, device: torch.device) -> Tensor:
+    """The same in memory that `device` can copy from by itself."""
+    return tensor.pin_memory() if device.type == "cuda" and not tensor.is_pinned() else tensor
+
+
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The same on `device`; nothing waits."""
+    return pinned(tensor, device).to(device, non_blocking=True)
