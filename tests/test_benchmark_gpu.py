@@ -124,6 +124,7 @@ def test_a_gpus_time_is_told_by_part_and_kernels_alone_keep_it_busy() -> None:
 ROW: dict[str, Any] = {
     "shape": "lstm_2048_512",
     "lanes": 512,
+    "settings": ["batches.lanes=512"],
     "precision": "bf16",
     "words_per_second": 1_620_000,
     "share_of_ceiling": 0.141,
@@ -166,7 +167,7 @@ FIGURES: dict[str, Any] = {
         "gemm_tflops": {"bf16": {"8192 x 8192 x 8192": 790.2}},
         "gpu_copy_gb_per_second": 4300,
     },
-    "training": [ROW, {**ROW, "precision": "fp16", "goal": None}],
+    "training": [ROW, {**ROW, "settings": ["batches.lanes=512", "training.triton=true"], "goal": None}],
     "evaluation": [EVALUATION, {**EVALUATION, "precision": "fp32", "seconds": 2.9, "goal": None}],
 }
 
@@ -179,6 +180,7 @@ def test_the_goals_stand_beside_the_figures_met_or_missed() -> None:
     first, second = (line for line in lines if line.startswith("| lstm_2048_512, 512"))
     assert "| 1,620,000 (goal 1,500,000: met) | 14.1% of 790 TFLOP/s (goal 15%: missed) | 90% (goal 90%: met) |" in first
     assert "recurrent 3.50, softmax 3.00 |" in first
+    assert second.startswith("| lstm_2048_512, 512, training.triton=true | bf16 | 1,620,000 |")
     assert "goal" not in second
     bf16, fp32 = (line for line in lines if line.startswith("exact evaluation"))
     assert "0.50 s (goal under 2 s: met)" in bf16

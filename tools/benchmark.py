@@ -98,8 +98,8 @@ def _measure_case(case: Case, groups: dict[int, Workers], arguments: argparse.Na
         for group in chosen:
             group.ask("steps", count=1)
     results = [group.ask("result", profiled_steps=2)[0] for group in chosen]
-    goal = {"goal": case.goal.as_json()} if case.goal else {}
-    return [{"shape": case.shape, **{key: value for key, value in found.items() if key != "rank"}, **goal} for found in results]
+    facts = {"settings": [*case.settings, *arguments.set], **({"goal": case.goal.as_json()} if case.goal else {})}
+    return [{"shape": case.shape, **{key: value for key, value in found.items() if key != "rank"}, **facts} for found in results]
 
 
 def measure_plain(arguments: argparse.Namespace, ours: Workers) -> dict[str, Any]:

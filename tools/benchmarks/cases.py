@@ -49,17 +49,22 @@ CPU_CASES = [
 ]
 
 
-def _on_gpu(shape: str, precision: str = "bf16", lanes: int = 512, goal: Goal | None = None) -> Case:
-    return Case(shape, precision, ways=(ONE_GPU,), settings=(f"batches.lanes={lanes}",), goal=goal)
+TRITON = "training.triton=true"
+
+
+def _on_gpu(shape: str, precision: str = "bf16", lanes: int = 512, goal: Goal | None = None, more: tuple[str, ...] = ()) -> Case:
+    return Case(shape, precision, ways=(ONE_GPU,), settings=(f"batches.lanes={lanes}", *more), goal=goal)
 
 
 GPU_CASES = [
     _on_gpu("lstm_2048_512", goal=Goal(1_500_000, 0.15)),
     _on_gpu("lstm_2048_512", "fp16"),
     _on_gpu("lstm_2048_512", lanes=128),
+    _on_gpu("lstm_2048_512", more=(TRITON,)),
     _on_gpu("irnn_1024_512", goal=Goal(3_000_000, 0.14)),
     _on_gpu("irnn_1024_512", "fp16"),
     _on_gpu("irnn_1024_512", lanes=128),
+    _on_gpu("irnn_1024_512", more=(TRITON,)),
     _on_gpu("biglstm", goal=Goal(350_000, 0.40)),
 ]
 CASES = {"cpu": CPU_CASES, "cuda": GPU_CASES}

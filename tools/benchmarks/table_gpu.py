@@ -40,7 +40,7 @@ def training(results: list[dict[str, Any]]) -> list[str]:
         parts = sorted(found["gpu_seconds"].items(), key=lambda item: -item[1])
         ceiling = max(found["ceiling_gflops"].values()) / 1e3
         cells = [
-            f"{found['shape']}, {found['lanes']}",
+            ", ".join([found["shape"], str(found["lanes"]), *_unusual(found["settings"])]),
             found["precision"],
             _beside(f"{found['words_per_second']:,}", found["words_per_second"], goal.get("words_per_second"), "{:,}"),
             _beside(
@@ -72,6 +72,11 @@ def evaluation(found: dict[str, Any]) -> str:
     ]
     what = f"{found['predictions']:,} predictions, {found['vocabulary']:,} words x {found['width']}, {found['precision']}"
     return f"exact evaluation of {what}: {'; '.join(facts)}\n"
+
+
+def _unusual(settings: list[str]) -> list[str]:
+    """Settings of a case but for its lanes, which stand beside its shape."""
+    return [setting for setting in settings if not setting.startswith("batches.lanes=")]
 
 
 def _beside(text: str, value: float, goal: float | None, form: str) -> str:
