@@ -16,6 +16,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from lm1b.model.kernels import use_triton
+
 ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")]
 DEVICES = ["cpu", pytest.param("cuda", marks=ON_GPU)]
 # (device, dtype). float16 trains on a GPU alone.
@@ -26,6 +28,18 @@ PRECISIONS = [
         for dtype in (torch.float32, torch.bfloat16, torch.float16)
     ),
 ]
+# Torch's operations, or the Triton kernels, which a GPU alone runs (their arithmetic: test_triton_kernels.py).
+KERNELS = ["torch", pytest.param("triton", marks=ON_GPU)]
+
+
+@contextlib.contextmanager
+def kernels_of(kind: str, device: str) -> Iterator[None]:
+    """Compute with these kernels in here."""
+    use_triton(kind == "triton", torch.device(device))
+    try:
+        yield
+    finally:
+        use_triton(False, torch.device(device))
 
 
 def rounded(value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from devices import DEVICES, ON_GPU, PRECISIONS, assert_near, no_waiting, on, rounded
+from devices import DEVICES, KERNELS, ON_GPU, PRECISIONS, assert_near, kernels_of, no_waiting, on, rounded
 from test_perplexity import brute_force_nats, made_scorer
 from test_recurrent import CELLS, loop_in_float64, make_stack, random_state
 from test_softmax import ours, random_case, reference
@@ -119,10 +119,14 @@ def roundings_of_logits(case: dict[str, torch.Tensor]) -> float:
 
 @pytest.mark.parametrize(("device", "dtype"), PRECISIONS)
 @pytest.mark.parametrize("chunk_bytes", [48 << 20, 60_000])
-def test_the_sampled_softmax_and_its_gradients(device: str, dtype: torch.dtype, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_the_sampled_softmax_and_its_gradients(
+    device: str, dtype: torch.dtype, chunk_bytes: int, kernels: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(blocks, "CHUNK_BYTES", chunk_bytes)
     case = softmax_case(dtype)
-    found = ours({name: value.to(device) for name, value in case.items()}, 500, dtype)
+    with kernels_of(kernels, device):
+        found = ours({name: value.to(device) for name, value in case.items()}, 500, dtype)
     for name, value, expected in zip(("nats", "hidden", "rows", "bias"), found, reference(case, 500), strict=True):
         assert value.device.type == device
         assert_near(value, expected, dtype, roundings_of_logits(case), name)

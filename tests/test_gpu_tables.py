@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from devices import DEVICES, assert_near
+from devices import DEVICES, KERNELS, assert_near, kernels_of
 from table_steps import apply, asked, fetched
 
 from lm1b.distributed import single_process
@@ -16,7 +16,8 @@ MASK_64, MASK_32 = (1 << 64) - 1, (1 << 32) - 1
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_table_rows_are_fetched_and_updated(device: str) -> None:
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_table_rows_are_fetched_and_updated(device: str, kernels: str) -> None:
     """Against torch's Adagrad of a dense float64 table: a dozen float32 operations on each number an update, three updates."""
     ranks = single_process(device)
     table = VocabularyTable("input_table", 500, 24, seed=5, initial_scale=1.0, initial_accumulator=0.5, ranks=ranks)
@@ -31,7 +32,8 @@ def test_table_rows_are_fetched_and_updated(device: str) -> None:
         request = asked(ids, single_process()).moved(lambda tensor: tensor.to(device))  # planned on the host
         before = table.rows.cpu()
         assert torch.equal(fetched(table, request, torch.bfloat16).cpu(), before[ids].bfloat16().float())
-        apply(table, request, gradient.to(device, copy=True), learning_rate=0.2, gradient_scale=3.0)
+        with kernels_of(kernels, device):
+            apply(table, request, gradient.to(device, copy=True), learning_rate=0.2, gradient_scale=3.0)
         dense.grad = torch.zeros_like(dense).index_add_(0, ids, 3.0 * gradient.double())
         optimizer.step()
         untouched = torch.ones(500, dtype=torch.bool).index_fill_(0, ids, False)

@@ -37,6 +37,7 @@ def trained(request: pytest.FixtureRequest, tiny_folder: Path, tmp_path_factory:
     jobs = [
         *(job(folder, run, **sections) for run, sections in GOLDEN_RUNS.items()),
         *(job(folder, precision, training={"precision": precision}) for precision in half),
+        *([job(folder, "triton", training={"triton": True})] if device == "cuda" else []),
     ]
     scales = {str(folder / "fp16"): FIRST_SCALE_POWER}
     plan = [{**planned, "initial_scale_power": scales.get(planned["config"]["run"]["directory"])} for planned in jobs]
@@ -87,6 +88,12 @@ def test_bf16_stays_by_fp32(trained: tuple[str, Path, list[Any]]) -> None:
     assert found != expected
     assert found == pytest.approx(expected, rel=20 * eps / 2)
     assert sum(found) == pytest.approx(sum(expected), rel=eps / 2)
+
+
+@pytest.mark.parametrize("trained", [pytest.param("cuda", marks=ON_GPU)], indirect=True)
+def test_the_triton_kernels_train_the_same(trained: tuple[str, Path, list[Any]]) -> None:
+    _, folder, _ = trained
+    assert losses(folder, "triton")[::7] == pytest.approx(json.loads(GOLDEN.read_text())["1x1"], rel=GOLDEN_TOLERANCE)
 
 
 @pytest.mark.parametrize("trained", [pytest.param("cuda", marks=ON_GPU)], indirect=True)
