@@ -24,33 +24,20 @@ def head(figures: dict[str, Any]) -> list[str]:
 
 def training(results: list[dict[str, Any]]) -> list[str]:
     """One row a shape. A goal stands in the cell of its figure, with whether it was met."""
-    columns = [
-        "shape, lanes",
-        "precision",
-        "words/s",
-        "of the products' rate",
-        "GPU busy",
-        "outside products",
-        "GPU MB",
-        "where the GPU's time goes, ms",
-    ]
+    names = ("shape, lanes", "precision", "words/s", "of the products' rate", "GPU busy", "outside products", "GPU MB")
+    columns = [*names, "where the GPU's time goes, ms"]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for found in results:
         goal = found.get("goal") or {}
         parts = sorted(found["gpu_seconds"].items(), key=lambda item: -item[1])
-        ceiling = max(found["ceiling_gflops"].values()) / 1e3
+        share, busy, outside = (found[name] for name in ("share_of_ceiling", "gpu_busy_share", "share_outside_products"))
         cells = [
             ", ".join([found["shape"], str(found["lanes"]), *_unusual(found["settings"])]),
             found["precision"],
             _beside(f"{found['words_per_second']:,}", found["words_per_second"], goal.get("words_per_second"), "{:,}"),
-            _beside(
-                f"{found['share_of_ceiling']:.1%} of {ceiling:,.0f} TFLOP/s",
-                found["share_of_ceiling"],
-                goal.get("share_of_ceiling"),
-                "{:.0%}",
-            ),
-            _beside(f"{found['gpu_busy_share']:.0%}", found["gpu_busy_share"], goal.get("gpu_busy_share"), "{:.0%}"),
-            f"{found['share_outside_products']:.0%}",
+            _beside(f"{share:.1%} of {_tflops(found)}", share, goal.get("share_of_ceiling"), "{:.0%}"),
+            "not seen" if busy is None else _beside(f"{busy:.0%}", busy, goal.get("gpu_busy_share"), "{:.0%}"),
+            "not seen" if outside is None else f"{outside:.0%}",
             f"{found['gpu_peak_memory_mb']:,}",
             ", ".join(f"{name} {seconds * 1e3:.2f}" for name, seconds in parts if seconds >= 5e-6),
         ]
@@ -60,18 +47,22 @@ def training(results: list[dict[str, Any]]) -> list[str]:
 
 def evaluation(found: dict[str, Any]) -> str:
     """One line a precision."""
-    goal = found.get("goal") or {}
-    rate = f"{found['share_of_ceiling']:.1%} of {max(found['ceiling_gflops'].values()) / 1e3:,.0f} TFLOP/s"
+    goal, share = found.get("goal") or {}, found["share_of_ceiling"]
     seconds_allowed = -goal["seconds"] if goal else None
     facts = [
         _beside(f"{found['seconds']:.2f} s", -found["seconds"], seconds_allowed, "under {:g} s"),
         f"{found['words_per_second']:,.0f} words/s",
-        _beside(rate, found["share_of_ceiling"], goal.get("share_of_ceiling"), "{:.0%}"),
+        _beside(f"{share:.1%} of {_tflops(found)}", share, goal.get("share_of_ceiling"), "{:.0%}"),
         f"{found['memory_beside_rows_mb']:,} MB beside the rows",
         f"{found['nats_a_word']:.5f} nats a word",
     ]
     what = f"{found['predictions']:,} predictions, {found['vocabulary']:,} words x {found['width']}, {found['precision']}"
     return f"exact evaluation of {what}: {'; '.join(facts)}\n"
+
+
+def _tflops(found: dict[str, Any]) -> str:
+    """The best rate of matrix products alone that was measured beside it."""
+    return f"{max(found['ceiling_gflops'].values()) / 1e3:,.0f} TFLOP/s"
 
 
 def _unusual(settings: list[str]) -> list[str]:

@@ -169,13 +169,17 @@ class Training:
 
 
 def _gpu_figures(parts: Parts, step_seconds: float, memory: int) -> dict[str, Any]:
-    """What a GPU's step has beside, or in place of, a CPU's. step_seconds: without the profiler, which slows the host down."""
+    """What a GPU's step has beside, or in place of, a CPU's. step_seconds: without the profiler, which slows the host down.
+
+    None where the profiler has seen no kernel: it may not be allowed to.
+    """
+    whole = sum(parts.gpu.values())
     return {
         "gpu_peak_memory_mb": round(memory / 2**20),
-        "gpu_busy_seconds": round(parts.gpu_busy, 6),
-        "gpu_busy_share": round(parts.gpu_busy / step_seconds, 3),
+        "gpu_busy_seconds": round(parts.gpu_busy, 6) if parts.gpu_busy else None,
+        "gpu_busy_share": round(parts.gpu_busy / step_seconds, 3) if parts.gpu_busy else None,
         "gpu_seconds": parts.gpu,
-        "share_outside_products": round(1.0 - parts.gpu_products / max(sum(parts.gpu.values()), 1e-9), 3),
+        "share_outside_products": round(1.0 - parts.gpu_products / whole, 3) if whole else None,
     }
 
 
