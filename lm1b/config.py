@@ -242,11 +242,6 @@ class TrainingConfig(Section):
         "(1+u)/(10+u) at update u; null: none.",
     )
     threads: Positive | None = Field(default=None, description="CPU threads a rank; null: the rank's share of the cores.")
-    triton: bool = Field(
-        default=False,
-        description="On a GPU: sampled softmax and table updates by kernels of one pass each, in Triton (which torch's CUDA builds bring). "
-        "Equal to torch's within rounding; their speed has not been measured yet. A CPU does without.",
-    )
     log_every: Positive = Field(default=10, description="Steps between two lines of metrics.jsonl.")
     gap_every: Positive | None = Field(
         default=200, description="Steps between two full-softmax checks of the sampled loss; null: never (only `sampled` has one)."

@@ -1,6 +1,7 @@
 """Trains runs in this process alone, on the device that DS_ACCELERATOR names: `python device_worker.py plan.json report.json`.
 
-The plan is a list of {"config": {...}, "initial_scale_power": n or null}: of fp16's loss scale, which the config has no field for.
+The plan is a list of {"config": {...}}, which may have "initial_scale_power": of fp16's loss scale, for which the config has no field; and
+"kernels": "triton".
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from devices import kernels_of
 from learning.scored import word_perplexity
 
 from lm1b.config import parse_config
@@ -27,11 +29,11 @@ def train(job: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
 
     def with_scale(*arguments: Any) -> dict[str, Any]:
         settings = made(*arguments)
-        if job["initial_scale_power"]:
+        if "initial_scale_power" in job:
             settings["fp16"]["initial_scale_power"] = job["initial_scale_power"]
         return settings
 
-    with mock.patch.object(engine, "deepspeed_config", with_scale):
+    with mock.patch.object(engine, "deepspeed_config", with_scale), kernels_of(job.get("kernels", "torch")):
         run = loop.train_on(ranks, parse_config(job["config"]))
     devices = {tensor.device.type for table in run.training_step.tables.all() for tensor in (table.rows, table.accumulators)}
     devices |= {parameter.device.type for parameter in run.training_step.engine.module.parameters()}

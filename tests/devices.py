@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lm1b.model.kernels import use_triton
+from lm1b.model.kernels import VARIABLE
 
 ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")]
 DEVICES = ["cpu", pytest.param("cuda", marks=ON_GPU)]
@@ -33,13 +33,11 @@ KERNELS = ["torch", pytest.param("triton", marks=ON_GPU)]
 
 
 @contextlib.contextmanager
-def kernels_of(kind: str, device: str) -> Iterator[None]:
+def kernels_of(kind: str) -> Iterator[None]:
     """Compute with these kernels in here."""
-    use_triton(kind == "triton", torch.device(device))
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, "1" if kind == "triton" else "0")
         yield
-    finally:
-        use_triton(False, torch.device(device))
 
 
 def rounded(value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -125,7 +125,7 @@ def test_the_sampled_softmax_and_its_gradients(
 ) -> None:
     monkeypatch.setattr(blocks, "CHUNK_BYTES", chunk_bytes)
     case = softmax_case(dtype)
-    with kernels_of(kernels, device):
+    with kernels_of(kernels):
         found = ours({name: value.to(device) for name, value in case.items()}, 500, dtype)
     for name, value, expected in zip(("nats", "hidden", "rows", "bias"), found, reference(case, 500), strict=True):
         assert value.device.type == device
@@ -133,12 +133,14 @@ def test_the_sampled_softmax_and_its_gradients(
 
 
 @pytest.mark.parametrize(("device", "dtype"), PRECISIONS)
-def test_exact_nats_of_every_position(device: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_exact_nats_of_every_position(device: str, dtype: torch.dtype, kernels: str) -> None:
     case = softmax_case(dtype)
     hidden, rows, bias, targets = (case[name] for name in ("hidden", "rows", "bias", "targets"))
     logits_NV = hidden.double() @ rows.double().T + bias.double()
     expected_N = torch.nn.functional.cross_entropy(logits_NV, targets, reduction="none")
-    found_N = full_softmax_nats(hidden.to(device, dtype), rows.to(device, dtype), bias.to(device), targets.to(device), block=128)
+    with kernels_of(kernels):
+        found_N = full_softmax_nats(hidden.to(device, dtype), rows.to(device, dtype), bias.to(device), targets.to(device), block=128)
     assert found_N.device.type == device
     assert found_N.dtype == torch.float64
     assert_near(found_N, expected_N, dtype, roundings_of_logits(case))

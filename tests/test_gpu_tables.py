@@ -32,7 +32,7 @@ def test_table_rows_are_fetched_and_updated(device: str, kernels: str) -> None:
         request = asked(ids, single_process()).moved(lambda tensor: tensor.to(device))  # planned on the host
         before = table.rows.cpu()
         assert torch.equal(fetched(table, request, torch.bfloat16).cpu(), before[ids].bfloat16().float())
-        with kernels_of(kernels, device):
+        with kernels_of(kernels):
             apply(table, request, gradient.to(device, copy=True), learning_rate=0.2, gradient_scale=3.0)
         dense.grad = torch.zeros_like(dense).index_add_(0, ids, 3.0 * gradient.double())
         optimizer.step()

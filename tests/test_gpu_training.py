@@ -37,10 +37,10 @@ def trained(request: pytest.FixtureRequest, tiny_folder: Path, tmp_path_factory:
     jobs = [
         *(job(folder, run, **sections) for run, sections in GOLDEN_RUNS.items()),
         *(job(folder, precision, training={"precision": precision}) for precision in half),
-        *([job(folder, "triton", training={"triton": True})] if device == "cuda" else []),
+        *([job(folder, "triton")] if device == "cuda" else []),
     ]
-    scales = {str(folder / "fp16"): FIRST_SCALE_POWER}
-    plan = [{**planned, "initial_scale_power": scales.get(planned["config"]["run"]["directory"])} for planned in jobs]
+    by_run = {"fp16": {"initial_scale_power": FIRST_SCALE_POWER}, "triton": {"kernels": "triton"}}
+    plan = [{**planned, **by_run.get(Path(planned["config"]["run"]["directory"]).name, {})} for planned in jobs]
     (folder / "plan.json").write_text(json.dumps(plan))
     done = subprocess.run(
         [sys.executable, WORKER, str(folder / "plan.json"), str(folder / "report.json")],

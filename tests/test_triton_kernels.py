@@ -13,7 +13,7 @@ import torch
 from tiny import environment
 
 from lm1b.errors import UserError
-from lm1b.model.kernels import triton_kernels, use_triton
+from lm1b.model.kernels import _kernels, triton_kernels
 
 WORKER = Path(__file__).with_name("triton_worker.py")
 
@@ -36,6 +36,9 @@ def test_kernels_compute_what_torch_does(tmp_path: Path) -> None:
         assert differences["probabilities"] <= rounding, case
         assert differences["column_sums"] < 1e-5, case
         assert differences["rows_sum_to"] < 50 * rounding, case
+    for differences in found["accumulate"].values():
+        assert differences["nats"] < 1e-5
+        assert 0 < differences["certain_nats"] < 1e-3
     for differences in found["adagrad"].values():
         assert differences["rows"] < 1e-6
         assert differences["accumulators"] < 1e-6
@@ -43,20 +46,26 @@ def test_kernels_compute_what_torch_does(tmp_path: Path) -> None:
 
 def test_kernels_compile_for_an_h200(tmp_path: Path) -> None:
     found = worked("compile", tmp_path)
-    assert len(found) == 4
+    assert len(found) == 6
     for kernel in found.values():
         assert kernel["bytes"] > 1000
         assert kernel["shared"] < 48 << 10  # bytes: two blocks and more fit one multiprocessor
 
 
-def test_a_cpu_does_without() -> None:
-    use_triton(True, torch.device("cpu"))
+def test_they_are_taken_where_they_are_wanted_and_a_gpu_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    assert triton_kernels(torch.device("cuda")) is None
+    monkeypatch.setenv("LM1B_TRITON", "1")
     assert triton_kernels(torch.device("cpu")) is None
+    kernels = triton_kernels(torch.device("cuda"))
+    assert kernels is not None
+    assert kernels.__name__ == "lm1b.model.triton_kernels"
 
 
 def test_wanted_and_not_installed_is_said_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    _kernels.cache_clear()
+    monkeypatch.setenv("LM1B_TRITON", "1")
     monkeypatch.setitem(sys.modules, "triton", None)  # what an import of it then finds
     monkeypatch.delitem(sys.modules, "lm1b.model.triton_kernels", raising=False)
-    with pytest.raises(UserError, match=r"training.triton=true: .*triton.*; install triton"):
-        use_triton(True, torch.device("cuda"))
-    assert triton_kernels(torch.device("cuda")) is None
+    with pytest.raises(UserError, match=r"LM1B_TRITON=1: .*triton.*; install triton"):
+        triton_kernels(torch.device("cuda"))

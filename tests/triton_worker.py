@@ -39,6 +39,23 @@ def softmax_differences(dtype: torch.dtype, num_positions: int, num_samples: int
     }
 
 
+def accumulate_differences(dtype: torch.dtype) -> dict[str, float]:
+    """Nats of the full softmax, relative to 1 or more: unequal blocks taken in by the kernel, against float64."""
+    generator = torch.Generator().manual_seed(3)
+    logits, bias = torch.randn(7, 9700, generator=generator).mul(4).to(dtype), torch.randn(9700, generator=generator)
+    targets_n = torch.tensor([0, 8999, 9000, 9699, 5, 17, 4000])
+    logits[1, 8999] = 30.0  # nearly certain
+    whole = logits.double() + bias
+    expected = torch.log_softmax(whole, 1).gather(1, targets_n.unsqueeze(1)).squeeze(1).neg()
+    target_n = whole.gather(1, targets_n.unsqueeze(1)).squeeze(1).float()
+    largest_n, total_n = torch.full((7,), -torch.inf), torch.zeros(7, dtype=torch.float64)
+    for first, last in ((0, 9000), (9000, 9700)):
+        part = logits[:, first:last].contiguous()
+        triton_kernels.accumulate(part, bias[first:last].contiguous(), targets_n - first, target_n, largest_n, total_n)
+    found = torch.log(total_n) + largest_n.double() - target_n.double()
+    return {"nats": float(((found - expected).abs() / expected.clamp(1.0)).max()), "certain_nats": float(found[1])}
+
+
 def adagrad_differences(width: int) -> dict[str, float]:
     generator = torch.Generator().manual_seed(width)
     rows, accumulators = torch.randn(50, width, generator=generator), torch.rand(50, width, generator=generator)
@@ -57,6 +74,7 @@ def interpret() -> dict[str, Any]:
         "softmax": {
             f"{name} {n} {s}": softmax_differences(getattr(torch, name), n, s) for name in ("float32", "bfloat16") for n, s in shapes
         },
+        "accumulate": {name: accumulate_differences(getattr(torch, name)) for name in ("float32", "bfloat16")},
         "adagrad": {str(width): adagrad_differences(width) for width in (1, 12, 512)},
     }
 
@@ -75,6 +93,11 @@ def compile_all() -> dict[str, Any]:
         names = {"offset_ptr": "*fp32", "column_ptr": "*i64", "target_logit_ptr": "*fp32", "largest_ptr": "*fp32", "sum_ptr": "*fp32"}
         constants = {"NUM_COLUMNS": 8192, "BLOCK": 8192, "LOG2_E": 1.4426950408889634}
         found[f"softmax {dtype}"] = compiled(triton_kernels._softmax_kernel, {"logits_ptr": f"*{dtype}", **names}, numbers, constants, 8)
+    sums = {"bias_ptr": "*fp32", "column_ptr": "*i64", "target_logit_ptr": "*fp32", "largest_ptr": "*fp32", "total_ptr": "*fp64"}
+    constants = {"NUM_COLUMNS": 8192, "BLOCK": 8192, "LOG2_E": 1.4426950408889634}
+    for dtype in ("bf16", "fp32"):
+        made = compiled(triton_kernels._accumulate_kernel, {"logits_ptr": f"*{dtype}", **sums}, {"row_stride": "i32"}, constants, 8)
+        found[f"accumulate {dtype}"] = made
     tables = {"rows_ptr": "*fp32", "accumulators_ptr": "*fp32", "places_ptr": "*i64", "gradient_ptr": "*fp32"}
     scales = {"scale": "fp32", "learning_rate": "fp32", "epsilon": "fp32", "gradient_stride": "i32"}
     found["adagrad"] = compiled(triton_kernels._adagrad_kernel, tables, scales, {"WIDTH": 512, "BLOCK": 512}, 4)

@@ -91,7 +91,7 @@ def _measure_case(case: Case, groups: dict[int, Workers], arguments: argparse.Na
     chosen = [groups[ranks] for ranks, _ in case.ways]
     for group, (_, threads) in zip(chosen, case.ways, strict=True):
         settings = [*case.settings, *arguments.set, *([f"training.threads={threads}"] if threads else [])]
-        group.tell("build", shape=case.shape, precision=case.precision, vocabulary=vocabulary, overrides=settings)
+        group.tell("build", shape=case.shape, precision=case.precision, vocabulary=vocabulary, overrides=settings, triton=case.triton)
     for group in chosen:  # all build and warm up at the same time, and take turns from here
         group.answers()
     for _ in range(arguments.repeats):

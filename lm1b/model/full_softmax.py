@@ -28,6 +28,7 @@ from torch import Tensor
 from lm1b.distributed import Ranks, all_to_all
 from lm1b.model import blocks
 from lm1b.model.blocks import block_positions, exp_of_difference, in_float32, scratch
+from lm1b.model.kernels import triton_kernels
 from lm1b.model.products import product
 from lm1b.profiling import part as profiled
 
@@ -92,8 +93,13 @@ def full_softmax_part(hidden_NP: Tensor, rows_LP: Tensor, bias_L: Tensor, places
     for first in range(0, len(rows_LP), block):
         rows, bias = rows_LP[first : first + block].to(hidden_NP.dtype), bias_L[first : first + block]
         sub_block = block_positions(len(rows), hidden_NP.device)
-        targets = _TargetColumns(places_N - first, len(rows))
+        columns_N = places_N - first
+        targets = _TargetColumns(columns_N, len(rows))
         for chunk, logits_nL in _chunks_of_logits(hidden_NP, rows):
+            if kernels := triton_kernels(hidden_NP.device):
+                sums = (result.target_N[chunk], result.largest_N[chunk], result.total_N[chunk])
+                kernels.accumulate(logits_nL, bias, columns_N[chunk], *sums)
+                continue
             for low in range(0, len(logits_nL), sub_block):
                 part = slice(chunk.start + low, min(chunk.start + low + sub_block, chunk.stop))
                 values = in_float32(logits_nL[low : low + sub_block])

@@ -1,31 +1,31 @@
-"""Which kernels this process has beside torch's own operations: none, or Triton's where a GPU computes and a config asks for them.
+"""Whether this process takes Triton's kernels for what torch's operations do in many passes: where a GPU computes and LM1B_TRITON=1.
 
-Triton is asked for here and imported nowhere else: torch's CUDA builds bring it, and nothing needs it.
+Triton is asked for here and imported nowhere else: torch's CUDA builds bring it, and nothing needs it. Not the default, because how fast
+the kernels are nobody has measured yet.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
+import os
 from types import ModuleType
 
 import torch
 
 from lm1b.errors import UserError
 
-_triton: ModuleType | None = None
-
-
-def use_triton(is_wanted: bool, device: torch.device) -> None:
-    """Choose for this process. Raises UserError where Triton is wanted and is not installed."""
-    global _triton
-    _triton = None
-    if is_wanted and device.type == "cuda":
-        try:
-            _triton = importlib.import_module("lm1b.model.triton_kernels")
-        except ImportError as error:
-            raise UserError(f"training.triton=true: {error}; install triton, or set it to false") from None
+VARIABLE = "LM1B_TRITON"
 
 
 def triton_kernels(device: torch.device) -> ModuleType | None:
-    """lm1b.model.triton_kernels where it is chosen and `device` can run it."""
-    return _triton if device.type == "cuda" else None
+    """lm1b.model.triton_kernels where it is wanted and `device` can run it. Raises UserError where Triton is not installed."""
+    return _kernels() if device.type == "cuda" and os.environ.get(VARIABLE) == "1" else None
+
+
+@functools.cache
+def _kernels() -> ModuleType:
+    try:
+        return importlib.import_module("lm1b.model.triton_kernels")
+    except ImportError as error:
+        raise UserError(f"{VARIABLE}=1: {error}; install triton, or do without that variable") from None

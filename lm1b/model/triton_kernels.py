@@ -1,11 +1,11 @@
-# pyright: reportMissingImports=false, reportCallIssue=false
-"""Two pieces of a step as kernels of one pass each, for GPUs, in Triton: the sampled softmax, and Adagrad on chosen rows.
+# pyright: reportMissingImports=false, reportCallIssue=false, reportAttributeAccessIssue=false
+"""Three pieces as kernels of a pass or two each, for GPUs, in Triton: sampled softmax, full softmax's sums, Adagrad on chosen rows.
 
-torch's own operations go through memory a dozen times for either. `softmax_in_place` reads the logits twice (the second time mostly
-from a cache) and writes the probabilities once, in the computing dtype: float32 logits are never in memory. `adagrad_rows` reads row,
-accumulator and gradient once and writes the first two.
+torch's own operations go through memory a dozen times for each. `softmax_in_place` reads the logits twice (the second time mostly
+from a cache) and writes the probabilities once, in the computing dtype; `accumulate` reads them once: float32 logits are never in
+memory. `adagrad_rows` reads row, accumulator and gradient once and writes the first two.
 
-Used where `training.triton=true` and a GPU computes. Tested against torch's operations by Triton's interpreter, and compiled for
+Used where LM1B_TRITON=1 and a GPU computes. Tested against torch's operations by Triton's interpreter, and compiled for
 Nvidia's sm_90, on machines without a GPU; how fast they are there nobody has measured yet.
 
 n positions of a chunk, S samples, U rows, W their width.
@@ -91,6 +91,66 @@ def softmax_in_place(logits_nS: Tensor, offset_S: Tensor, targets_n: Tensor, tar
     # In float64, a number a position: the nats of a nearly certain target would drown in 1.
     total_n = sum_n.double() + torch.exp(target_logits_n - largest_n).double()
     return torch.log(total_n) + (largest_n - target_logits_n), logits_nS.sum(0, dtype=torch.float32)
+
+
+@triton.jit
+def _accumulate_kernel(
+    logits_ptr,
+    bias_ptr,
+    column_ptr,
+    target_logit_ptr,
+    largest_ptr,
+    total_ptr,
+    row_stride,
+    NUM_COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    LOG2_E: tl.constexpr,
+):
+    """One position: its running largest logit and float64 sum of exp(logit - largest) take in a block of the vocabulary."""
+    row = tl.program_id(0).to(tl.int64)
+    logits_ptr += row * row_stride
+    column = tl.load(column_ptr + row)
+    is_there = (column >= 0) & (column < NUM_COLUMNS)
+    target = tl.load(target_logit_ptr + row)
+    old = tl.load(largest_ptr + row)
+    # The target's logit is the one computed in float32. The first block comes to largest = -inf and total = 0.
+    largest = tl.where(is_there, tl.maximum(old, target), old)
+    block_total = 0.0
+    for start in range(0, NUM_COLUMNS, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        inside = columns < NUM_COLUMNS
+        values = tl.load(logits_ptr + columns, mask=inside, other=0.0).to(tl.float32) + tl.load(bias_ptr + columns, mask=inside, other=0.0)
+        values = tl.where(inside & (columns != column), values, float("-inf"))
+        larger = tl.maximum(largest, tl.max(values, 0))
+        block_total = block_total * tl.exp2((largest - larger) * LOG2_E) + tl.sum(tl.exp2((values - larger) * LOG2_E), 0)
+        largest = larger
+    total = tl.load(total_ptr + row) * tl.exp((old - largest).to(tl.float64)) + block_total.to(tl.float64)
+    total += tl.where(is_there, tl.exp((target - largest).to(tl.float64)), 0.0)
+    tl.store(largest_ptr + row, largest)
+    tl.store(total_ptr + row, total)
+
+
+def accumulate(logits_nW: Tensor, bias_W: Tensor, columns_n: Tensor, target_n: Tensor, largest_n: Tensor, total_n: Tensor) -> None:
+    """See `lm1b.model.full_softmax.FullSoftmax`: largest_n (float32) and total_n (float64) take in W more words, in place.
+
+    logits_nW: raw, rows contiguous. columns_n: int64, the target's column, outside 0 .. W-1 where it is elsewhere. target_n: float32,
+    its logit.
+    """
+    num_positions, num_columns = logits_nW.shape
+    block = min(_LARGEST_BLOCK, triton.next_power_of_2(num_columns))
+    _accumulate_kernel[(num_positions,)](
+        logits_nW,
+        bias_W,
+        columns_n,
+        target_n,
+        largest_n,
+        total_n,
+        logits_nW.stride(0),
+        NUM_COLUMNS=num_columns,
+        BLOCK=block,
+        LOG2_E=_LOG2_E,
+        num_warps=8 if block > 1024 else 4,
+    )
 
 
 @triton.jit

@@ -21,7 +21,7 @@ from lm1b.data.unchanged import check_corpus_unchanged
 from lm1b.distributed import Ranks, agree, local_rank, local_size, share_of_cores
 from lm1b.errors import UserError
 from lm1b.memory import keep_freed_memory
-from lm1b.model.kernels import use_triton
+from lm1b.model.kernels import triton_kernels
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.products import keep_float32_exact
 from lm1b.model.sampler import make_sampler
@@ -251,6 +251,7 @@ class Run:
             "device": str(self.ranks.device),
             "precision": self.precision,
             "threads": torch.get_num_threads(),
+            "triton": triton_kernels(self.ranks.device) is not None,
             "core_parameters": self.training_step.engine.core_size,
             "table_parameters": sum(table.num_rows * table.width for table in self.training_step.tables.all()),
         }
@@ -263,7 +264,6 @@ def prepare_process(config: Config, ranks: Ranks) -> None:
     torch.set_flush_denormal(True)
     keep_freed_memory()
     keep_float32_exact()
-    agree(ranks, lambda: use_triton(config.training.triton, ranks.device))
 
 
 def read_tables(checkpoint: Checkpoint, ranks: Ranks, tables: list[VocabularyTable]) -> None:

@@ -25,7 +25,10 @@ class Goal:
 
 @dataclass(frozen=True)
 class Case:
-    """A training step to measure, in some ways. saves: whether its checkpoint is measured too, of one rank. goal: on a GPU."""
+    """A training step to measure, in some ways.
+
+    saves: whether its checkpoint is measured too, of one rank. goal: on a GPU. triton: by its kernels (LM1B_TRITON=1).
+    """
 
     shape: str
     precision: str = "bf16"
@@ -34,6 +37,7 @@ class Case:
     settings: tuple[str, ...] = ()
     saves: bool = False
     goal: Goal | None = None
+    triton: bool = False
 
 
 CPU_CASES = [
@@ -49,22 +53,19 @@ CPU_CASES = [
 ]
 
 
-TRITON = "training.triton=true"
-
-
-def _on_gpu(shape: str, precision: str = "bf16", lanes: int = 512, goal: Goal | None = None, more: tuple[str, ...] = ()) -> Case:
-    return Case(shape, precision, ways=(ONE_GPU,), settings=(f"batches.lanes={lanes}", *more), goal=goal)
+def _on_gpu(shape: str, precision: str = "bf16", lanes: int = 512, goal: Goal | None = None, triton: bool = False) -> Case:
+    return Case(shape, precision, ways=(ONE_GPU,), settings=(f"batches.lanes={lanes}",), goal=goal, triton=triton)
 
 
 GPU_CASES = [
     _on_gpu("lstm_2048_512", goal=Goal(1_500_000, 0.15)),
     _on_gpu("lstm_2048_512", "fp16"),
     _on_gpu("lstm_2048_512", lanes=128),
-    _on_gpu("lstm_2048_512", more=(TRITON,)),
+    _on_gpu("lstm_2048_512", triton=True),
     _on_gpu("irnn_1024_512", goal=Goal(3_000_000, 0.14)),
     _on_gpu("irnn_1024_512", "fp16"),
     _on_gpu("irnn_1024_512", lanes=128),
-    _on_gpu("irnn_1024_512", more=(TRITON,)),
+    _on_gpu("irnn_1024_512", triton=True),
     _on_gpu("biglstm", goal=Goal(350_000, 0.40)),
 ]
 CASES = {"cpu": CPU_CASES, "cuda": GPU_CASES}

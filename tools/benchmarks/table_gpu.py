@@ -32,7 +32,7 @@ def training(results: list[dict[str, Any]]) -> list[str]:
         parts = sorted(found["gpu_seconds"].items(), key=lambda item: -item[1])
         share, busy, outside = (found[name] for name in ("share_of_ceiling", "gpu_busy_share", "share_outside_products"))
         cells = [
-            ", ".join([found["shape"], str(found["lanes"]), *_unusual(found["settings"])]),
+            ", ".join([found["shape"], str(found["lanes"]), *_unusual(found)]),
             found["precision"],
             _beside(f"{found['words_per_second']:,}", found["words_per_second"], goal.get("words_per_second"), "{:,}"),
             _beside(f"{share:.1%} of {_tflops(found)}", share, goal.get("share_of_ceiling"), "{:.0%}"),
@@ -65,9 +65,10 @@ def _tflops(found: dict[str, Any]) -> str:
     return f"{max(found['ceiling_gflops'].values()) / 1e3:,.0f} TFLOP/s"
 
 
-def _unusual(settings: list[str]) -> list[str]:
-    """Settings of a case but for its lanes, which stand beside its shape."""
-    return [setting for setting in settings if not setting.startswith("batches.lanes=")]
+def _unusual(found: dict[str, Any]) -> list[str]:
+    """What is set on a case but for its lanes, which stand beside its shape; and whose kernels it took, where they are not torch's."""
+    settings = [setting for setting in found["settings"] if not setting.startswith("batches.lanes=")]
+    return [*settings, *(["Triton"] if found["triton"] else [])]
 
 
 def _beside(text: str, value: float, goal: float | None, form: str) -> str:

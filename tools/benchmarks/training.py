@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 import resource
 import statistics
 import tempfile
@@ -25,6 +26,7 @@ from benchmarks.thread_time import ThreadTime
 from benchmarks.turns import serve
 from lm1b.config import Config
 from lm1b.distributed import Ranks
+from lm1b.model.kernels import VARIABLE, triton_kernels
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.sampler import make_sampler
 from lm1b.model.tables import Tables
@@ -76,8 +78,9 @@ class Training:
         self._tables: tuple[tuple[int, int, int], Tables] | None = None
         self.step: TrainingStep | None = None
 
-    def build(self, shape: str, precision: str, vocabulary: int, overrides: list[str]) -> dict[str, Any]:
-        """Make the step of a shape, and forget the last one."""
+    def build(self, shape: str, precision: str, vocabulary: int, overrides: list[str], triton: bool = False) -> dict[str, Any]:
+        """Make the step of a shape, and forget the last one. triton: by its kernels, where a GPU computes."""
+        os.environ[VARIABLE] = str(int(triton))
         if self.step is not None:
             self.step.close()
             self.step.engine.close()
@@ -132,6 +135,7 @@ class Training:
         flops = flops_per_word(config.model, config.softmax.samples) * words / self.ranks.size
         return {
             "device": device.type,
+            "triton": triton_kernels(device) is not None,
             "precision": self.precision,
             "vocabulary": step.tables.input.num_rows,
             "ranks": self.ranks.size,
