@@ -96,5 +96,8 @@ def test_the_same_file_beside_itself_is_within(found: tuple[Path, dict[str, Any]
     wider["model"]["hidden"] += 1
     with pytest.raises(UserError, match="of another experiment, it differs in model;"):
         check_comparable(result["experiment"], wider, "out.json")
+    (folder / "else.json").write_text("[]")
+    with pytest.raises(UserError, match="not a file of tools/learning_curve"):
+        compare_with(folder / "else.json", ours)
     faster = result["experiment"] | {"device": "cuda", "precision": "bf16", "machine": "a card"}
     check_comparable(result["experiment"], faster, "out.json")

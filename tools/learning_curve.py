@@ -135,17 +135,23 @@ def _so_far(arguments: argparse.Namespace, experiment: dict[str, Any]) -> dict[s
     words += [f"--device {arguments.device}", f"--points {arguments.points}", f"--held-out {arguments.held_out}"]
     words += [f"--sentences {arguments.sentences}"] if arguments.sentences else []
     empty = {"command": " ".join(words), "experiment": experiment, "seeds": {}}
-    found = read_json(arguments.json) if arguments.json.exists() else empty
-    if found.get("experiment") != experiment or found.get("command") != empty["command"]:
+    found = read_curves(arguments.json) if arguments.json.exists() else empty
+    if found["experiment"] != experiment or found.get("command") != empty["command"]:
         raise UserError(f"{arguments.json}: holds the curves of another experiment, or of another machine; give another file")
+    return found
+
+
+def read_curves(path: Path) -> dict[str, Any]:
+    """A file of this program's. Raises UserError where it is something else."""
+    found = read_json(path)
+    if not isinstance(found, dict) or not {"experiment", "seeds"} <= found.keys():
+        raise UserError(f"{path}: not a file of tools/learning_curve.py")
     return found
 
 
 def compare_with(path: Path, ours: dict[str, Any]) -> str:
     """The comparison with another file's curves, which `ours` then holds too."""
-    theirs = read_json(path)
-    if not isinstance(theirs, dict) or "experiment" not in theirs:
-        raise UserError(f"--beside {path}: not a file of tools/learning_curve.py")
+    theirs = read_curves(path)
     check_comparable(ours["experiment"], theirs["experiment"], str(path))
     rows = compare(*([seed["curve"] for seed in group["seeds"].values()] for group in (ours, theirs)))
     ours["beside"] = {"experiment": theirs["experiment"], "seeds": theirs["seeds"], "rows": [row.as_json() for row in rows]}
@@ -175,7 +181,7 @@ def main() -> None:
             raise UserError(f"--{name.replace('_', '-')} (={value}) must be at least 1")
     if not arguments.corpus and not (arguments.json.exists() and arguments.beside):
         raise UserError("--corpus is missing: without it there must be a --json with curves and another file --beside it")
-    found = train_all(arguments) if arguments.corpus else read_json(arguments.json)
+    found = train_all(arguments) if arguments.corpus else read_curves(arguments.json)
     if arguments.beside:
         print(compare_with(arguments.beside, found))
         write_json(arguments.json, found)
