@@ -1,4 +1,4 @@
-"""Tensors on their way from the host to the device that computes, so that neither waits for the other.
+"""Which device computes, and tensors on their way to it from the host, so that neither waits for the other.
 
 A copy from ordinary memory makes the host wait until the device has done all that it was given before. From pinned memory the
 copy takes its place in the device's queue, and the host goes on: `pinned`, wherever there is time for it, and then `on_device`.
@@ -7,8 +7,16 @@ On a CPU both give the tensor itself.
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import Tensor
+
+
+def best_device(number: int = 0) -> torch.device:
+    """What a process computes on: the GPU of that number, where there are any and DS_ACCELERATOR does not say `cpu`."""
+    use_cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
+    return torch.device("cuda", number) if use_cuda else torch.device("cpu")
 
 
 def pinned(tensor: Tensor, device: torch.device) -> Tensor:

@@ -29,6 +29,7 @@ from torch import Tensor
 from lm1b.config import ModelConfig, SoftmaxConfig
 from lm1b.data.vocabulary import VOCABULARY_NAME
 from lm1b.data.vocabulary_files import load_vocabulary
+from lm1b.devices import best_device
 from lm1b.distributed import single_process
 from lm1b.errors import UserError
 from lm1b.evaluation.loading import DTYPES, LoadedModel, in_memory, load_run
@@ -83,7 +84,7 @@ def _load(export: ExportedModel, checkpoint: str, weights: Weights, precision: s
     model = export.core(dtype)
     tables = export.tables(dtype)
     known = {"export": str(export.path), "checkpoint": f"step_{facts['step']:08d}", "weights": facts["weights"], "precision": precision}
-    ranks = single_process(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    ranks = single_process(device or best_device())
     return in_memory(model, tables, export.vocabulary, known, dtype=dtype, ranks=ranks)
 
 

@@ -20,6 +20,7 @@ import torch
 from lm1b.data.remote_tokens import open_tokens
 from lm1b.data.text import blank_lines
 from lm1b.data.vocabulary import Vocabulary
+from lm1b.devices import best_device
 from lm1b.distributed import Ranks, single_process
 from lm1b.errors import UserError
 from lm1b.evaluation.perplexity import Weights
@@ -110,7 +111,7 @@ def load_run(
     config = read_run_config(run_directory)
     tokens = open_tokens(config.tokens)
     found = choose_checkpoint(run_directory, checkpoint, best_step(run_directory))
-    ranks = single_process(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    ranks = single_process(device or best_device())
     vocabulary = tokens.vocabulary
     with found.lease():
         state = found.state()

@@ -22,6 +22,7 @@ import torch
 from lm1b.config import Config, Split
 from lm1b.data.official import HELD_OUT_COUNTS, VOCABULARY_SIZE
 from lm1b.data.remote_tokens import open_tokens
+from lm1b.devices import best_device
 from lm1b.distributed import Ranks, agree, all_gather_objects, single_process
 from lm1b.errors import UserError
 from lm1b.evaluation.perplexity import KINDS, Weights, evaluate_checkpoint
@@ -123,7 +124,7 @@ def evaluating_ranks(device: str | None) -> Iterator[Ranks]:
         raise UserError("--device cuda: no CUDA device found here; use --device cpu")
     keep_float32_exact()
     if here().size == 1:
-        yield single_process(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        yield single_process(device or best_device())
         return
     from lm1b.training.process_group import start_ranks, stop_ranks  # loads DeepSpeed, which one process does without
 

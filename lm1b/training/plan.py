@@ -15,6 +15,7 @@ import torch
 
 from lm1b.config import Config
 from lm1b.data.remote_tokens import open_tokens
+from lm1b.devices import best_device
 from lm1b.files import megabytes
 from lm1b.launchers import Place, here
 from lm1b.model.work import TABLE_BYTES_A_PARAMETER, core_parameters, flops_per_word, logits_per_word, table_parameters
@@ -130,7 +131,6 @@ def _duration(seconds: float) -> str:
 def dry_run(config: Config) -> None:
     """Print the resolved config and the plan; of launched ranks the first does. Raises UserError on every rank alike."""
     place = here()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    text = make_plan(config, place, device).text()
+    text = make_plan(config, place, best_device()).text()
     if place.rank == 0:
         print(f"{json.dumps(config.as_json(), indent=2)}\n\n{text}", flush=True)

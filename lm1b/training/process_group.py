@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 from torch.distributed.rendezvous import rendezvous
 
+from lm1b.devices import best_device
 from lm1b.distributed import Ranks, current_ranks
 from lm1b.errors import UserError, exit_with
 from lm1b.launchers import Place, here
@@ -91,12 +92,6 @@ def _join_group(backend: str, place: Place) -> Peers | None:
             "where there are several hosts: python tools/check_hosts.py --hostfile ...",
             1,
         )
-
-
-def best_device(local_rank: int = 0) -> torch.device:
-    """What a process computes on: the GPU of its number, where there are any and DS_ACCELERATOR does not say `cpu`."""
-    use_cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
-    return torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
 
 
 def start_ranks() -> Ranks:
