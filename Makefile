@@ -1,6 +1,7 @@
 # make train   from a bare machine to a table of perplexities          make test    run the tests
 # make check   ruff and pyright                                        make format  let ruff format the code
 # make papers  both papers' tables with our kept results and plots in report/papers.md, and smoke runs (MNIST=/path/to/idx for pixel MNIST)
+# make gpu   on a machine with an NVIDIA GPU: the tests that need one, then speed: results/benchmark_cuda.json and benchmark_cuda.md
 # make cluster-demo   train on two hosts in a box with a 1 Gbit/s network between them (root; Debian: iproute2 openssh-server pdsh)
 # CORPUS=/path/to/benchmark make train   takes that corpus instead of the news sample (a folder or the .tar.gz)
 
@@ -23,7 +24,7 @@ RUN ?= runs/$(EXPERIMENT)
 OPTIONS := --set "run.directory=$(RUN)"
 endif
 
-.PHONY: install train test papers cluster-demo check format clean
+.PHONY: install train test test-all papers gpu no-gpu cluster-demo check format clean
 
 install: $(VENV)/installed
 
@@ -45,6 +46,14 @@ test-all: install
 
 papers: install
 	$(BIN)/python launch/papers.py --results results/papers --out report --smoke $(if $(MNIST),--mnist "$(MNIST)")
+
+# -m gpu takes the place of pyproject's own -m, so that long ones run too. Speed is measured whatever the tests say; their status is kept.
+gpu: $(if $(filter 0,$(GPUS)),no-gpu,install)
+	$(BIN)/python -m pytest -m gpu; tests=$$?; \
+	$(BIN)/python tools/benchmark.py --device cuda --json results/benchmark_cuda.json --table results/benchmark_cuda.md && exit $$tests
+
+no-gpu:
+	$(error make gpu: no NVIDIA GPU here (nvidia-smi -L names none); nothing was installed; use a machine that has one)
 
 cluster-demo: install
 	$(BIN)/python tools/cluster_demo.py --hosts 2 --rate 1gbit

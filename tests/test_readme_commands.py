@@ -51,9 +51,10 @@ README_COMMANDS = list(
     {
         as_the_tiny_run_s(line): line
         for line in commands_of_the_readme()
-        if line.startswith(("python ", "deepspeed ")) and not any(part in line for part in ("s3://", "pieces", "runs/gated"))
+        if line.startswith(("python ", "deepspeed "))
+        and not any(part in line for part in ("s3://", "pieces", "runs/gated", "learning_curve"))
     }.values()
-)  # others: test_remote_commands.py, test_pieces_commands.py, and below
+)  # others: test_remote_commands.py, test_pieces_commands.py, test_learning_curve.py, and below
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +104,7 @@ def test_a_command_of_the_readme(
     line = line.replace("--kills 40", "--kills 1 --phases preprocessing --only kills")
     if "tools/benchmark.py" in line:
         small.append("batches.lanes=4")
-        line += " --repeats 1 --shapes lstm_512 --vocabulary 2000 --only training logging evaluation " + " ".join(
+        line += " --device cpu --repeats 1 --shapes lstm_512 --vocabulary 2000 --only training logging evaluation " + " ".join(
             f"--set {part}" for part in small
         )
     else:

@@ -1,6 +1,7 @@
 """How fast everything is, beside what this machine can do, measured in the same run: one table, one JSON.
 
     python tools/benchmark.py --json out.json --counts training_word_counts.npy --against plain --against hf-wordlevel
+    python tools/benchmark.py --device cuda --json benchmark_cuda.json --table benchmark_cuda.md
 
 1. Training steps of every shape, in bf16 and fp32, by warm processes that take turns (one rank on one thread, two ranks on a thread
    each, one rank on two threads): words/s, share of the matrix products' own rate (measured between the steps), parts of a step, what
@@ -10,27 +11,33 @@
 
 Medians of interleaved repeats, and CPU time wherever a share is meant: machines are shared. Tokens are drawn from the unigram counts, so
 that rows, samples and traffic are those of real text. `--counts` is a .npy file of training counts; without it a Zipf curve stands in.
+
+On a GPU: the shapes of benchmarks/cases.py on one rank, wall time of steps that follow each other without waiting, shares of
+the card's own rate of matrix products, the time in which it was busy, its memory; exact evaluation of a whole test file. The
+goals stand beside the figures.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from benchmark_preprocess import measure_preprocessing
+from benchmarks.cases import CASES, EVALUATED, EVALUATION_GOAL, Case
 from benchmarks.evaluation import measure_evaluation
 from benchmarks.log_cost import measure_logging
 from benchmarks.machine import describe_machine
 from benchmarks.resume import measure_resume
-from benchmarks.shapes import BENCHMARK_WORDS, DEEPSPEED, NEWS_WORDS, SHAPES, shape_config, write_corpus
+from benchmarks.shapes import BENCHMARK_WORDS, DEEPSPEED, SHAPES, shape_config, write_corpus
 from benchmarks.table import as_text
 from benchmarks.turns import Workers
 from wordlevel import import_tokenizers
@@ -42,34 +49,8 @@ from lm1b.training.run import prepare_process
 from lm1b.training.run_log import git_revision
 
 PARTS = ("training", "logging", "evaluation", "preprocessing", "resume")
+GPU_PARTS = ("training", "evaluation")  # where not asked for otherwise: the others are the same on a machine without a GPU
 MADE_UP_MEGABYTES, REPEATS_OF_PREPROCESSING = 40, 2
-# (ranks, threads of each): one core, and the two ways to use two.
-ONE_CORE, TWO_RANKS, TWO_THREADS = (1, 1), (2, 1), (1, 2)
-
-
-@dataclass(frozen=True)
-class Case:
-    """A training step to measure, in some ways. saves: whether its checkpoint is measured too, of one rank."""
-
-    shape: str
-    precision: str = "bf16"
-    vocabulary: int = BENCHMARK_WORDS
-    ways: tuple[tuple[int, int], ...] = (ONE_CORE, TWO_RANKS)
-    settings: tuple[str, ...] = ()
-    saves: bool = False
-
-
-CASES = [
-    *(Case(shape, precision) for shape in ("irnn_512", "irnn_1024_512", "lstm_512", "lstm_2048_512") for precision in ("bf16", "fp32")),
-    # What of a step does not follow its lanes: tools/scaling_model.py needs it.
-    Case("lstm_512", ways=(ONE_CORE,), settings=("batches.lanes=64",)),
-    Case("lstm_512", ways=(TWO_THREADS,)),
-    Case("lstm_512", "fp32", ways=(TWO_THREADS,)),
-    Case("irnn_1024_512", ways=(TWO_THREADS,)),
-    Case("lstm_512", vocabulary=NEWS_WORDS, saves=True),
-    # The last of its processes: DeepSpeed's engines stay in memory.
-    Case("biglstm_slice", vocabulary=NEWS_WORDS, ways=(ONE_CORE,)),
-]
 
 
 def training_workers(ranks: int, counts: str | None) -> Workers:
@@ -84,7 +65,7 @@ def measure_training(arguments: argparse.Namespace, say: Callable[[str], None]) 
 
     The plain version and two ranks have memory enough only once the single rank's process has ended.
     """
-    cases = [case for case in CASES if case.shape in arguments.shapes]
+    cases = [case for case in CASES[arguments.device] if case.shape in arguments.shapes]
     is_against_plain = "plain" in arguments.against
     sizes = sorted({ranks for case in cases for ranks, _ in case.ways} | ({2} if is_against_plain else set()))
     figures: dict[str, Any] = {"training": [], "checkpoint": None}
@@ -109,15 +90,16 @@ def measure_training(arguments: argparse.Namespace, say: Callable[[str], None]) 
 def _measure_case(case: Case, groups: dict[int, Workers], arguments: argparse.Namespace, vocabulary: int) -> list[dict[str, Any]]:
     chosen = [groups[ranks] for ranks, _ in case.ways]
     for group, (_, threads) in zip(chosen, case.ways, strict=True):
-        settings = [*case.settings, *arguments.set, f"training.threads={threads}"]
-        group.tell("build", shape=case.shape, precision=case.precision, vocabulary=vocabulary, overrides=settings)
+        settings = [*case.settings, *arguments.set, *([f"training.threads={threads}"] if threads else [])]
+        group.tell("build", shape=case.shape, precision=case.precision, vocabulary=vocabulary, overrides=settings, triton=case.triton)
     for group in chosen:  # all build and warm up at the same time, and take turns from here
         group.answers()
     for _ in range(arguments.repeats):
         for group in chosen:
             group.ask("steps", count=1)
     results = [group.ask("result", profiled_steps=2)[0] for group in chosen]
-    return [{"shape": case.shape, **{key: value for key, value in found.items() if key != "rank"}} for found in results]
+    facts = {"settings": [*case.settings, *arguments.set], **({"goal": case.goal.as_json()} if case.goal else {})}
+    return [{"shape": case.shape, **{key: value for key, value in found.items() if key != "rank"}, **facts} for found in results]
 
 
 def measure_plain(arguments: argparse.Namespace, ours: Workers) -> dict[str, Any]:
@@ -141,13 +123,21 @@ def measure_plain(arguments: argparse.Namespace, ours: Workers) -> dict[str, Any
 
 def check_arguments(arguments: argparse.Namespace) -> None:
     """What would otherwise be found out minutes later. Raises UserError."""
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            f"--device cuda: torch {torch.__version__} finds no CUDA device here; use --device cpu, or a machine with a GPU and a torch "
+            "built for it"
+        )
+    if arguments.device == "cuda" and "plain" in arguments.against:
+        raise UserError("--against plain: the peer is measured on the CPU; use --device cpu")
     if arguments.repeats < 1:
         raise UserError(f"--repeats (={arguments.repeats}) must be at least 1")
     for name, path in (("--counts", arguments.counts), ("--corpus", arguments.corpus), ("--folder", arguments.folder)):
         if path and not Path(path).exists():
             raise UserError(f"{name} {path}: not there")
-    if arguments.json and not arguments.json.absolute().parent.is_dir():
-        raise UserError(f"--json {arguments.json}: its folder is not there")
+    for name, path in (("--json", arguments.json), ("--table", arguments.table)):
+        if path and not path.absolute().parent.is_dir():
+            raise UserError(f"{name} {path}: its folder is not there")
     if "hf-wordlevel" in arguments.against:
         import_tokenizers()
 
@@ -159,13 +149,15 @@ def run_benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
     def say(what: str) -> None:
         print(f"[{time.perf_counter() - started_at:5.0f} s] {what}", file=sys.stderr, flush=True)
 
-    prepare_process(shape_config("lstm_512", "fp32", ["training.threads=1"]), single_process())
+    device = torch.device(arguments.device)
+    prepare_process(shape_config("lstm_512", "fp32", ["training.threads=1"]), single_process(device))
     say("machine")
     figures: dict[str, Any] = {
         "command": " ".join(["python tools/benchmark.py", *(["--counts COUNTS"] if arguments.counts else []), *_options(arguments)]),
         "git_revision": git_revision() or "unknown",
         "finished_at": "",
-        "machine": describe_machine(),
+        "device": device.type,
+        "machine": describe_machine(device),
     }
     if "training" in arguments.only:
         figures |= measure_training(arguments, say)
@@ -174,7 +166,8 @@ def run_benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
         figures["logging"] = measure_logging()
     if "evaluation" in arguments.only:
         say("exact evaluation")
-        figures["evaluation"] = measure_evaluation(arguments.vocabulary, 512, 3)
+        whole = {"predictions": EVALUATED, "goal": EVALUATION_GOAL} if device.type == "cuda" else {}
+        figures["evaluation"] = measure_evaluation(arguments.vocabulary, 512, 3, device, **whole)
     if "preprocessing" in arguments.only:
         say("preprocessing")
         with tempfile.TemporaryDirectory(prefix="lm1b-corpus-") as folder:
@@ -191,27 +184,36 @@ def run_benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _options(arguments: argparse.Namespace) -> list[str]:
-    return [*(["--corpus CORPUS"] if arguments.corpus else []), *(f"--against {name}" for name in arguments.against)]
+    device = ["--device cuda"] if arguments.device == "cuda" else []
+    return [*device, *(["--corpus CORPUS"] if arguments.corpus else []), *(f"--against {name}" for name in arguments.against)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--table", type=Path, help="also write the table here, Markdown")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="a GPU if there is one where not given")
     parser.add_argument("--counts", help=".npy file of training word counts")
     parser.add_argument("--corpus", type=Path, help="text to preprocess, a folder in the benchmark's layout (default: made-up words)")
     parser.add_argument("--against", action="append", default=[], choices=["plain", "hf-wordlevel"], help="measure a peer beside ours")
-    parser.add_argument("--only", nargs="+", default=list(PARTS), choices=PARTS)
+    parser.add_argument("--only", nargs="+", choices=PARTS, help=f"default: all; on a GPU {' and '.join(GPU_PARTS)}")
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--repeats", type=int, default=5, help="timed steps of each case")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=value", help="on every shape")
     parser.add_argument("--vocabulary", type=int, default=BENCHMARK_WORDS, help="words of the large vocabulary")
     parser.add_argument("--folder", type=Path, help="where there is room for 20 GB of checkpoints (default: the temporary folder)")
     arguments = parser.parse_args()
+    arguments.device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    arguments.only = arguments.only or (GPU_PARTS if arguments.device == "cuda" else PARTS)
     check_arguments(arguments)
+    os.environ["DS_ACCELERATOR"] = arguments.device  # of the processes that take the steps
     figures = run_benchmark(arguments)
-    print(as_text(figures))
+    text = as_text(figures)
+    print(text)
     if arguments.json:
         write_json(arguments.json, figures)
+    if arguments.table:
+        arguments.table.write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -16,58 +16,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
+from learning.scored import first_sentences, word_perplexity
 
 from lm1b.config import Config, load_config
 from lm1b.errors import run_command
-from lm1b.evaluation.scorer import Scorer, cut_for_scoring
-from lm1b.evaluation.shape import Shape, output_layer
-from lm1b.evaluation.texts import ScoredText, text_of_split
+from lm1b.evaluation.texts import text_of_split
 from lm1b.files import read_json, write_json
 from lm1b.training.process_group import start_ranks, stop_ranks
 from lm1b.training.run import Run, prepare_process
 
 POINTS = (0.25, 0.5, 0.75, 1.0)
 STEPS_TIMED = 40
-
-
-def first_sentences(text: ScoredText, count: int) -> ScoredText:
-    """The first `count` sentences of a text."""
-    ends = text.sentence_ends[:count]
-    begins_N = None if text.begins_N is None else text.begins_N[: ends[-1]]
-    return ScoredText(text.split, text.files, text.tokens_N[: ends[-1]], ends, 0, begins_N=begins_N, label=text.label)
-
-
-def word_perplexity(run: Run, text: ScoredText) -> float:
-    """Exact, over the whole vocabulary, of the averaged weights as they are now."""
-    step, config = run.training_step, run.config
-    core = step.engine.core_state()
-    kind = "ema" if config.training.ema_decay is not None else "weights"
-    shape = Shape(config.model, config.softmax, run.tokens.vocabulary.size)
-    model = shape.core().to(step.engine.dtype).eval()
-    model.load_state_dict({name.split("/", 1)[1]: tensor for name, tensor in core.items() if name.startswith(kind + "/")})
-    ids_U = np.union1d(text.tokens_N, [run.tokens.vocabulary.end_id]).astype(np.int64)
-    dtype = step.engine.dtype
-    outputs, bias = step.tables.output, step.tables.bias
-    block = config.evaluation.vocabulary_block
-    scorer = Scorer(
-        model,
-        ids_U,
-        step.tables.input.rows[torch.from_numpy(ids_U)].to(dtype),
-        output_layer(model, outputs and outputs.rows.to(dtype), bias and bias.rows.flatten(), run.ranks, block),
-        run.tokens.vocabulary.end_id,
-        run.ranks,
-    )
-    sequences = cut_for_scoring(text, "carry", config.evaluation.lanes)
-    return math.exp(scorer.nats(sequences, config.evaluation.lanes) / text.predictions)
 
 
 def try_settings(
@@ -94,7 +59,7 @@ def try_settings(
             total = step.total_updates = num_steps or max(STEPS_TIMED + 1, round(cpu_seconds / statistics.median(times)))
         if total > STEPS_TIMED and step.step >= points[0] * total:
             points.pop(0)
-            curve.append((round(used, 1), round(word_perplexity(run, text), 2)))
+            curve.append((round(used, 1), round(word_perplexity(run, text, step.engine.dtype), 2)))
             print(f"  {used:7.1f} CPU s  step {step.step:6d} of {total}  word perplexity {curve[-1][1]}", flush=True)
     run.close()
     del run, step

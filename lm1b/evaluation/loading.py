@@ -29,6 +29,7 @@ from lm1b.evaluation.shape import output_layer, output_table_name, shape_of
 from lm1b.evaluation.watcher import choose_checkpoint
 from lm1b.model.full_softmax import VOCABULARY_BLOCK
 from lm1b.model.language_model import LanguageModel
+from lm1b.model.products import keep_float32_exact
 from lm1b.training.checkpoint import Checkpoint
 from lm1b.training.run_log import best_step, read_run_config
 
@@ -148,6 +149,7 @@ def in_memory(
 ) -> LoadedModel:
     """A model of what has been read. tables: input rows, output rows and output bias, of the whole vocabulary; the first alone where the
     softmax has no others."""
+    keep_float32_exact()
     model = model.to(ranks.device, dtype).eval()
     rows_VP = bias_V = None
     input_rows_VD = tables[0].to(ranks.device, dtype)

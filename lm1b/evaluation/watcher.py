@@ -30,6 +30,7 @@ from lm1b.evaluation.texts import ScoredText, text_of_files, text_of_split
 from lm1b.evaluation.token_nats import LARGEST_TOKENS, write_token_nats
 from lm1b.files import append_json_line, read_json_lines, seal
 from lm1b.launchers import here
+from lm1b.model.products import keep_float32_exact
 from lm1b.peers import naming_the_guilty
 from lm1b.progress import Progress
 from lm1b.training.checkpoint import Checkpoint, checkpoint_folder, list_checkpoints
@@ -121,6 +122,7 @@ def evaluating_ranks(device: str | None) -> Iterator[Ranks]:
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no CUDA device found here; use --device cpu")
+    keep_float32_exact()
     if here().size == 1:
         yield single_process(device or best_device())
         return

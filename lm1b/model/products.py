@@ -28,3 +28,14 @@ def product(x_MK: Tensor, w_NK: Tensor, *, add_MN: Tensor | None = None, out: Te
 
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def keep_float32_exact() -> None:
+    """Have float32 mean float32 on a GPU: this process's products and recurrent layers of float32 keep all 24 bits.
+
+    torch lets cuDNN round the factors of float32 recurrent layers to TF32's 11 bits unless told otherwise, and those of
+    other products where TORCH_ALLOW_TF32_CUBLAS_OVERRIDE says so: 1e-3 of a state over hundreds of steps, in a perplexity
+    that is called exact. Every process that trains or scores calls this first. Half precision is not touched.
+    """
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False

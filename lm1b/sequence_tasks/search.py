@@ -26,6 +26,7 @@ from lm1b.devices import best_device
 from lm1b.distributed import Ranks, agree, all_gather_objects, from_first, local_rank, single_process
 from lm1b.errors import UserError
 from lm1b.files import read_json, write_json
+from lm1b.model.products import keep_float32_exact
 from lm1b.sequence_tasks.config import TaskExperiment
 from lm1b.sequence_tasks.data import Task
 from lm1b.sequence_tasks.provenance import provenance, task_facts
@@ -53,8 +54,7 @@ def _train_one(
     if ranks is None:
         torch.set_num_threads(1)
         ranks = single_process(best_device())
-    # cuDNN would round products of float32 to 10 bits: over hundreds of steps that is 1e-3 of the state.
-    torch.backends.cudnn.allow_tf32 = False
+    keep_float32_exact()
     return train_run(config, task, seed, learning_rate, updates, folder, look_at_test=look_at_test, ranks=ranks)
 
 

@@ -23,6 +23,7 @@ from lm1b.errors import UserError
 from lm1b.memory import keep_freed_memory
 from lm1b.model.kernels import triton_kernels
 from lm1b.model.language_model import LanguageModel
+from lm1b.model.products import keep_float32_exact
 from lm1b.model.sampler import make_sampler
 from lm1b.model.tables import Tables, VocabularyTable
 from lm1b.training.checkpoint import Checkpoint, apply_retention
@@ -257,11 +258,12 @@ class Run:
 
 
 def prepare_process(config: Config, ranks: Ranks) -> None:
-    """Settings of this process that make the step faster: threads, memory, tiny numbers. Every rank calls it."""
+    """Settings of this process: what makes the step faster (threads, memory, tiny numbers), and float32 as such. Every rank calls it."""
     torch.set_num_threads(config.training.threads or share_of_cores(ranks))
     # Numbers below 1e-38 slow a CPU down many times and mean nothing here.
     torch.set_flush_denormal(True)
     keep_freed_memory()
+    keep_float32_exact()
 
 
 def read_tables(checkpoint: Checkpoint, ranks: Ranks, tables: list[VocabularyTable]) -> None:

@@ -17,12 +17,13 @@ DEEPSPEED = str(Path(sys.executable).with_name("deepspeed"))  # beside this Pyth
 BENCHMARK_WORDS = 793_471
 NEWS_WORDS = 82_453
 _RECIPE = ["batches.lanes=128", "batches.steps=20", "softmax.samples=8192"]
-# Name -> config and what is set on it. The last is a slice of BIGLSTM (2 x 8192-1024): one of its layers, an eighth of its lanes.
+# Name -> config and what is set on it. The last is a slice of BIGLSTM (2 x 8192-1024) for a CPU: a layer, an eighth of the lanes.
 SHAPES: dict[str, tuple[str, list[str]]] = {
     "irnn_512": ("irnn_lm", ["model.hidden=512", "model.projection=null"]),
     "irnn_1024_512": ("irnn_lm", []),
     "lstm_512": ("lstm_lm", []),
     "lstm_2048_512": ("lstm_lm", ["model.hidden=2048", "model.recurrent_projection=512"]),
+    "biglstm": ("biglstm_lm", []),
     "biglstm_slice": ("lstm_lm", ["model.hidden=8192", "model.recurrent_projection=1024", "model.embedding=1024", "batches.lanes=16"]),
 }
 
@@ -75,3 +76,16 @@ class UnigramBatches:
         draws = np.searchsorted(self.cumulative_V, generator.random((self.steps + 1, self.lanes)) * self.cumulative_V[-1], side="right")
         tokens = draws[:, first_lane : first_lane + num_lanes].astype(np.int64)
         return Batch(tokens[:-1], tokens[1:], epoch=0, starts_epoch=step == 0)
+
+
+class PreparedBatches:
+    """Some of another's batches, drawn once and then read over and over: for where drawing them would count."""
+
+    def __init__(self, batches: UnigramBatches, count: int = 64) -> None:
+        self._batches = [batches.at(step, 0, batches.lanes) for step in range(count)]
+        self.lanes, self.steps, self.end_id = batches.lanes, batches.steps, batches.end_id
+
+    def at(self, step: int, first_lane: int, num_lanes: int) -> Batch:
+        """See lm1b.data.batches.Batches."""
+        batch, lanes = self._batches[step % len(self._batches)], slice(first_lane, first_lane + num_lanes)
+        return Batch(batch.inputs_TB[:, lanes], batch.targets_TB[:, lanes], epoch=0, starts_epoch=step == 0)

@@ -4,18 +4,40 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks import table_gpu
+
 
 def as_text(figures: dict[str, Any]) -> str:
     """A Markdown table and lines."""
+    is_gpu = figures.get("device") == "cuda"
+    lines = table_gpu.head(figures) if is_gpu else _head(figures)
+    if "training" in figures:
+        lines += table_gpu.training(figures["training"]) if is_gpu else _training(figures["training"])
+    lines += [table_gpu.evaluation(result) if is_gpu else _evaluation(result) for result in figures.get("evaluation", [])]
+    return "\n".join([*lines, *_the_rest(figures)]).rstrip("\n")
+
+
+def _head(figures: dict[str, Any]) -> list[str]:
     machine = figures["machine"]
-    lines = [
+    return [
         f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB, torch {machine['torch']}, "
         f"memory copied at {machine['copy_gb_per_second_a_core']} GB/s a core; revision {figures['git_revision'][:12]}; "
         f"{figures['seconds']} s in all",
         "",
     ]
-    if "training" in figures:
-        lines += _training(figures["training"])
+
+
+def _evaluation(result: dict[str, Any]) -> str:
+    ceiling = max(result["ceiling_gflops"].values())
+    return (
+        f"exact evaluation, {result['precision']}: {result['words_per_second_a_core']} words/s a core, "
+        f"{result['share_of_ceiling']:.0%} of {ceiling:.0f} GFLOP/s, {result['memory_beside_rows_mb']} MB beside the rows, "
+        f"{result['nats_a_word']:.5f} nats a word"
+    )
+
+
+def _the_rest(figures: dict[str, Any]) -> list[str]:
+    lines = []
     if figures.get("checkpoint"):
         lines.append(_checkpoint(figures["checkpoint"]))
     if "logging" in figures:
@@ -26,13 +48,6 @@ def as_text(figures: dict[str, Any]) -> str:
             f"LSTM-512 against plain PyTorch (fp32, {peer['plain']['threads']} threads: {peer['plain']['words_per_second']:,} words/s), "
             f"two ranks in bf16 by turns: {peer['ours_words_per_second_two_ranks_bf16']:,} words/s, {peer['ratio']} times"
         )
-    for result in figures.get("evaluation", []):
-        ceiling = max(result["ceiling_gflops"].values())
-        lines.append(
-            f"exact evaluation, {result['precision']}: {result['words_per_second_a_core']} words/s a core, "
-            f"{result['share_of_ceiling']:.0%} of {ceiling:.0f} GFLOP/s, {result['memory_beside_rows_mb']} MB beside the rows, "
-            f"{result['nats_a_word']:.5f} nats a word"
-        )
     if "preprocessing" in figures:
         lines += _preprocessing(figures["preprocessing"])
     if "resume" in figures:
@@ -41,7 +56,7 @@ def as_text(figures: dict[str, Any]) -> str:
             f"{found['vocabulary']:,} words, one rank: first step {found['start_to_first_step_seconds']} s after the command, "
             f"{found['resume_to_first_step_seconds']} s when resumed from {found['checkpoint_mb']:,} MB, verified"
         )
-    return "\n".join(lines)
+    return lines
 
 
 def _checkpoint(found: dict[str, Any]) -> str:

@@ -6,6 +6,8 @@ Started by tools/benchmark.py, as one process or through the `deepspeed` launche
 from __future__ import annotations
 
 import argparse
+import gc
+import os
 import resource
 import statistics
 import tempfile
@@ -17,13 +19,14 @@ import numpy as np
 import torch
 
 from benchmarks.checkpoints import measure_checkpoint
-from benchmarks.machine import Ceiling
-from benchmarks.profiled import profile_steps
-from benchmarks.shapes import UnigramBatches, shape_config, word_counts
+from benchmarks.machine import Ceiling, peak_memory, peak_memory_from_here, synchronize
+from benchmarks.profiled import Parts, profile_steps
+from benchmarks.shapes import PreparedBatches, UnigramBatches, shape_config, word_counts
 from benchmarks.thread_time import ThreadTime
 from benchmarks.turns import serve
 from lm1b.config import Config
 from lm1b.distributed import Ranks
+from lm1b.model.kernels import VARIABLE, triton_kernels
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.sampler import make_sampler
 from lm1b.model.tables import Tables
@@ -34,7 +37,10 @@ from lm1b.training.process_group import start_ranks, stop_ranks
 from lm1b.training.run import prepare_process
 from lm1b.training.step import TrainingStep
 
-WARM_STEPS = 3
+WARM_STEPS = {"cpu": 3, "cuda": 10}
+# Of one turn: on a GPU so many that its queue is full, as in a training; a turn ends when all of them are done.
+STEPS_A_TURN = {"cpu": 1, "cuda": 20}
+PROFILED_FACTOR = {"cpu": 1, "cuda": 5}
 
 
 def build_step(config: Config, counts_V: np.ndarray, ranks: Ranks, precision: str, tables: Tables | None = None) -> TrainingStep:
@@ -44,12 +50,14 @@ def build_step(config: Config, counts_V: np.ndarray, ranks: Ranks, precision: st
     engine = Engine(model, language_model_settings(config, ranks), precision, ranks)
     tables = tables or filled_tables(config, len(counts_V), model.output_width, ranks)
     sampler = make_sampler(config.softmax, counts_V, config.run.seed)
-    batches = UnigramBatches(np.cumsum(counts_V), config.batches.lanes, config.batches.steps)
+    batches: UnigramBatches | PreparedBatches = UnigramBatches(np.cumsum(counts_V), config.batches.lanes, config.batches.steps)
+    if ranks.device.type == "cuda":
+        batches = PreparedBatches(batches)  # a step takes a GPU as long as drawing its tokens takes the host
     step = TrainingStep(config, engine, tables, sampler, batches, ranks)  # type: ignore[arg-type]
     step.total_updates = 1 << 40  # no step is the last
     engine.prime(step.zero_loss)
     engine.start_ema()
-    for _ in range(WARM_STEPS):
+    for _ in range(WARM_STEPS[ranks.device.type]):
         step.run()
     return step
 
@@ -70,11 +78,16 @@ class Training:
         self._tables: tuple[tuple[int, int, int], Tables] | None = None
         self.step: TrainingStep | None = None
 
-    def build(self, shape: str, precision: str, vocabulary: int, overrides: list[str]) -> dict[str, Any]:
-        """Make the step of a shape, and forget the last one."""
+    def build(self, shape: str, precision: str, vocabulary: int, overrides: list[str], triton: bool = False) -> dict[str, Any]:
+        """Make the step of a shape, and forget the last one. triton: by its kernels, where a GPU computes."""
+        os.environ[VARIABLE] = str(int(triton))
         if self.step is not None:
             self.step.close()
+            self.step.engine.close()
         self.step = None
+        if self.ranks.device.type == "cuda":
+            gc.collect()  # what the last shape left, or its peak would count here
+            peak_memory_from_here(self.ranks.device)
         config = shape_config(shape, precision, overrides)
         width = config.model.output_width
         key = (vocabulary, config.model.embedding, width)
@@ -85,34 +98,44 @@ class Training:
         self.config, self.precision = config, precision
         self.step = build_step(config, counts_V, self.ranks, precision, self._tables[1])
         positions = config.batches.lanes * config.batches.steps // self.ranks.size
-        self.ceiling = Ceiling(DTYPES[precision], positions, config.softmax.samples, width)
+        self.ceiling = Ceiling(DTYPES[precision], positions, config.softmax.samples, width, self.ranks.device)
+        if self.ranks.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.ranks.device)  # the steps' own, not that of building them
         self.wall, self.cpu, self.faults, self.threads = [], [], [], ThreadTime()
         return {}
 
     def steps(self, count: int) -> dict[str, Any]:
-        """Take some steps, a product for the ceiling before each."""
+        """Take some turns of steps, a product for the ceiling before each. What is kept is of one step."""
         assert self.step is not None
+        device = self.ranks.device
+        taken = STEPS_A_TURN[device.type]
         for _ in range(count):
             self.ceiling.measure()
             faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
             self.threads.start()
             wall, cpu = time.perf_counter(), time.process_time()
-            self.step.run()
-            self.wall.append(time.perf_counter() - wall)
-            self.cpu.append(time.process_time() - cpu)
+            for _ in range(taken):
+                self.step.run()
+            synchronize(device)
+            self.wall.append((time.perf_counter() - wall) / taken)
+            self.cpu.append((time.process_time() - cpu) / taken)
             self.threads.stop()
-            self.faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults)
+            self.faults.append((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults) / taken)
         return {}
 
     def result(self, profiled_steps: int) -> dict[str, Any]:
         """What the steps so far were, and the parts of a few more."""
         step, config = self.step, self.config
         assert step is not None
-        parts = profile_steps(step.run, profiled_steps, self.ranks.size == 1)
+        device = self.ranks.device
+        gpu_memory = peak_memory(device) - self.ceiling.num_bytes if device.type == "cuda" else 0
+        parts = profile_steps(step.run, profiled_steps * PROFILED_FACTOR[device.type], self.ranks.size == 1, device)
         words = config.batches.lanes * config.batches.steps
         wall, cpu = statistics.median(self.wall), statistics.median(self.cpu)
         flops = flops_per_word(config.model, config.softmax.samples) * words / self.ranks.size
         return {
+            "device": device.type,
+            "triton": triton_kernels(device) is not None,
             "precision": self.precision,
             "vocabulary": step.tables.input.num_rows,
             "ranks": self.ranks.size,
@@ -124,21 +147,22 @@ class Training:
             "output_width": step.model.output_width,
             "core_parameters": step.engine.core_size,
             "mflop_per_word": round(flops_per_word(config.model, config.softmax.samples) / 1e6, 1),
-            "step_seconds": round(wall, 4),
-            "step_seconds_all": [round(value, 4) for value in self.wall],
+            "step_seconds": round(wall, 5),
+            "step_seconds_all": [round(value, 5) for value in self.wall],
             "words_per_second": round(words / wall),
             "cpu_seconds": round(cpu, 4),
             "ceiling_gflops": self.ceiling.as_json(),
-            "share_of_ceiling": round(flops / cpu / self.ceiling.flops_per_second(), 3),
+            "share_of_ceiling": round(flops / (cpu if device.type == "cpu" else wall) / self.ceiling.flops_per_second(), 3),
             "share_outside_products": round(1.0 - parts.products / sum(parts.seconds.values()), 3),
             "parts_seconds": parts.seconds,
             "behind_the_step_seconds": parts.behind,
             "busy_seconds_behind_the_step": round(parts.busy_behind, 5),
-            "thread_cpu_seconds": self.threads.mean(len(self.wall)),
+            "thread_cpu_seconds": self.threads.mean(len(self.wall) * STEPS_A_TURN[device.type]),
             "operators_a_step": parts.num_operators,
             "page_faults_a_step": statistics.median(self.faults),
             "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
             "table_mb": round(sum(2 * table.rows.numel() * 4 for table in step.tables.all()) / 2**20),
+            **(_gpu_figures(parts, wall, gpu_memory) if device.type == "cuda" else {}),
         }
 
     def checkpoint(self, folder: str | None) -> dict[str, Any]:
@@ -146,6 +170,21 @@ class Training:
         assert self.step is not None
         with tempfile.TemporaryDirectory(prefix="lm1b-checkpoint-", dir=folder) as place:
             return measure_checkpoint(self.step, Path(place))
+
+
+def _gpu_figures(parts: Parts, step_seconds: float, memory: int) -> dict[str, Any]:
+    """What a GPU's step has beside, or in place of, a CPU's. step_seconds: without the profiler, which slows the host down.
+
+    None where the profiler has seen no kernel: it may not be allowed to.
+    """
+    whole = sum(parts.gpu.values())
+    return {
+        "gpu_peak_memory_mb": round(memory / 2**20),
+        "gpu_busy_seconds": round(parts.gpu_busy, 6) if parts.gpu_busy else None,
+        "gpu_busy_share": round(parts.gpu_busy / step_seconds, 3) if parts.gpu_busy else None,
+        "gpu_seconds": parts.gpu,
+        "share_outside_products": round(1.0 - parts.gpu_products / whole, 3) if whole else None,
+    }
 
 
 def main() -> None:
