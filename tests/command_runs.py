@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from forked import run_forked
@@ -22,6 +23,14 @@ def run(
         if program == sys.executable and rest[0].endswith(".py"):
             return run_forked(rest[0], rest[1:], [environment()], cwd, file, timeout)
         return subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=timeout, cwd=cwd, stdin=file)
+
+
+def run_script(*arguments: str, text: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+    """The same of a Python script with its arguments, which reads `text` and sees these variables too."""
+    with tempfile.TemporaryFile("w+") as stdin:
+        stdin.write(text)
+        stdin.seek(0)
+        return run_forked(arguments[0], list(arguments[1:]), [environment(**variables)], REPOSITORY, stdin)
 
 
 def launch(config: Path, *more: str, ranks: int = 2) -> list[str]:

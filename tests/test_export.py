@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from command_runs import run_script
 from made_run import made_checkpoint, made_config, made_run_directory, made_text, made_tokens
 from safetensors.torch import load_file, save_file
-from tiny import REPOSITORY, environment
 
 import lm1b
 from lm1b.errors import UserError
@@ -45,8 +44,7 @@ def copy(whole: Path, tmp_path: Path) -> Path:
 
 
 def command(script: str, *options: object, text: str = "") -> subprocess.CompletedProcess[str]:
-    arguments = [sys.executable, *script.split(), *(str(option) for option in options)]
-    return subprocess.run(arguments, input=text, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=120)
+    return run_script(*script.split(), *(str(option) for option in options), text=text)
 
 
 def nats(path: Path, **options: str) -> np.ndarray:

@@ -123,7 +123,8 @@ def roundings_of_logits(case: dict[str, torch.Tensor]) -> float:
 def test_the_sampled_softmax_and_its_gradients(
     device: str, dtype: torch.dtype, chunk_bytes: int, kernels: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocks, "CHUNK_BYTES", chunk_bytes)
+    for name in ("CHUNK_BYTES", "CHUNK_BYTES_GPU"):
+        monkeypatch.setattr(blocks, name, chunk_bytes)
     case = softmax_case(dtype)
     with kernels_of(kernels):
         found = ours({name: value.to(device) for name, value in case.items()}, 500, dtype)

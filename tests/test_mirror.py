@@ -19,6 +19,7 @@ from typing import Any
 
 import fsspec
 import pytest
+from command_runs import run_script
 from loopback_store import Fault, Proxy, in_environment, proxy_to, s3_server
 from tiny import environment, tiny_settings, write_settings
 from training_runs import assert_same_end, events, job, launch, losses, run_launches
@@ -226,8 +227,7 @@ def test_the_other_ranks_wait_for_the_last_lines_of_the_logs(tiny_folder: Path, 
 def test_a_store_that_is_not_there_at_the_start_is_one_line(tiny_folder: Path, proxy: Proxy) -> None:
     """A fresh host would begin anew where its mirror cannot be asked."""
     config = write_settings(tiny_folder, "m_none")
-    command = [sys.executable, "launch/train.py", "--config", str(config), "--set", "run.mirror=s3://no-such-bucket/run"]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+    done = run_script("launch/train.py", "--config", str(config), "--set", "run.mirror=s3://no-such-bucket/run")
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("lm1b: error: s3://no-such-bucket/run/checkpoints: could not be listed: not there; check the bucket")

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_runs import run_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import REPOSITORY, environment
@@ -135,9 +136,9 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory,
 
 
 def test_a_folder_that_is_not_there_is_one_line_and_status_2(tmp_path: Path) -> None:
-    command = [sys.executable, "launch/sequence_task.py", "--config", "configs/tasks/pixel_mnist_irnn.json"]
+    command = ["launch/sequence_task.py", "--config", "configs/tasks/pixel_mnist_irnn.json"]
     command += ["--set", f"task.path={tmp_path}/none", "--set", f"run.directory={tmp_path}/run", "--processes", "1"]
-    done = subprocess.run(command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=60)
+    done = run_script(*command)
     assert done.returncode == 2
     assert done.stderr.startswith(f"lm1b: error: {tmp_path}/none: no such folder; task.path takes the folder of MNIST's four idx files")
     assert done.stderr.count("\n") == 1

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_runs import run_script
 from preprocess_worker import killed_before_rename, preprocess_settings
 from test_preprocess import files_of, raw_sections, run
 from tiny import REPOSITORY, environment, tiny_settings, write_corpus, write_settings
@@ -187,8 +188,7 @@ def test_the_command_verifies_everything(folder: Path) -> None:
     run(folder)
     path = folder / "tokens" / "test-00000.tokens.npy"
     path.write_bytes(flipped(path.read_bytes(), random.Random(1)))
-    command = [sys.executable, "launch/preprocess.py", "--config", str(write_settings(folder, "run")), "--verify"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment(), cwd=REPOSITORY)
+    done = run_script("launch/preprocess.py", "--config", str(write_settings(folder, "run")), "--verify")
     assert done.returncode == 2
     assert done.stderr.startswith(f"lm1b: error: {path}: damaged, SHA-256 expected ")
     assert done.stderr.count("\n") == 1

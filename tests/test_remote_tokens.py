@@ -17,6 +17,7 @@ import fsspec
 import numpy as np
 import pytest
 import torch
+from command_runs import run_script
 from loopback_store import Fault, Proxy, in_environment, proxy_to, s3_server
 from tiny import environment, run_ranks, tiny_settings, write_corpus
 from training_runs import assert_same_end, job, launch, losses, run_launches
@@ -343,9 +344,7 @@ def test_a_store_that_stays_away_ends_the_training_in_one_line(
     there = {"directory": URL, "cache_directory": str(tmp_path / "cache")}
     config = tmp_path / "config.json"
     config.write_text(json.dumps(tiny_settings(tmp_path, "run", tokens=there, corpus={"path": str(folder / "corpus")})))
-    done = subprocess.run(
-        [sys.executable, "launch/train.py", "--config", str(config)], env=environment(), capture_output=True, text=True, timeout=120
-    )
+    done = run_script("launch/train.py", "--config", str(config))
     assert done.returncode == 2, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if "lm1b: error:" in line]
     assert f"{URL}/train" in line

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from command_runs import run_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_run import made_run_directory
-from tiny import REPOSITORY, environment
 
 import lm1b
 from lm1b.errors import UserError
@@ -84,8 +83,7 @@ def test_only_words_that_are_kept_are_drawn(logits: list[float], number: float, 
 
 def test_the_command_prints_sentences_and_names_mistakes(run: Path) -> None:
     def command(*options: str) -> subprocess.CompletedProcess[str]:
-        arguments = [sys.executable, "launch/sample.py", "--run", str(run), *options]
-        return subprocess.run(arguments, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=120)
+        return run_script("launch/sample.py", "--run", str(run), *options)
 
     done = command("--prompt", "w1 w2", "--count", "3", "--seed", "5", "--top-k", "20", "--top-p", "0.9", "--temperature", "0.8")
     assert done.returncode == 0, done.stderr

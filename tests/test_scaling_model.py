@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from command_runs import run_script
 from scaling.collectives import Collective, Network
 from scaling.layouts import BEHIND_THE_STEP, LAYOUTS, Layout, Machine, Prediction, collectives, predict
 from scaling.loopback import measure_loopback
 from scaling.measured import Measured, choose, read_measured
 from scaling.rows import Words, read_counts
 from scaling_worker import VOCABULARY
-from tiny import REPOSITORY, environment, run_ranks, write_settings
+from tiny import run_ranks, write_settings
 
 from lm1b.errors import UserError
 from lm1b.model.sampler import LogUniform, Sampler
@@ -313,8 +312,8 @@ def test_the_command_predicts_checks_and_draws(tmp_path: Path) -> None:
     runs = [entry(), entry(lanes=8, step_seconds=0.6), entry(ranks=2, step_seconds=0.7, peak_memory_mb=880)]
     path.write_text(json.dumps({"training": [run.model_dump() for run in runs]}))
     options = ["--check", "--network", "loopback=100,20", "--network", "lan=30,25", "--json", str(written), "--plot", str(picture)]
-    command = [sys.executable, "tools/scaling_model.py", str(path), *options, "--cores", "2", "--most-ranks", "64", "--scaling", "strong"]
-    done = subprocess.run(command, env=environment(), cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    command = ["tools/scaling_model.py", str(path), *options, "--cores", "2", "--most-ranks", "64", "--scaling", "strong"]
+    done = run_script(*command)
     assert done.returncode == 0, done.stderr
     assert "lan (30 µs, 25 Gbit/s)" in done.stdout
     found = json.loads(written.read_text())
@@ -325,7 +324,7 @@ def test_the_command_predicts_checks_and_draws(tmp_path: Path) -> None:
     assert checked["error_percent"] == pytest.approx(100 * (checked["predicted_words_per_second"] / (320 / 0.7) - 1))
     assert f"{checked['error_percent']:+.1f} %" in done.stdout
     assert picture.read_bytes().startswith(b"\x89PNG")
-    subprocess.run([*command, "--no-overlap"], env=environment(), cwd=REPOSITORY, check=True, capture_output=True, timeout=120)
+    assert run_script(*command, "--no-overlap").returncode == 0
     (others,) = json.loads(written.read_text())["predictions"].values()
     ahead, ordered = ([each for each in of if each["layout"] == "sharded" and each["ranks"] == 8] for of in (predictions, others))
     assert ahead[0]["hidden_seconds"] > ordered[0]["hidden_seconds"] == 0
@@ -334,7 +333,6 @@ def test_the_command_predicts_checks_and_draws(tmp_path: Path) -> None:
 def test_a_check_without_a_network_of_this_machine_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "benchmark.json"
     path.write_text(json.dumps({"training": [entry().model_dump()]}))
-    command = [sys.executable, "tools/scaling_model.py", str(path), "--check"]
-    done = subprocess.run(command, env=environment(), cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    done = run_script("tools/scaling_model.py", str(path), "--check")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "--measure-loopback" in done.stderr

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from command_runs import run_script
 from safetensors.torch import load_file
 from tiny import REPOSITORY, environment
 from torch import Tensor
@@ -439,11 +440,8 @@ def test_the_cells_of_a_table_differ_in_the_model_alone() -> None:
 def test_a_mistake_is_one_line_and_status_2(settings: list[str], message: str) -> None:
     import re
 
-    command = [sys.executable, "launch/sequence_task.py", "--config", "configs/tasks/adding_irnn.json"]
-    done = subprocess.run(
-        [*command, *(word for setting in settings for word in ("--set", setting))],
-        cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+    command = ["launch/sequence_task.py", "--config", "configs/tasks/adding_irnn.json"]
+    done = run_script(*command, *(word for setting in settings for word in ("--set", setting)))
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert re.search(message, done.stderr), done.stderr

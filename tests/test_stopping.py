@@ -158,6 +158,7 @@ def test_a_killed_rank_is_named_by_the_other(start: Start, killed: int) -> None:
     shared_memory = set(os.listdir("/dev/shm"))
     run = start(every=3)
     ranks = run.ranks()
+    wait_for(lambda: list_checkpoints(run.directory), 60, run.text)
     started_at = time.monotonic()
     ranks[killed].send(signal.SIGKILL)
     (status,) = run.end()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_runs import run_script
 from made_run import made_checkpoint, made_config, made_text, made_tokens
 from tiny import environment, free_port, run_ranks
 
@@ -283,9 +284,7 @@ def test_a_figure_that_is_no_number_is_null_and_never_the_best(config: Config) -
 
 
 def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "launch" / "evaluate.py"), *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    return run_script("launch/evaluate.py", *arguments)
 
 
 @pytest.mark.slow

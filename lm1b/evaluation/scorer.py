@@ -27,7 +27,8 @@ from lm1b.model.language_model import LanguageModel
 from lm1b.model.output_layer import OutputLayer
 from lm1b.model.recurrent import State
 
-POSITIONS = 1536  # in one call of the softmax: matrix products near their ceiling (measured: 512 to 4,096)
+# In one call of the softmax: matrix products near their ceiling (on a CPU measured: 512 to 4,096), and on a GPU few launches.
+POSITIONS, POSITIONS_GPU = 1536, 16384
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Scorer:
     def nats(self, sequences: Sequence[np.ndarray], side_by_side: int, on_scored: Callable[[int], object] = lambda n: None) -> float:
         """Nats of all tokens of the sequences, each from zero state after `</S>`; float64. on_scored is told of each N."""
         total = 0.0
-        for group in groups(sequences, side_by_side):
+        for group in groups(sequences, side_by_side, positions_at_a_time(self.ranks.device)):
             for window in self._windows([sequences[i] for i in group]):
                 total += float(window.nats_N.sum())
                 on_scored(len(window.nats_N))
@@ -67,7 +68,7 @@ class Scorer:
         self, sequences: Sequence[np.ndarray], side_by_side: int, on_scored: Callable[[int], object] = lambda n: None
     ) -> Iterator[tuple[int, np.ndarray]]:
         """(number of a sequence, nats of each of its tokens, float64), from the longest sequence to the shortest."""
-        for group in groups(sequences, side_by_side):
+        for group in groups(sequences, side_by_side, positions_at_a_time(self.ranks.device)):
             found = [np.empty(len(sequences[i])) for i in group]
             for window in self._windows([sequences[i] for i in group]):
                 nats_TB = np.zeros_like(window.real_TB, np.float64)
@@ -86,7 +87,7 @@ class Scorer:
         start = 0
         while start < len(group[0]):
             running = sum(len(sequence) > start for sequence in group)
-            steps = min(max(1, POSITIONS // running), len(group[0]) - start)
+            steps = min(max(1, positions_at_a_time(self.ranks.device) // running), len(group[0]) - start)
             inputs_TB, targets_TB, real_TB = self._window(group[:running], start, steps)
             inputs_TB = inputs_TB[:, ranks.rank :: ranks.size]
             state = {name: value[: inputs_TB.shape[1]] for name, value in state.items()}
@@ -119,12 +120,18 @@ class Scorer:
         return np.searchsorted(self.input_ids_U, inputs_TB), targets_TB, real_TB
 
 
-def groups(sequences: Sequence[np.ndarray], side_by_side: int) -> Iterator[list[int]]:
-    """Numbers of sequences from longest to shortest; short ones in groups that fill a window, long ones `side_by_side` at a time."""
+def positions_at_a_time(device: torch.device) -> int:
+    """How many positions a window should have."""
+    return POSITIONS if device.type == "cpu" else POSITIONS_GPU
+
+
+def groups(sequences: Sequence[np.ndarray], side_by_side: int, positions: int) -> Iterator[list[int]]:
+    """Numbers of sequences from longest to shortest; short ones in groups that fill a window of so many positions, long ones
+    `side_by_side` at a time."""
     order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
     start = 0
     while start < len(order):
-        count = max(side_by_side, POSITIONS // len(sequences[order[start]]))
+        count = max(side_by_side, positions // len(sequences[order[start]]))
         yield order[start : start + count]
         start += count
 

@@ -26,8 +26,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lm1b.distributed import Ranks, all_to_all
-from lm1b.model import blocks
-from lm1b.model.blocks import block_positions, exp_of_difference, in_float32, scratch
+from lm1b.model.blocks import block_positions, chunk_bytes, exp_of_difference, in_float32, scratch
 from lm1b.model.kernels import triton_kernels
 from lm1b.model.products import product
 from lm1b.profiling import part as profiled
@@ -252,7 +251,7 @@ def _to_gradient(logits: Tensor, largest_n: Tensor, total_n: Tensor, nats_n: Ten
 
 def _chunks_of_logits(hidden_MP: Tensor, rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """(positions, their products with `rows` in the computing dtype), a chunk of positions at a time; used up before the next."""
-    chunk = min(len(hidden_MP), max(1, blocks.CHUNK_BYTES // (len(rows) * hidden_MP.element_size())))
+    chunk = min(len(hidden_MP), max(1, chunk_bytes(hidden_MP.device) // (len(rows) * hidden_MP.element_size())))
     buffer = scratch("logits", (chunk, len(rows)), hidden_MP.dtype, hidden_MP.device)
     for start in range(0, len(hidden_MP), chunk):
         hidden = hidden_MP[start : start + chunk]

@@ -31,11 +31,14 @@ _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn,
 
 
 def keep_float32_exact() -> None:
-    """Have float32 mean float32 on a GPU: this process's products and recurrent layers of float32 keep all 24 bits.
+    """Have float32 mean float32 on a GPU: this process's products and recurrent layers of float32 keep all 24 bits, and sums are float32.
 
     torch lets cuDNN round the factors of float32 recurrent layers to TF32's 11 bits unless told otherwise, and those of
     other products where TORCH_ALLOW_TF32_CUBLAS_OVERRIDE says so: 1e-3 of a state over hundreds of steps, in a perplexity
-    that is called exact. Every process that trains or scores calls this first. Half precision is not touched.
+    that is called exact. It also lets a product of half precision, cut along what is summed over, add up its parts in that precision.
+    Every process that trains or scores calls this first.
     """
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
