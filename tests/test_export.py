@@ -14,6 +14,7 @@ import torch
 from command_runs import run_script
 from made_run import made_checkpoint, made_config, made_run_directory, made_text, made_tokens
 from safetensors.torch import load_file, save_file
+from tiny import REPOSITORY, environment
 
 import lm1b
 from lm1b.errors import UserError
