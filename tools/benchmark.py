@@ -42,6 +42,7 @@ from benchmarks.table import as_text
 from benchmarks.turns import Workers
 from wordlevel import import_tokenizers
 
+from lm1b.devices import best_device
 from lm1b.distributed import single_process
 from lm1b.errors import UserError, run_command
 from lm1b.files import write_json
@@ -203,7 +204,7 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=BENCHMARK_WORDS, help="words of the large vocabulary")
     parser.add_argument("--folder", type=Path, help="where there is room for 20 GB of checkpoints (default: the temporary folder)")
     arguments = parser.parse_args()
-    arguments.device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    arguments.device = arguments.device or best_device().type
     arguments.only = arguments.only or (GPU_PARTS if arguments.device == "cuda" else PARTS)
     check_arguments(arguments)
     os.environ["DS_ACCELERATOR"] = arguments.device  # of the processes that take the steps

@@ -34,6 +34,7 @@ from lm1b.config import Config, load_config
 from lm1b.data.official import HELD_OUT_FOLDER
 from lm1b.data.preprocess import preprocess
 from lm1b.data.shards import TokenDirectory
+from lm1b.devices import best_device
 from lm1b.distributed import Ranks
 from lm1b.errors import UserError, run_command
 from lm1b.evaluation.texts import ScoredText, text_of_files
@@ -173,7 +174,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True, help="the curves; seeds that it holds are not trained again")
     parser.add_argument("--beside", type=Path, help="another such file to compare with")
     arguments = parser.parse_args()
-    arguments.device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    arguments.device = arguments.device or best_device().type
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no CUDA device found here; use --device cpu")
     for name in ("points", "held_out", "sentences"):
