@@ -75,8 +75,9 @@ def free_port() -> int:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This process's environment, one thread a process, no ranks of somebody else's."""
-    return {**without_place(os.environ), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **more}
+    """This process's environment, one thread a process, no ranks of somebody else's, no word of the `make` that runs the tests."""
+    ours = {name: value for name, value in without_place(os.environ).items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    return {**ours, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **more}
 
 
 def environments(num_ranks: int) -> list[dict[str, str]]:
