@@ -194,6 +194,11 @@ class CommunicationConfig(Section):
         description="What gradients of rows travel in: the computing precision (fp32 for fp16), another, or int8 with a scale a row and "
         "stochastic rounding.",
     )
+    tables_on_host: bool = Field(
+        default=False,
+        description="Where a GPU computes, keep the vocabulary tables in the host's memory, for vocabularies beyond the GPU's: each step's "
+        "rows are copied to the GPU and their gradients back. On a CPU it changes nothing.",
+    )
 
 
 class OptimizerConfig(Section):
@@ -340,6 +345,8 @@ class Config(Section):
             )
         if self.model.tie_tables and self.softmax.kind == "adaptive":
             problems.append("model.tie_tables needs softmax.kind=sampled or full: the adaptive softmax has no output table")
+        if self.communication.tables_on_host and self.softmax.kind == "full":
+            problems.append("communication.tables_on_host needs softmax.kind=sampled or adaptive: the full one computes with every row")
         if problems:
             raise ValueError("; ".join(problems))
         return self

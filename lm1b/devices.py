@@ -19,6 +19,11 @@ def best_device(number: int = 0) -> torch.device:
     return torch.device("cuda", number) if use_cuda else torch.device("cpu")
 
 
+def computes_apart(device: torch.device) -> bool:
+    """Whether what computes has a memory and a queue of work of its own, as a GPU has."""
+    return device.type != "cpu"
+
+
 def pinned(tensor: Tensor, device: torch.device) -> Tensor:
     """The same in memory that `device` can copy from by itself."""
     return tensor.pin_memory() if device.type == "cuda" and not tensor.is_pinned() else tensor

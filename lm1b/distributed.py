@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
@@ -38,6 +38,11 @@ class Ranks:
     @property
     def is_first(self) -> bool:
         return self.rank == 0
+
+    @property
+    def on_host(self) -> Ranks:
+        """The same place, for what is in the host's memory, whatever computes."""
+        return replace(self, device=torch.device("cpu"))
 
     @property
     def name(self) -> str:

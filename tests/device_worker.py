@@ -24,7 +24,7 @@ from lm1b.training.process_group import start_ranks, stop_ranks
 
 
 def train(job: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
-    """-> where the run computed, whether float32 was float32 there, and the validation text's perplexity, scored there."""
+    """-> where the run's tables and core were, whether float32 was float32 there, and the validation text's perplexity, scored there."""
     made = engine.deepspeed_config
 
     def with_scale(*arguments: Any) -> dict[str, Any]:
@@ -35,11 +35,11 @@ def train(job: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
 
     with mock.patch.object(engine, "deepspeed_config", with_scale), kernels_of(job.get("kernels", "torch")):
         run = loop.train_on(ranks, parse_config(job["config"]))
-    devices = {tensor.device.type for table in run.training_step.tables.all() for tensor in (table.rows, table.accumulators)}
-    devices |= {parameter.device.type for parameter in run.training_step.engine.module.parameters()}
+    tables = {tensor.device.type for table in run.training_step.tables.all() for tensor in (table.rows, table.accumulators)}
+    core = {parameter.device.type for parameter in run.training_step.engine.module.parameters()}
     uses_tf32 = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
     perplexity = word_perplexity(run, text_of_split(run.tokens, "validation"), torch.float32)
-    return {"devices": sorted(devices), "uses_tf32": uses_tf32, "word_perplexity": perplexity}
+    return {"tables": sorted(tables), "core": sorted(core), "uses_tf32": uses_tf32, "word_perplexity": perplexity}
 
 
 def main(plan_file: str, report_file: str) -> None:

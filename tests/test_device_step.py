@@ -87,9 +87,10 @@ class OneStep:
         )
         (parts.nats / self.config.batches.lanes).float().backward()
         self.state = parts.state
-        assert len(rows.gradients()) == len(rows.brought)
-        self.rows.apply(rows, Waiting(self.ranks.device), learning_rate=0.1, gradient_scale=1.0)
-        return [tuple(each.rows_UD.shape) for each in rows.brought]
+        assert len(rows.gradients()) == len(rows.leaves)
+        if not self.config.communication.tables_on_host:  # then the gradients go to the host, and numbers cannot leave this device
+            self.rows.apply(rows, Waiting(self.ranks.device), learning_rate=0.1, gradient_scale=1.0)
+        return [tuple(leaf.shape) for leaf in rows.leaves]
 
 
 @pytest.mark.parametrize("cell", [{"cell": "irnn"}, {"cell": "lstm"}, {"cell": "lstm", "recurrent_projection": 16, "projection": None}])
@@ -102,8 +103,9 @@ class OneStep:
         {"model": {"embedding": 16, "tie_tables": True}},
         {"softmax": {"kind": "full"}},
         {"softmax": {"kind": "full"}, "model": {"embedding": 16, "tie_tables": True}},
+        {"communication": {"tables_on_host": True, "overlap": False}},
     ],
-    ids=["sampled", "dropout", "reset", "tied", "full", "full tied"],
+    ids=["sampled", "dropout", "reset", "tied", "full", "full tied", "tables on host"],
 )
 def test_nobody_asks_the_device_and_its_shapes_never_change(cell: dict[str, Any], sections: dict[str, dict[str, Any]]) -> None:
     config = config_of(**{**sections, "model": {**cell, **sections.get("model", {})}})

@@ -38,6 +38,7 @@ def trained(request: pytest.FixtureRequest, tiny_folder: Path, tmp_path_factory:
         *(job(folder, run, **sections) for run, sections in GOLDEN_RUNS.items()),
         *(job(folder, precision, training={"precision": precision}) for precision in half),
         *([job(folder, "triton")] if device == "cuda" else []),
+        job(folder, "on_host", communication={"tables_on_host": True}),
     ]
     by_run = {"fp16": {"initial_scale_power": FIRST_SCALE_POWER}, "triton": {"kernels": "triton"}}
     plan = [{**planned, **by_run.get(Path(planned["config"]["run"]["directory"]).name, {})} for planned in jobs]
@@ -56,7 +57,8 @@ def trained(request: pytest.FixtureRequest, tiny_folder: Path, tmp_path_factory:
 
 def test_all_of_it_was_on_the_device_in_whole_float32(trained: tuple[str, Path, list[Any]]) -> None:
     device, folder, report = trained
-    assert all((run["devices"], run["uses_tf32"]) == ([device], False) for run in report)
+    assert all((run["core"], run["uses_tf32"]) == ([device], False) for run in report)
+    assert [run["tables"] for run in report] == [[device]] * len(report[:-1]) + [["cpu"]], "the last run has them in the host's memory"
     assert read_json(folder / "1x1" / "environment.json")["device"].startswith(device)
 
 
@@ -94,6 +96,11 @@ def test_bf16_stays_by_fp32(trained: tuple[str, Path, list[Any]]) -> None:
 def test_the_triton_kernels_train_the_same(trained: tuple[str, Path, list[Any]]) -> None:
     _, folder, _ = trained
     assert losses(folder, "triton")[::7] == pytest.approx(json.loads(GOLDEN.read_text())["1x1"], rel=GOLDEN_TOLERANCE)
+
+
+def test_tables_in_the_hosts_memory_train_the_same(trained: tuple[str, Path, list[Any]]) -> None:
+    _, folder, _ = trained
+    assert losses(folder, "on_host")[::7] == pytest.approx(json.loads(GOLDEN.read_text())["1x1"], rel=GOLDEN_TOLERANCE)
 
 
 @pytest.mark.parametrize("trained", [pytest.param("cuda", marks=ON_GPU)], indirect=True)

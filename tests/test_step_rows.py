@@ -36,6 +36,9 @@ def trained(tiny_folder: Path) -> list[Any]:
     both = [("ahead", {"overlap": True}), ("order", {"overlap": False})]
     two = [make(f"{name}_{how}", **case, communication=setting) for name, case in cases.items() for how, setting in both]
     two += [make(f"{name}_gpu", **case, as_on_gpu=True) for name, case in cases.items()]
+    on_host = {"tables_on_host": True}
+    two += [make(f"{name}_host", **case, communication=on_host, as_on_gpu=True) for name, case in cases.items()]
+    two.append(make("fp32_host_order", **cases["fp32"], communication={**on_host, "overlap": False}, as_on_gpu=True))
     two += [make(f"{form}_gradients", training=settings, communication={"row_gradients": form}) for form in ("bf16", "int8")]
     late = {"place": "late", "first": 0, "end": 99, "value": LATE_SECONDS}
     two.append(make("late", training={**settings, "log_every": 5}, poison=late))
@@ -46,6 +49,11 @@ def trained(tiny_folder: Path) -> list[Any]:
     }
     one = [make(f"{name}_order", **case) for name, case in alone.items()]
     one += [make(f"{name}_gpu", **case, as_on_gpu=True) for name, case in alone.items()]
+    one.append(make("tied_host", **alone["tied"], communication=on_host, as_on_gpu=True))
+    one += [
+        make(f"alone_{how}", training=settings, communication=setting, as_on_gpu=how == "host")
+        for how, setting in (("order", {}), ("host", on_host))
+    ]
     return run_launches(tiny_folder, "step_rows", [launch(2, two), launch(3, three), launch(1, one)])
 
 
@@ -60,6 +68,23 @@ def test_planning_alone_behind_the_step_changes_no_bit(tiny_folder: Path, traine
     """As where a GPU computes: rows in the step's own thread, with the same room for them at every step."""
     assert losses(tiny_folder, f"{case}_gpu") == losses(tiny_folder, f"{case}_order")
     assert_same_end(tiny_folder, f"{case}_gpu", f"{case}_order", 0)
+
+
+@pytest.mark.parametrize(
+    ("case", "like"),
+    [
+        ("fp32_host", "fp32_order"),
+        ("fp32_host_order", "fp32_order"),
+        ("bf16_host", "bf16_order"),
+        ("skip_host", "skip_order"),
+        ("tied_host", "tied_order"),
+        ("alone_host", "alone_order"),
+    ],
+)
+def test_tables_in_the_hosts_memory_change_no_bit(tiny_folder: Path, trained: list[Any], case: str, like: str) -> None:
+    """As where a GPU computes with copies of rows that the thread has fetched from tables on the host."""
+    assert losses(tiny_folder, case) == losses(tiny_folder, like)
+    assert_same_end(tiny_folder, case, like, 0)
 
 
 def test_a_skipped_step_is_skipped_with_rows_on_their_way(trained: list[Any]) -> None:

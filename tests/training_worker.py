@@ -4,8 +4,8 @@ The plan is a list of launches, one after the other: {"ranks": n, "jobs": [...],
 processes of its own, forked from this one, which has imported torch and DeepSpeed once for all of them; they train the jobs
 in turn, in one process group. As soon as the file `kill_at` exists every rank gets SIGKILL.
 
-A job: {"config": {...}, "poison": {...} or null, "loss_scale": s or null, "as_on_gpu": bool}; the last has the row thread only plan,
-and rows have the same room at every step, as it is where a GPU computes. Poison spoils one place on the last rank in the
+A job: {"config": {...}, "poison": {...} or null, "loss_scale": s or null, "as_on_gpu": bool}; the last goes the way of a GPU, with
+the CPU in its place and every copy to it a real one. Poison spoils one place on the last rank in the
 steps numbered from `first` (from 0) to before `end`: "state" (carried into the step), "loss", "scaled loss" (the loss is
 fine, the scale is infinite), "late" (nothing is spoilt, but that rank's loss comes `value` seconds later), "input_table",
 "output_table" and "output_bias" (the gradient of the fetched rows), "summed" (the core's gradient behind every look at it but
@@ -129,7 +129,8 @@ class Watch:
             mock.patch.object(Engine, "backward", backward),
         ]
         if self.job.get("as_on_gpu"):
-            patches += [mock.patch.object(module, "only_plans", return_value=True) for module in (background, step_rows)]
+            patches += [mock.patch.object(module, "computes_apart", return_value=True) for module in (background, step_rows)]
+            patches.append(mock.patch.object(step_rows, "on_device", lambda tensor, device: tensor.clone()))
         if scale:
             patches.append(mock.patch.object(Engine, "loss_scale", property(lambda _: scale)))
         return patches

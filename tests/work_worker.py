@@ -89,7 +89,7 @@ class Asked(TorchFunctionMode):
 
 def asked_in_a_step(precision: str, ranks: Ranks) -> dict[str, int]:
     """Of one step on batches that were planned behind the one before."""
-    background.only_plans = step_rows.only_plans = lambda device: True
+    background.computes_apart = step_rows.computes_apart = lambda device: True
     config = shape_config("lstm_512", precision, [*SETTINGS, "model.projection=64"])
     step = build_step(config, word_counts(None, VOCABULARY), ranks, precision)
     with Asked() as asked:

@@ -52,6 +52,10 @@ class FullSoftmax:
         total = self.total_N * torch.exp(self.largest_N.double() - largest) + other.total_N * torch.exp(other.largest_N.double() - largest)
         return FullSoftmax(largest, total, torch.maximum(self.target_N, other.target_N))
 
+    def to(self, device: torch.device) -> FullSoftmax:
+        """The same on another device."""
+        return FullSoftmax(self.largest_N.to(device), self.total_N.to(device), self.target_N.to(device))
+
     def reduce(self, ranks: Ranks) -> FullSoftmax:
         """All ranks' parts together, on every rank. A collective."""
         if ranks.size == 1:

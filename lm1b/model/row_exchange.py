@@ -76,6 +76,7 @@ class RowRequest:
     def __init__(self, ids_U: Tensor, num_shared: int, ranks: Ranks, asked_places: list[Tensor] | None = None) -> None:
         """asked_places: what each rank asks of this one, beside the shared ones; None alone. See `request_rows`."""
         self.ids_U, self.ranks = ids_U, ranks
+        self._route: Route | None = None
         if asked_places is None:
             self.updated_places = ids_U
             return
@@ -84,17 +85,23 @@ class RowRequest:
         wanted: list[int] = torch.bincount(owner_U[num_shared:], minlength=ranks.size).tolist()
         positions_U = torch.arange(len(ids_U))
         parts = zip(positions_U[:num_shared].split(shared), positions_U[num_shared:].split(wanted), strict=True)
-        self.route = Route(places_U[:num_shared].split(shared)[ranks.rank], asked_places, [torch.cat(part) for part in parts])
+        self._route = Route(places_U[:num_shared].split(shared)[ranks.rank], asked_places, [torch.cat(part) for part in parts])
+        shared_places = self._route.shared_places
         once, asked_index = torch.unique(torch.cat(asked_places), return_inverse=True)
         self.asked_index = asked_index.split([len(places) for places in asked_places])
-        self.updated_places = torch.cat([self.route.shared_places, once])
+        self.updated_places = torch.cat([shared_places, once])
+
+    @property
+    def route(self) -> Route:
+        """Alone on one rank all rows are its own, and go from it to itself."""
+        return self._route or Route(self.ids_U[:0], [self.ids_U], [torch.arange(len(self.ids_U), device=self.ids_U.device)])
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> RowRequest:
         """The same, every tensor as `move` gives it: on the device that holds the rows."""
         other = copy.copy(self)
         other.ids_U, other.updated_places = move(self.ids_U), move(self.updated_places)
-        if self.ranks.size > 1:
-            other.route, other.asked_index = self.route.moved(move), tuple(move(each) for each in self.asked_index)
+        if self._route is not None:
+            other._route, other.asked_index = self._route.moved(move), tuple(move(each) for each in self.asked_index)
         return other
 
 
@@ -122,16 +129,18 @@ def request_rows(wants: Sequence[tuple[Tensor, int]], ranks: Ranks, group: Proce
 def split_routes(
     routes: Sequence[Route], touched: Sequence[Tensor], ranks: Ranks, group: ProcessGroup | None = None
 ) -> tuple[list[Route], list[Route]]:
-    """Each route's rows that are not touched, and those that are. A collective.
+    """Each route's rows that are not touched, and those that are. A collective on several ranks.
 
     touched: of each route, bool by place, which of this rank's rows; owners tell those who ask, a byte a row.
     """
     given = [[torch.cat([route.shared_places, places]) for places in route.asked_places] for route in routes]
     sent = torch.cat([touched[i][given[i][rank]] for rank in range(ranks.size) for i in range(len(routes))]).to(torch.uint8)
     taken = [[route.num_taken[rank] for route in routes] for rank in range(ranks.size)]
-    received = torch.empty(sum(map(sum, taken)), dtype=torch.uint8, device=ranks.device)
-    num_given = [sum(route.num_given[rank] for route in routes) for rank in range(ranks.size)]
-    all_to_all(received, sent, [sum(row) for row in taken], num_given, group=group)
+    received = sent
+    if ranks.size > 1:
+        received = torch.empty(sum(map(sum, taken)), dtype=torch.uint8, device=ranks.device)
+        num_given = [sum(route.num_given[rank] for route in routes) for rank in range(ranks.size)]
+        all_to_all(received, sent, [sum(row) for row in taken], num_given, group=group)
     masks = received.bool().split([count for row in taken for count in row])
     halves: list[list[Route]] = []
     for wanted in (False, True):
@@ -182,7 +191,11 @@ class Bringing:
 
 
 def bring_rows(brought: Sequence[Bringing], routes: Sequence[Route], ranks: Ranks, group: ProcessGroup | None = None) -> None:
-    """Bring the rows of each table's route to their places. A collective, one exchange."""
+    """Bring the rows of each table's route to their places. A collective, one exchange; alone on one rank nothing is sent."""
+    if ranks.size == 1:
+        for each, route in zip(brought, routes, strict=True):
+            put_rows(each, route.asked_places[0], route.positions[0])
+        return
     formats = [Plain(each.dtype) for each in brought]
     widths = [each.rows.shape[1] for each in brought]
     sent = _Parcels([route.num_given for route in routes], formats, widths, ranks.device)
@@ -212,6 +225,14 @@ def take_rows(source: Tensor, places: Tensor, result: Tensor, through: torch.dty
     for start in range(0, len(places), block):
         rows = source.index_select(0, places[start : start + block])
         result[start : start + len(rows)] = rows if through is None else rows.to(through)
+
+
+def put_rows(into: Bringing, places: Tensor, positions: Tensor) -> None:
+    """rows_UD[positions[i]] = rows[places[i]] by the dtype in which rows travel, for every i. In blocks, as `take_rows`."""
+    block = block_rows(into.rows)
+    for start in range(0, len(places), block):
+        rows = into.rows.index_select(0, places[start : start + block]).to(into.dtype).float()
+        into.rows_UD.index_copy_(0, positions[start : start + block], rows)
 
 
 @dataclass(frozen=True)

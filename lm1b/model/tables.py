@@ -110,7 +110,12 @@ class Tables:
 
     @staticmethod
     def create(config: Config, vocabulary_size: int, output_width: int, ranks: Ranks, *, initialize: bool = True) -> Tables:
-        """Initial tables: rows uniform, bias zero. initialize False: rows zero too, for a checkpoint's to take their place."""
+        """Initial tables: rows uniform, bias zero. initialize False: rows zero too, for a checkpoint's to take their place.
+
+        In the memory of what computes, or of the host: `communication.tables_on_host`.
+        """
+        if config.communication.tables_on_host:
+            ranks = ranks.on_host
         scale = config.tables.initial_scale if initialize else 0.0
         accumulator = config.tables.initial_accumulator
 
@@ -168,18 +173,26 @@ def distinct_shared(samples: Samples, inputs_N: Tensor, targets_N: Tensor, ranks
     return ids_U, places[: inputs_N.numel()], places[inputs_N.numel() :]
 
 
-def begin_rows(wanted: Sequence[tuple[VocabularyTable, RowRequest, torch.dtype]], room: Sequence[int] | None = None) -> list[Bringing]:
-    """Room for the requested rows of each table; alone on one rank the rows are there at once.
+def begin_rows(
+    wanted: Sequence[tuple[VocabularyTable, RowRequest, torch.dtype]],
+    room: Sequence[int] | None = None,
+    *,
+    copied_to: torch.device | None = None,
+    takes_own: bool = True,
+) -> list[Bringing]:
+    """Room for the requested rows of each table; alone on one rank the rows are there at once, unless takes_own is False.
 
-    room: of each table, for how many rows; what is not asked for stays 0. None: for just those asked for.
+    room: of each table, for how many rows; what is not asked for stays 0. None: for just those asked for. copied_to: the device that
+    they will be copied to, where the tables are in the host's memory and it computes.
     """
     brought = []
+    is_pinned = copied_to is not None and copied_to.type == "cuda"
     for i, (table, request, dtype) in enumerate(wanted):
         num_rows = len(request.ids_U)
-        rows_UD = torch.empty(max(num_rows, room[i] if room else 0), table.width, device=table.rows.device)
+        rows_UD = torch.empty(max(num_rows, room[i] if room else 0), table.width, device=table.rows.device, pin_memory=is_pinned)
         if len(rows_UD) > num_rows:
             rows_UD[num_rows:] = 0.0
-        if request.ranks.size == 1:
+        if request.ranks.size == 1 and takes_own:
             take_rows(table.rows, request.ids_U, rows_UD, dtype)
         brought.append(Bringing(table.rows, dtype, rows_UD))
     return brought

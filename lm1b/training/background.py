@@ -1,8 +1,8 @@
 """Jobs that run one after another in a thread beside the steps, with a process group of their own.
 
 Collectives of two threads in one process group could meet the wrong ones of another rank; in a group of their own, and in the
-order in which every rank's steps submit them, they cannot. The group is gloo's, for what is on the host: where a GPU computes,
-the jobs only plan, and NCCL never sees them.
+order in which every rank's steps submit them, they cannot. The group is gloo's, for what is on the host, and NCCL never sees the
+jobs: where the tables are in a GPU's memory, they only plan.
 """
 
 from __future__ import annotations
@@ -14,15 +14,11 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from lm1b.devices import computes_apart
 from lm1b.distributed import Ranks
 from lm1b.training.process_group import at_the_end, time_limit
 
 T = TypeVar("T")
-
-
-def only_plans(device: torch.device) -> bool:
-    """Whether the jobs leave rows and gradients to the step's own thread: NCCL wants one order over all process groups and threads."""
-    return device.type != "cpu"
 
 
 class Background:
@@ -33,11 +29,11 @@ class Background:
     """
 
     def __init__(self, ranks: Ranks, *, is_on: bool) -> None:
-        self.is_on = is_on and (ranks.size > 1 or only_plans(ranks.device))
+        self.is_on = is_on and (ranks.size > 1 or computes_apart(ranks.device))
         self._problem: BaseException | None = None
         self.group: dist.ProcessGroup | None = None
         self._pool: ThreadPoolExecutor | None = None
-        if ranks.size > 1 and (is_on or only_plans(ranks.device)):
+        if ranks.size > 1 and (is_on or computes_apart(ranks.device)):
             group = dist.new_group(timeout=time_limit(), backend="gloo")
             assert isinstance(group, dist.ProcessGroup)
             self.group = group

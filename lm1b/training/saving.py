@@ -62,7 +62,7 @@ class CheckpointSaver:
     def why_in_foreground(self, core_parameters: int) -> str | None:
         """What of a save the steps wait for, in words; None where nothing."""
         if not self.in_background:
-            return f"checkpoints are written while the steps wait: the tables lie on {self._ranks.device} or the config says so"
+            return f"checkpoints are written while the steps wait: the steps run on {self._ranks.device} or the config says so"
         if 12 * core_parameters > LARGEST_STAGED_CORE_BYTES:
             return f"the core of a checkpoint ({megabytes(12 * core_parameters)} or more) is written while the steps wait"
         return None

@@ -234,8 +234,10 @@ class TrainingStep:
         assert output is not None
         assert bias is not None
         places_K = places_of_targets(targets_K, self.ranks)
-        part = full_softmax_part(hidden_KP, output.rows, bias.rows.squeeze(1), places_K, self.config.evaluation.vocabulary_block)
-        return float(sampled) / count, float(part.reduce(self.ranks).nats().sum()) / count
+        there = output.rows.device  # the host, perhaps
+        block = self.config.evaluation.vocabulary_block
+        part = full_softmax_part(hidden_KP.to(there), output.rows, bias.rows.squeeze(1), places_K.to(there), block)
+        return float(sampled) / count, float(part.to(self.ranks.device).reduce(self.ranks).nats().sum()) / count
 
 
 @dataclass(frozen=True)

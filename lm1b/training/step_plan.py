@@ -53,12 +53,15 @@ class StepPlan:
     requests: list[RowRequest]
     room: list[int]
 
-    def moved(self, move: Callable[[Tensor], Tensor]) -> StepPlan:
-        """The same, every tensor as `move` gives it; inputs_TB stay on the host, where sentence ends are looked for."""
+    def moved(self, move: Callable[[Tensor], Tensor], *, with_requests: bool) -> StepPlan:
+        """The same, every tensor as `move` gives it; inputs_TB stay on the host, where sentence ends are looked for.
+
+        with_requests: these too, for tables that are in the device's memory.
+        """
         names = ("targets_TB", "input_positions_TB", "target_positions_TB")
         tensors = {name: move(getattr(self, name)) for name in names}
         log_expected_U = None if self.log_expected_U is None else move(self.log_expected_U)
-        requests = [request.moved(move) for request in self.requests]
+        requests = [request.moved(move) for request in self.requests] if with_requests else self.requests
         return dataclasses.replace(self, **tensors, log_expected_U=log_expected_U, requests=requests)
 
 
@@ -81,7 +84,7 @@ class StepPlanner:
         keeps_shapes: make room for as many rows as any step can want.
         """
         self.sampler, self.batches = sampler, batches
-        self.ranks = dataclasses.replace(ranks, device=torch.device("cpu"))
+        self.ranks = ranks.on_host
         self._lanes = first_lane, config.batches.lanes // ranks.size
         self._ties_rows, self._keeps_shapes = ties_rows, keeps_shapes
 

@@ -15,8 +15,12 @@ request for the union of rows, one update.
 So every row is as new as without overlap, the numbers are the same bit for bit, and the same rows travel; only the marks of
 point 1 are more, a byte a row. `communication.overlap=false` does all of it in order, in the step's own thread.
 
-Where a GPU computes, on one rank too, the thread only plans: NCCL wants one order over all process groups, so rows and gradients
-travel in the step's own thread. Every count is in the plan, so nothing of this waits for the device.
+Where a GPU computes, on one rank too, the thread only plans: NCCL wants one order over all process groups and threads, so rows and
+gradients travel in the step's own. Every count is in the plan, so nothing of this waits for the device.
+
+With `communication.tables_on_host` the tables of a GPU are in the host's memory, and all of the above goes on there as on a CPU, on
+one rank too: the thread fetches the next step's rows into pinned memory while the GPU computes. A step's leaves are copies of them
+on the GPU, and their gradients are copied back.
 
 T steps, B lanes of this rank, U distinct rows, D and P widths.
 """
@@ -33,7 +37,7 @@ from torch import Tensor
 
 from lm1b.config import Config
 from lm1b.data.batches import Batches
-from lm1b.devices import on_device, pinned
+from lm1b.devices import computes_apart, on_device, pinned
 from lm1b.distributed import Ranks, single_process
 from lm1b.model.row_exchange import Bringing, GradientExchange, Route, RowGradient, RowRequest, bring_rows, split_routes
 from lm1b.model.row_formats import Plain, RowFormat, StochasticInt8
@@ -41,7 +45,7 @@ from lm1b.model.sampler import Sampler
 from lm1b.model.tables import Tables, VocabularyTable, begin_rows
 from lm1b.profiling import part
 from lm1b.randomness import derive_key
-from lm1b.training.background import Background, only_plans
+from lm1b.training.background import Background
 from lm1b.training.step_plan import StepPlan, StepPlanner
 from lm1b.training.waiting import Waiting
 
@@ -51,31 +55,33 @@ class StepRows:
     """What a step reads of batch and tables.
 
     With the full softmax the output rows are all of this rank's; with the adaptive one there are none. requests, brought: of each of
-    `RowPipeline.tables`; late: what of them still has to come. sent: gradients on their way, by group.
+    `RowPipeline.tables`; late: what of them still has to come. leaves: the rows where they are computed with, float32 [U, width]. sent:
+    gradients on their way, by group.
     """
 
     plan: StepPlan
     requests: list[RowRequest]
     brought: list[Bringing] = field(default_factory=list)
     late: list[Route] = field(default_factory=list)
+    leaves: list[Tensor] = field(default_factory=list)
     sent: dict[str, Future[GradientExchange]] = field(default_factory=dict)
 
     @property
     def input_rows_UD(self) -> Tensor:
-        return self.brought[0].rows_UD
+        return self.leaves[0]
 
     @property
     def output_rows_UP(self) -> Tensor | None:
         """The input rows themselves where tables are tied and sampled."""
-        return self.brought[-2].rows_UD if len(self.brought) > 1 else None
+        return self.leaves[-2] if len(self.leaves) > 1 else None
 
     @property
     def bias_U1(self) -> Tensor | None:
-        return self.brought[-1].rows_UD if len(self.brought) > 1 else None
+        return self.leaves[-1] if len(self.leaves) > 1 else None
 
     def gradients(self) -> list[Tensor]:
-        """The leaves' gradients after backward, of each of `brought`; float32."""
-        gradients = [each.rows_UD.grad for each in self.brought]
+        """The leaves' gradients after backward; float32."""
+        gradients = [leaf.grad for leaf in self.leaves]
         return [gradient for gradient in gradients if gradient is not None]
 
 
@@ -97,7 +103,11 @@ class RowPipeline:
         tables: of each leaf of a step: input rows, output rows and bias, as far as the softmax has them; rows and bias where they are tied
         and sampled. names: theirs.
         """
-        self.ranks, self.dtype, self._is_sampled = ranks, dtype, sampler is not None
+        self._device, self.dtype, self._is_sampled = ranks.device, dtype, sampler is not None
+        self._is_apart = computes_apart(ranks.device)
+        self._only_plans = self._is_apart and not config.communication.tables_on_host
+        self._copies_rows = self._is_apart and config.communication.tables_on_host
+        self.ranks = ranks.on_host if self._copies_rows else ranks  # where the tables are
         self._is_shared = tables.are_tied and sampler is not None  # one leaf for input and output rows
         leaves = (tables.input, None if self._is_shared else tables.output, tables.bias)
         self.tables = [table for table in leaves if table is not None]
@@ -105,10 +115,9 @@ class RowPipeline:
         self._seed, self._micro_batches = config.run.seed, config.training.micro_batches
         self._gradient_format = config.communication.row_gradients
         self._background = Background(ranks, is_on=config.communication.overlap)
-        self._only_plans = only_plans(ranks.device)
         self._travels_behind = self._background.is_on and not self._only_plans
-        self._rows_group = self._background.group if self._travels_behind else None
-        self._planner = StepPlanner(config, sampler, batches, ranks, first_lane, ties_rows=self._is_shared, keeps_shapes=self._only_plans)
+        self._rows_group = None if self._only_plans else self._background.group
+        self._planner = StepPlanner(config, sampler, batches, ranks, first_lane, ties_rows=self._is_shared, keeps_shapes=self._is_apart)
         self._ahead: tuple[int, Future[StepRows]] | None = None
         # What is sent together (indices of leaves), in the order in which it is waited for.
         if self._is_shared or (sampler is not None and not self._travels_behind):
@@ -118,14 +127,14 @@ class RowPipeline:
         # Tied under the full softmax: one table, but a gradient of some rows that travels, and one of all rows that does not.
         self._input_joins_output = tables.are_tied and sampler is None
         # The output rows' part in what is sent: none with the full softmax, as if there were no other ranks.
-        self._output_ranks = ranks if sampler else single_process(ranks.device)
+        self._output_ranks = self.ranks if sampler else single_process(ranks.device)
         # All of this rank's output rows, by their places, wanted by nobody else: what every step of the full softmax takes.
         self._everything: list[RowRequest] = []
         if sampler is None and len(self.tables) > 1:
             places = torch.arange(len(self.tables[1].rows), device=ranks.device)
             self._everything = [RowRequest(places, 0, self._output_ranks)] * 2
         # Of each row here, whether the present step touches it. The bias goes the output rows' way.
-        self._touched = {table: torch.zeros(len(table.rows), dtype=torch.bool, device=ranks.device) for table in self.tables}
+        self._touched = {table: torch.zeros(len(table.rows), dtype=torch.bool, device=table.rows.device) for table in self.tables}
 
     def take(self, step: int, *, is_last: bool) -> StepRows:
         """The rows of a step, as leaves. Unless it is the last, those of the next one are then begun."""
@@ -138,13 +147,17 @@ class RowPipeline:
             with part("row fetch"):
                 late = functools.partial(bring_rows, rows.brought, rows.late, self.ranks, self._rows_group)
                 self._background.submit(late).result()
+        move = functools.partial(on_device, device=self._device)
         if self._only_plans:
-            rows = self._with_rows(rows.plan.moved(functools.partial(on_device, device=self.ranks.device)), None)
+            rows = self._with_rows(rows.plan.moved(move, with_requests=True), None)
+        elif self._copies_rows:
+            rows.plan = rows.plan.moved(move, with_requests=False)
         if not self._is_sampled:
             # The tables themselves, which nobody changes until the step has its gradients.
             rows.brought += [Bringing(table.rows, self.dtype, table.rows.detach()) for table in self.tables[1:]]
-        for each in rows.brought:
-            each.rows_UD.requires_grad_()
+        rows.leaves = [move(each.rows_UD) if self._copies_rows else each.rows_UD for each in rows.brought]
+        for leaf in rows.leaves:
+            leaf.requires_grad_()
         if self._travels_behind:
             for name, indices in self._groups.items():
                 self._send_when_ready(rows, name, indices)
@@ -157,7 +170,7 @@ class RowPipeline:
         update = functools.partial(VocabularyTable.update, learning_rate=learning_rate, gradient_scale=gradient_scale)
         groups = dict(self._groups)
         if self._input_joins_output:
-            of_all_rows = rows.brought[1].rows_UD.grad
+            of_all_rows = rows.leaves[1].grad
             assert of_all_rows is not None
             for places, gradient in self._sent(rows, "input", groups.pop("input"), waiting).sums(0):
                 of_all_rows.index_add_(0, places, gradient)
@@ -186,8 +199,11 @@ class RowPipeline:
     def _prepare(self, step: int, during: StepRows | None) -> StepRows:
         """The plan of a step, and its rows where they come with it: while the step `during` computes, those that it does not touch."""
         plan = self._planner.plan(step, self._background.group)
+        pin = functools.partial(pinned, device=self._device)
         if self._only_plans:
-            return StepRows(plan.moved(functools.partial(pinned, device=self.ranks.device)), [])
+            return StepRows(plan.moved(pin, with_requests=True), [])
+        if self._copies_rows:
+            plan = plan.moved(pin, with_requests=False)
         return self._with_rows(plan, during)
 
     def _with_rows(self, plan: StepPlan, during: StepRows | None) -> StepRows:
@@ -198,8 +214,9 @@ class RowPipeline:
         with part("row fetch"):
             dtypes = [torch.float32 if table.width == 1 else self.dtype for table in self.tables]
             wanted = list(zip(self.tables, requests, dtypes, strict=False))
-            brought = begin_rows(wanted, [plan.room[i] for i in leaves])
-            late = self._bring(brought, requests, during) if self.ranks.size > 1 else []
+            takes_own = during is None or not self._travels_behind  # else `_bring` does, of those not touched
+            brought = begin_rows(wanted, [plan.room[i] for i in leaves], copied_to=self._device, takes_own=takes_own)
+            late = self._bring(brought, requests, during) if self.ranks.size > 1 or not takes_own else []
         return StepRows(plan, [*requests, *self._everything], brought, late)
 
     def _bring(self, brought: list[Bringing], requests: list[RowRequest], during: StepRows | None) -> list[Route]:
@@ -237,7 +254,7 @@ class RowPipeline:
                 self._send(rows, name, indices)
 
         for index in indices:
-            rows.brought[index].rows_UD.register_post_accumulate_grad_hook(one_more)
+            rows.leaves[index].register_post_accumulate_grad_hook(one_more)
 
     def _send(self, rows: StepRows, name: str, indices: list[int]) -> None:
         rows.sent[name] = self._background.submit(lambda: self._exchange(rows, indices))
@@ -245,9 +262,10 @@ class RowPipeline:
     def _exchange(self, rows: StepRows, indices: list[int]) -> GradientExchange:
         sent = []
         for i in indices:
-            gradient = rows.brought[i].rows_UD.grad  # not by `gradients()`: that of another table may not be there yet
+            gradient = rows.leaves[i].grad  # not by `gradients()`: that of another table may not be there yet
             assert gradient is not None
-            sent.append(RowGradient(rows.requests[i], gradient, self._format(rows.plan.step, self.tables[i])))
+            gradient_UD = gradient.to(self.ranks.device)  # from a GPU to the host's tables: waits for it
+            sent.append(RowGradient(rows.requests[i], gradient_UD, self._format(rows.plan.step, self.tables[i])))
         return GradientExchange(sent, self.ranks if 0 in indices else self._output_ranks, self._rows_group)
 
     def _format(self, step: int, table: VocabularyTable) -> RowFormat:

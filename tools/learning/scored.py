@@ -32,13 +32,14 @@ def word_perplexity(run: Run, text: ScoredText, dtype: torch.dtype) -> float:
     model = shape.core().to(device, dtype).eval()
     model.load_state_dict({name.split("/", 1)[1]: tensor for name, tensor in core.items() if name.startswith(kind + "/")})
     ids_U = np.union1d(text.tokens_N, [run.tokens.vocabulary.end_id]).astype(np.int64)
+    input_rows = step.tables.input.rows  # in the host's memory, perhaps, as all of them
     outputs, bias = step.tables.output, step.tables.bias
     block = config.evaluation.vocabulary_block
     scorer = Scorer(
         model,
         ids_U,
-        step.tables.input.rows[torch.from_numpy(ids_U).to(device)].to(dtype),
-        output_layer(model, outputs and outputs.rows.to(dtype), bias and bias.rows.flatten(), run.ranks, block),
+        input_rows[torch.from_numpy(ids_U).to(input_rows.device)].to(device, dtype),
+        output_layer(model, outputs and outputs.rows.to(device, dtype), bias and bias.rows.flatten().to(device), run.ranks, block),
         run.tokens.vocabulary.end_id,
         run.ranks,
     )
