@@ -75,14 +75,10 @@ class OneStep:
         parts = self.model(
             rows.input_rows_UD,
             rows.plan.input_positions_TB,
-            rows.output_rows_UP,
-            rows.bias_U1,
-            rows.plan.target_positions_TB.flatten(),
-            rows.plan.log_expected_U,
-            rows.plan.num_samples,
+            rows.output(self.ranks),
+            rows.plan.target_positions_TB,
             self.state,
             step=step,
-            full_over=self.ranks if self.config.softmax.kind == "full" else None,
             resets_TB=resets_TB,
         )
         (parts.nats / self.config.batches.lanes).float().backward()

@@ -9,14 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_softmax import random_case, relative_error
+from test_sampled_softmax import random_case, relative_error
 from tiny import run_ranks
 from torch import Tensor
 
 from lm1b.distributed import single_process
 from lm1b.model import blocks
 from lm1b.model.full_softmax import full_softmax
-from lm1b.model.softmax import sampled_softmax
+from lm1b.model.sampled_softmax import sampled_softmax
 
 WORKER = str(Path(__file__).with_name("full_softmax_worker.py"))
 

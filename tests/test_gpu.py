@@ -10,7 +10,7 @@ import torch
 from devices import DEVICES, KERNELS, ON_GPU, PRECISIONS, assert_near, kernels_of, no_waiting, on, rounded
 from test_perplexity import brute_force_nats, made_scorer
 from test_recurrent import CELLS, loop_in_float64, make_stack, random_state
-from test_softmax import ours, random_case, reference
+from test_sampled_softmax import ours, random_case, reference
 
 from lm1b.config import ModelConfig
 from lm1b.distributed import single_process
@@ -21,6 +21,7 @@ from lm1b.model.full_softmax import full_softmax_nats
 from lm1b.model.language_model import LanguageModel, LossParts
 from lm1b.model.output_layer import TableOutput
 from lm1b.model.products import keep_float32_exact, product
+from lm1b.model.sampled_softmax import SampledRows
 
 STEPS, LANES, WIDTH, HIDDEN = 20, 6, 24, 40
 # Of set_sync_debug_mode, told once.
@@ -184,7 +185,7 @@ def test_a_window_of_the_model_waits_for_nothing_and_is_right(cell: str, device:
     def window() -> LossParts:
         for tensor in [*leaves, *there.parameters()]:
             tensor.grad = None
-        parts = there(leaves[0], given[0], leaves[1], leaves[2], given[1], given[2], 50, state)
+        parts = there(leaves[0], given[0], SampledRows(leaves[1], leaves[2], given[2], 50), given[1], state)
         (parts.nats / LANES).float().backward()
         return parts
 

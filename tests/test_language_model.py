@@ -12,6 +12,7 @@ from lm1b.distributed import single_process
 from lm1b.model.full_softmax import full_softmax_nats
 from lm1b.model.language_model import LanguageModel, LossParts, gather_rows
 from lm1b.model.recurrent import State
+from lm1b.model.sampled_softmax import SampledRows
 from lm1b.model.sampler import LogUniform, Sampler
 from lm1b.model.tables import VocabularyTable, distinct_inputs, distinct_outputs
 
@@ -60,11 +61,8 @@ class Trainer:
             result = self.model(
                 input_rows,
                 input_positions[:, lanes],
-                output_rows,
-                output_bias.squeeze(1),
+                SampledRows(output_rows, output_bias, log_expected_U, len(samples.ids_S)),
                 target_positions[:, lanes],
-                log_expected_U,
-                len(samples.ids_S),
                 {name: value[lanes] for name, value in state.items()},
                 step=step,
                 first_lane=first,

@@ -99,8 +99,8 @@ class Watch:
 
         def take(pipeline: RowPipeline, *arguments: Any, **keywords: Any) -> Any:
             rows = watch.take(pipeline, *arguments, **keywords)
-            leaves = {"input_table": rows.input_rows_UD, "output_table": rows.output_rows_UP, "output_bias": rows.bias_U1}
-            for place, leaf in leaves.items():
+            places = ("input_table", "output_table", "output_bias")
+            for place, leaf in zip(places, [rows.leaves[0], *rows.leaves[-2:]], strict=True):
                 leaf.register_hook(lambda gradient, place=place: watch.spoilt(place, gradient))
             return rows
 

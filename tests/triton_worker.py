@@ -15,7 +15,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from lm1b.model import triton_kernels
-from lm1b.model.softmax import _softmax_in_place
+from lm1b.model.sampled_softmax import _softmax_in_place
 
 
 def softmax_differences(dtype: torch.dtype, num_positions: int, num_samples: int) -> dict[str, float]:

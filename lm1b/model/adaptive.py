@@ -66,6 +66,10 @@ class AdaptiveSoftmax(nn.Module):
                 else:
                     parameter.copy_(glorot_uniform(derive_key(seed, "weight", f"adaptive.{name}"), parameter.shape))
 
+    def nats(self, hidden_NP: Tensor, targets_N: Tensor) -> Tensor:
+        """Sum over positions of -log p(target), float64, no dimensions, with gradient. See `forward`."""
+        return self(hidden_NP, targets_N).sum()
+
     def forward(self, hidden_NP: Tensor, targets_N: Tensor) -> Tensor:
         """-log p(target) of each position, float64 [N], with gradient. hidden_NP: the computing dtype; targets_N: int64 ids."""
         layers: Any = self.clusters

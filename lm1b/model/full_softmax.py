@@ -1,7 +1,7 @@
 """The full softmax, vocabulary-parallel: exact nats for evaluation, and an exact loss for training.
 
 Every rank has rows of its own and never sees another's. Blocks over the vocabulary keep a running maximum and sum of exponentials, so that
-any cut of it over blocks or ranks can be put together (`FullSoftmax.merge`, `FullSoftmax.reduce`). Evaluation scores the same
+any cut of it over blocks or ranks can be put together (`LogSumExpPart`). Evaluation scores the same
 positions on every rank. Training (`full_softmax`) has other positions on each:
 
 1. Every rank gets the hidden vectors and targets of all.
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -35,7 +35,7 @@ VOCABULARY_BLOCK = 8192  # rows at a time
 
 
 @dataclass
-class FullSoftmax:
+class LogSumExpPart:
     """What part of a vocabulary says about N positions. Parts over disjoint words merge into the whole.
 
     largest_N: float32, largest logit. total_N: float64, sum of exp(logit - largest). target_N: float32, the target's logit,
@@ -46,17 +46,17 @@ class FullSoftmax:
     total_N: Tensor
     target_N: Tensor
 
-    def merge(self, other: FullSoftmax) -> FullSoftmax:
+    def merge(self, other: LogSumExpPart) -> LogSumExpPart:
         """Both parts together."""
         largest = torch.maximum(self.largest_N, other.largest_N)
         total = self.total_N * torch.exp(self.largest_N.double() - largest) + other.total_N * torch.exp(other.largest_N.double() - largest)
-        return FullSoftmax(largest, total, torch.maximum(self.target_N, other.target_N))
+        return LogSumExpPart(largest, total, torch.maximum(self.target_N, other.target_N))
 
-    def to(self, device: torch.device) -> FullSoftmax:
+    def to(self, device: torch.device) -> LogSumExpPart:
         """The same on another device."""
-        return FullSoftmax(self.largest_N.to(device), self.total_N.to(device), self.target_N.to(device))
+        return LogSumExpPart(self.largest_N.to(device), self.total_N.to(device), self.target_N.to(device))
 
-    def reduce(self, ranks: Ranks) -> FullSoftmax:
+    def reduce(self, ranks: Ranks) -> LogSumExpPart:
         """All ranks' parts together, on every rank. A collective."""
         if ranks.size == 1:
             return self
@@ -65,7 +65,7 @@ class FullSoftmax:
         dist.all_reduce(target, dist.ReduceOp.MAX)
         total = self.total_N * torch.exp(self.largest_N.double() - largest)
         dist.all_reduce(total)
-        return FullSoftmax(largest, total, target)
+        return LogSumExpPart(largest, total, target)
 
     def nats(self) -> Tensor:
         """-log p(target) of each position, float64 [N]; meaningful once the parts cover the vocabulary."""
@@ -73,7 +73,7 @@ class FullSoftmax:
 
 
 @torch.no_grad()
-def full_softmax_part(hidden_NP: Tensor, rows_LP: Tensor, bias_L: Tensor, places_N: Tensor, block: int = VOCABULARY_BLOCK) -> FullSoftmax:
+def full_softmax_part(hidden_NP: Tensor, rows_LP: Tensor, bias_L: Tensor, places_N: Tensor, block: int = VOCABULARY_BLOCK) -> LogSumExpPart:
     """What the rows at hand say, worked through `block` rows at a time.
 
     hidden_NP: the computing dtype. rows_LP, bias_L: float32 (rows are cast block by block). places_N: int64, the target's place
@@ -82,20 +82,19 @@ def full_softmax_part(hidden_NP: Tensor, rows_LP: Tensor, bias_L: Tensor, places
     num_positions = len(hidden_NP)
     if not len(rows_LP):  # fewer words than ranks
         nothing = torch.full((num_positions,), -torch.inf, device=hidden_NP.device)
-        return FullSoftmax(nothing, torch.zeros_like(nothing, dtype=torch.float64), nothing.clone())
+        return LogSumExpPart(nothing, torch.zeros_like(nothing, dtype=torch.float64), nothing.clone())
     here = places_N >= 0
     places = places_N.clamp(min=0)
     target_rows = rows_LP.index_select(0, places).to(hidden_NP.dtype).to(torch.float32)
     target_N = (hidden_NP.to(torch.float32) * target_rows).sum(1) + bias_L[places]
     target_N = torch.where(here, target_N, -torch.inf)
-    result = FullSoftmax(
+    result = LogSumExpPart(
         torch.full((num_positions,), -torch.inf, device=hidden_NP.device),
         torch.zeros(num_positions, dtype=torch.float64, device=hidden_NP.device),
         target_N,
     )
     for first in range(0, len(rows_LP), block):
         rows, bias = rows_LP[first : first + block].to(hidden_NP.dtype), bias_L[first : first + block]
-        sub_block = block_positions(len(rows), hidden_NP.device)
         columns_N = places_N - first
         targets = _TargetColumns(columns_N, len(rows))
         for chunk, logits_nL in _chunks_of_logits(hidden_NP, rows):
@@ -103,10 +102,7 @@ def full_softmax_part(hidden_NP: Tensor, rows_LP: Tensor, bias_L: Tensor, places
                 sums = (result.target_N[chunk], result.largest_N[chunk], result.total_N[chunk])
                 kernels.accumulate(logits_nL, bias, columns_N[chunk], *sums)
                 continue
-            for low in range(0, len(logits_nL), sub_block):
-                part = slice(chunk.start + low, min(chunk.start + low + sub_block, chunk.stop))
-                values = in_float32(logits_nL[low : low + sub_block])
-                values += bias
+            for part, _, values in _in_float32(chunk, logits_nL, bias):
                 _accumulate(result, part, values, targets)
     return result
 
@@ -124,7 +120,7 @@ class _TargetColumns:
         logits_nW.scatter_(1, columns_n1, values_n.unsqueeze(1).where(self.is_there_N1[part], logits_nW.gather(1, columns_n1)))
 
 
-def _accumulate(result: FullSoftmax, part: slice, logits: Tensor, targets: _TargetColumns) -> None:
+def _accumulate(result: LogSumExpPart, part: slice, logits: Tensor, targets: _TargetColumns) -> None:
     """Take a block of float32 logits, which is used up, into the running maximum and sum of the positions `part`."""
     # The target's logit is the one computed in float32, in the sum too.
     target = result.target_N[part]
@@ -152,6 +148,18 @@ def places_of_targets(targets_N: Tensor, ranks: Ranks) -> Tensor:
     return torch.where(targets_N % ranks.size == ranks.rank, places, -1)
 
 
+class OwnRows(NamedTuple):
+    """All of this rank's rows of the output table, float32 leaves (row r on rank r % R), and the ranks that hold the table between them."""
+
+    rows_LP: Tensor
+    bias_L1: Tensor
+    ranks: Ranks
+
+    def nats(self, hidden_NP: Tensor, targets_N: Tensor) -> Tensor:
+        """See `full_softmax`. targets_N: int64 ids."""
+        return full_softmax(hidden_NP, self.rows_LP, self.bias_L1.flatten(), targets_N, self.ranks)  # see `SampledRows.nats`
+
+
 def full_softmax(
     hidden_NP: Tensor, rows_LP: Tensor, bias_L: Tensor, targets_N: Tensor, ranks: Ranks, block: int = VOCABULARY_BLOCK
 ) -> Tensor:
@@ -160,6 +168,7 @@ def full_softmax(
     hidden_NP: the computing dtype, as many positions on every rank. rows_LP, bias_L: float32, all of this rank's (row r on rank r % R).
     targets_N: int64 ids. Differentiable once with respect to hidden_NP (gradient in its dtype), rows_LP and bias_L (float32). The rows'
     gradient is that of the nats of *all* ranks' positions, times the factor that backward brings here: it must be the same on all ranks.
+    A second backward raises RuntimeError.
     """
     result: Any = _FullSoftmaxLoss.apply(hidden_NP, rows_LP, bias_L, targets_N, ranks, block)
     return result
@@ -222,7 +231,7 @@ def _own_part(values_MP: Tensor, ranks: Ranks) -> Tensor:
 
 
 def _gradients(
-    hidden_MP: Tensor, rows_LP: Tensor, bias_L: Tensor, places_M: Tensor, whole: FullSoftmax, nats_M: Tensor, block: int
+    hidden_MP: Tensor, rows_LP: Tensor, bias_L: Tensor, places_M: Tensor, whole: LogSumExpPart, nats_M: Tensor, block: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients, float32, of the sum of nats by hidden_MP (through the rows at hand alone), by these rows and by their bias."""
     hidden_gradient_MP = torch.zeros(hidden_MP.shape, device=hidden_MP.device)
@@ -231,12 +240,7 @@ def _gradients(
         rows, bias = rows_LP[first : first + block].to(hidden_MP.dtype), bias_L[first : first + block]
         targets = _TargetColumns(places_M - first, len(rows))
         for here, logits_nL in _chunks_of_logits(hidden_MP, rows):
-            sub_block = block_positions(len(rows), hidden_MP.device)
-            for low in range(0, len(logits_nL), sub_block):
-                part = slice(here.start + low, min(here.start + low + sub_block, here.stop))
-                logits = logits_nL[low : low + sub_block]
-                values = in_float32(logits)
-                values += bias
+            for part, logits, values in _in_float32(here, logits_nL, bias):
                 _to_gradient(values, whole.largest_N[part], whole.total_N[part], nats_M[part], targets, part)
                 bias_gradient_L[first : first + block] += values.sum(0)
                 if values is not logits:
@@ -260,3 +264,13 @@ def _chunks_of_logits(hidden_MP: Tensor, rows: Tensor) -> Iterator[tuple[slice, 
     for start in range(0, len(hidden_MP), chunk):
         hidden = hidden_MP[start : start + chunk]
         yield slice(start, start + len(hidden)), product(hidden, rows, out=buffer[: len(hidden)])
+
+
+def _in_float32(chunk: slice, logits_nL: Tensor, bias_L: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """(positions, their logits as they are, the same in float32 with the bias), cache-sized blocks of a chunk; used up before the next."""
+    block = block_positions(logits_nL.shape[1], logits_nL.device)
+    for start in range(0, len(logits_nL), block):
+        logits = logits_nL[start : start + block]
+        values = in_float32(logits)
+        values += bias_L
+        yield slice(chunk.start + start, chunk.start + start + len(logits)), logits, values

@@ -17,11 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from lm1b.config import ModelConfig, SoftmaxConfig
-from lm1b.distributed import Ranks
 from lm1b.model.adaptive import AdaptiveSoftmax
-from lm1b.model.full_softmax import full_softmax
+from lm1b.model.full_softmax import OwnRows
 from lm1b.model.recurrent import Dropout, RecurrentStack, State, glorot_normal, glorot_uniform
-from lm1b.model.softmax import sampled_softmax
+from lm1b.model.sampled_softmax import SampledRows
 from lm1b.randomness import derive_key
 
 
@@ -104,46 +103,26 @@ class LanguageModel(nn.Module):
         self,
         input_rows_UD: Tensor,
         input_positions_TB: Tensor,
-        output_rows_UP: Tensor | None,
-        output_bias_U: Tensor | None,
-        target_positions_N: Tensor,
-        log_expected_U: Tensor | None,
-        num_samples: int,
+        output: SampledRows | OwnRows | None,
+        targets_N: Tensor,
         state: State,
         *,
-        full_over: Ranks | None = None,
         step: int | None = None,
         first_lane: int = 0,
         resets_TB: Tensor | None = None,
     ) -> LossParts:
-        """The sampled loss of a window, or the full softmax's, or the adaptive one's.
+        """The loss of a window: the sampled one, the full softmax's, or with no output rows the adaptive one's.
 
-        input_rows_UD, output_rows_UP, output_bias_U (or [U, 1]): float32 leaves from the tables. input_positions_TB: int64, which input
-        row each position reads. target_positions_N: int64, time-major (shape [T, B] will do), which output row is the target;
-        the first `num_samples` output rows are the samples. log_expected_U: float32, log E of each output row. step: seeds
-        dropout; None: none. first_lane: global number of lane 0. resets_TB: bool, zero the lane's state before that step.
-
-        full_over: the ranks that hold the output table between them, for the full softmax's loss. Then output_rows_UP and output_bias_U
-        are all of this rank's, target_positions_N are the targets' ids, and log_expected_U and num_samples are not looked at. So it is with
-        the adaptive softmax, which takes no output rows and no bias (None).
+        input_rows_UD: float32 leaf from the table. input_positions_TB: int64, which of these rows each position reads. targets_N: int64,
+        time-major (shape [T, B] will do), the targets' positions among sampled output rows, else their ids. step: seeds dropout; None:
+        none. first_lane: global number of lane 0. resets_TB: bool, zero the lane's state before that step.
         """
         x_TBD = gather_rows(input_rows_UD, input_positions_TB, self.dtype)
         hidden_TBP, new_state, largest = self._run(x_TBD, state, step, first_lane, resets_TB)
         hidden_NP = hidden_TBP.flatten(0, 1)
-        targets_N = target_positions_N.flatten()
-        if self.adaptive is not None:
-            nats = self.adaptive(hidden_NP, targets_N).sum()
-        else:
-            assert output_rows_UP is not None
-            assert output_bias_U is not None
-            # Only here, and not by the caller: backward goes from the newest operation to the oldest, and the bias's gradient would
-            # otherwise wait for that of the recurrent layers, and with it whoever sends the output rows' gradients.
-            bias_U = output_bias_U.flatten()
-            if full_over is not None:
-                nats = full_softmax(hidden_NP, output_rows_UP, bias_U, targets_N, full_over)
-            else:
-                assert log_expected_U is not None
-                nats = sampled_softmax(hidden_NP, output_rows_UP, bias_U, targets_N, log_expected_U, num_samples)
+        softmax = output or self.adaptive
+        assert softmax is not None, "output rows are left out for the adaptive softmax alone"
+        nats = softmax.nats(hidden_NP, targets_N.flatten())
         return LossParts(nats, {name: value.detach() for name, value in new_state.items()}, largest, hidden_NP.detach())
 
 

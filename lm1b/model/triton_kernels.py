@@ -68,7 +68,7 @@ def _softmax_kernel(
 
 
 def softmax_in_place(logits_nS: Tensor, offset_S: Tensor, targets_n: Tensor, target_logits_n: Tensor) -> tuple[Tensor, Tensor]:
-    """See `lm1b.model.softmax._softmax_in_place`: raw logits become the samples' probabilities. -> nats_n, float64, and column sums.
+    """See `sampled_softmax._softmax_in_place`: raw logits become the samples' probabilities. -> nats_n, float64, and column sums.
 
     logits_nS: rows contiguous. The column sums, float32, are of the probabilities as they are written, in the computing dtype.
     """

@@ -27,8 +27,8 @@ from lm1b.devices import on_device
 from lm1b.distributed import Ranks, all_reduce_sum
 from lm1b.model.full_softmax import full_softmax_part, places_of_targets
 from lm1b.model.language_model import LanguageModel
+from lm1b.model.sampled_softmax import SampledRows
 from lm1b.model.sampler import Sampler
-from lm1b.model.softmax import sampled_softmax
 from lm1b.model.tables import Tables
 from lm1b.profiling import part
 from lm1b.training.engine import Engine
@@ -90,13 +90,13 @@ class TrainingStep:
         """A forward pass over one made-up token in every lane, its loss times 0: what `Engine.prime` needs."""
         device, settings = self.ranks.device, self.config.model
         input_rows = torch.zeros(1, settings.embedding, device=device, requires_grad=True)
-        output_rows = torch.zeros(2, self.model.output_width, device=device, requires_grad=True)
-        bias_U = torch.zeros(2, device=device, requires_grad=True)
+        rows_UP, bias_U1 = (torch.zeros(2, width, device=device, requires_grad=True) for width in (self.model.output_width, 1))
+        output = None if self.model.adaptive else SampledRows(rows_UP, bias_U1, torch.zeros(2, device=device), 1)
         lanes = self.lanes_here // self.engine.micro_batches
         state = self.model.zero_state(lanes, device, self.engine.dtype)
         positions = torch.zeros(1, lanes, dtype=torch.int64, device=device)
         targets = torch.ones(lanes, dtype=torch.int64, device=device)
-        parts = self.engine.forward(input_rows, positions, output_rows, bias_U, targets, torch.zeros(2, device=device), 1, state, step=0)
+        parts = self.engine.forward(input_rows, positions, output, targets, state, step=0)
         return parts.nats.float() * 0.0
 
     def run(self, *, stop_requested: bool = False, check_gap: bool = False) -> StepResult:
@@ -152,21 +152,17 @@ class TrainingStep:
         micro_lanes = self.lanes_here // self.engine.micro_batches
         nats = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
         states, activations, hiddens_TBP = [], [], []
-        plan = rows.plan
+        plan, output = rows.plan, rows.output(self.ranks)
         for first in range(0, self.lanes_here, micro_lanes):
             lanes = slice(first, first + micro_lanes)
             parts = self.parts.timed("forward", self.engine.forward)(
                 rows.input_rows_UD,
                 plan.input_positions_TB[:, lanes],
-                rows.output_rows_UP,
-                rows.bias_U1,
-                plan.target_positions_TB[:, lanes].flatten(),
-                plan.log_expected_U,
-                plan.num_samples,
+                output,
+                plan.target_positions_TB[:, lanes],
                 {name: tensor[lanes] for name, tensor in self.carry.items()},
                 step=self.step,
                 first_lane=self.first_lane + first,
-                full_over=self.ranks if self.config.softmax.kind == "full" else None,
                 resets_TB=self._resets(plan.inputs_TB[:, lanes]),
             )
             with part("backward"), self.parts.on("backward"):
@@ -219,13 +215,9 @@ class TrainingStep:
         chosen = torch.linspace(0, len(targets_N) - 1, count, device=targets_N.device).long()
         hidden_KP, targets_K = hidden_NP[chosen], targets_N[chosen]
         positions_K = rows.plan.target_positions_TB.flatten()[chosen]
-        log_expected_U, num_samples = rows.plan.log_expected_U, rows.plan.num_samples
-        assert log_expected_U is not None
-        assert rows.output_rows_UP is not None
-        assert rows.bias_U1 is not None
-        sampled = sampled_softmax(
-            hidden_KP, rows.output_rows_UP.detach(), rows.bias_U1.detach().squeeze(1), positions_K, log_expected_U, num_samples
-        )
+        fetched = rows.output(self.ranks)
+        assert isinstance(fetched, SampledRows)
+        sampled = fetched._replace(rows_UP=fetched.rows_UP.detach(), bias_U1=fetched.bias_U1.detach()).nats(hidden_KP, positions_K)
         if self.ranks.size > 1:
             dist.broadcast(hidden_KP, 0)
             dist.broadcast(targets_K, 0)

@@ -39,8 +39,10 @@ from lm1b.config import Config
 from lm1b.data.batches import Batches
 from lm1b.devices import computes_apart, on_device, pinned
 from lm1b.distributed import Ranks, single_process
+from lm1b.model.full_softmax import OwnRows
 from lm1b.model.row_exchange import Bringing, GradientExchange, Route, RowGradient, RowRequest, bring_rows, split_routes
 from lm1b.model.row_formats import Plain, RowFormat, StochasticInt8
+from lm1b.model.sampled_softmax import SampledRows
 from lm1b.model.sampler import Sampler
 from lm1b.model.tables import Tables, VocabularyTable, begin_rows
 from lm1b.profiling import part
@@ -68,16 +70,17 @@ class StepRows:
 
     @property
     def input_rows_UD(self) -> Tensor:
+        """The leaf that the recurrent layers read."""
         return self.leaves[0]
 
-    @property
-    def output_rows_UP(self) -> Tensor | None:
-        """The input rows themselves where tables are tied and sampled."""
-        return self.leaves[-2] if len(self.leaves) > 1 else None
-
-    @property
-    def bias_U1(self) -> Tensor | None:
-        return self.leaves[-1] if len(self.leaves) > 1 else None
+    def output(self, ranks: Ranks) -> SampledRows | OwnRows | None:
+        """What the softmax reads, the input rows themselves among it where tables are tied and sampled. ranks: of the full softmax."""
+        if len(self.leaves) == 1:
+            return None
+        rows_UP, bias_U1 = self.leaves[-2:]
+        if self.plan.log_expected_U is None:
+            return OwnRows(rows_UP, bias_U1, ranks)
+        return SampledRows(rows_UP, bias_U1, self.plan.log_expected_U, self.plan.num_samples)
 
     def gradients(self) -> list[Tensor]:
         """The leaves' gradients after backward; float32."""

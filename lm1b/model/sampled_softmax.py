@@ -1,4 +1,4 @@
-"""From hidden vectors to nats: the sampled softmax of training. The full softmax is in full_softmax.py.
+"""From hidden vectors to nats by the sampled softmax, training's usual loss.
 
 For a position with hidden vector h and target t, samples s (Jean 2015, arXiv 1412.2007):
 
@@ -16,7 +16,7 @@ N positions, P hidden width, S samples, U rows at hand (samples first).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +26,24 @@ from lm1b.model.kernels import triton_kernels
 from lm1b.model.products import product
 
 
+class SampledRows(NamedTuple):
+    """Output rows that a step has fetched, of which the first num_samples are the samples. (A tuple: see `LossParts`.)
+
+    rows_UP, bias_U1: float32 leaves from the tables. log_expected_U: float32, log E of each row.
+    """
+
+    rows_UP: Tensor
+    bias_U1: Tensor
+    log_expected_U: Tensor
+    num_samples: int
+
+    def nats(self, hidden_NP: Tensor, target_positions_N: Tensor) -> Tensor:
+        """See `sampled_softmax`."""
+        # Flattened only here: backward goes from the newest operation to the oldest, and the bias's gradient would otherwise wait
+        # for that of the recurrent layers, and with it whoever sends the output rows' gradients.
+        return sampled_softmax(hidden_NP, self.rows_UP, self.bias_U1.flatten(), target_positions_N, self.log_expected_U, self.num_samples)
+
+
 def sampled_softmax(
     hidden_NP: Tensor, rows_UP: Tensor, bias_U: Tensor, target_positions_N: Tensor, log_expected_U: Tensor, num_samples: int
 ) -> Tensor:
@@ -33,7 +51,8 @@ def sampled_softmax(
 
     hidden_NP: the computing dtype. rows_UP, bias_U, log_expected_U: float32, of which the first num_samples are the samples.
     target_positions_N: int64, the target's place among the U; below num_samples if and only if it was sampled.
-    Differentiable once with respect to hidden_NP (gradient in its dtype), rows_UP and bias_U (gradients in float32).
+    Differentiable once with respect to hidden_NP (gradient in its dtype), rows_UP and bias_U (gradients in float32); a second
+    backward raises RuntimeError.
     """
     result: Any = _SampledSoftmax.apply(hidden_NP, rows_UP, bias_U, target_positions_N, log_expected_U, num_samples)
     return result

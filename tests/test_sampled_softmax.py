@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lm1b.distributed import Ranks
 from lm1b.model import blocks
-from lm1b.model.full_softmax import FullSoftmax, full_softmax_nats, full_softmax_part, places_of_targets
-from lm1b.model.softmax import sampled_softmax
+from lm1b.model.full_softmax import LogSumExpPart, full_softmax_nats, full_softmax_part, places_of_targets
+from lm1b.model.sampled_softmax import sampled_softmax
 
 
 def random_case(num_positions: int, num_samples: int, num_others: int, width: int, seed: int = 0) -> dict[str, Tensor]:
@@ -183,7 +183,7 @@ def test_full_softmax_in_any_blocks_and_over_any_ranks(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks, "CHUNK_BYTES", chunk_bytes)
         assert torch.allclose(full_softmax_nats(hidden, rows, bias, targets, block), expected, rtol=1e-5, atol=1e-5)
-        merged: FullSoftmax | None = None
+        merged: LogSumExpPart | None = None
         for rank in range(num_ranks):
             local = slice(rank, None, num_ranks)
             if not len(rows[local]):
