@@ -63,31 +63,3 @@ def normal(key: int, counters: Tensor) -> Tensor:
 def permutation(key: int, length: int) -> Tensor:
     """A random order of 0 .. length-1, int64: the ranks of `length` hashed numbers."""
     return torch.argsort(random_bits(key, torch.arange(length)), stable=True)
-
-
-def _hash_32(x: Tensor) -> Tensor:
-    """Scramble int32 counters (shift, xor, multiply: the `lowbias32` constants of C. Wellons), in place."""
-    x ^= (x >> 16) & 0xFFFF
-    x *= 0x7FEB352D
-    x ^= (x >> 15) & 0x1FFFF
-    x *= _signed_32(0x846CA68B)
-    x ^= (x >> 16) & 0xFFFF
-    return x
-
-
-def _signed_32(value: int) -> int:
-    value &= 0xFFFFFFFF
-    return value - (1 << 32) if value >> 31 else value
-
-
-def keep_mask(key: int, row_counters: Tensor, width: int, drop_probability: float) -> Tensor:
-    """Dropout's mask: one decision a (row, unit), True with probability 1 - drop_probability.
-
-    row_counters: int64 (R,), what names a row of activations (its lane and time) -> bool (R, width). The unit's
-    decision hashes the row's 32 bits with the unit's number; 32-bit words because this runs over every activation.
-    """
-    row_bits = random_bits(key, row_counters).to(torch.int32)  # wraps: keeps the low 32 bits
-    units = torch.arange(width, dtype=torch.int32, device=row_counters.device) * _signed_32(0x9E3779B1)
-    bits = _hash_32(row_bits.unsqueeze(1) + units.unsqueeze(0))
-    threshold = round(drop_probability * 2.0**32) - 2**31  # compares signed numbers
-    return bits >= max(-(2**31), min(2**31 - 1, threshold))

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from lm1b.distributed import Ranks, single_process
-from lm1b.model.row_exchange import GradientExchange, RowGradient, RowRequest, bring_rows, request_rows
+from lm1b.model.row_exchange import GradientExchange, RowGradient, allocate_rows, fetch_rows
 from lm1b.model.row_formats import Plain, RowFormat
-from lm1b.model.tables import VocabularyTable, begin_rows
+from lm1b.model.row_requests import RowRequest, request_rows
+from lm1b.model.tables import VocabularyTable
 
 ALONE = single_process()
 
@@ -20,13 +21,13 @@ def asked(ids_U: Tensor, ranks: Ranks = ALONE, num_shared: int = 0) -> RowReques
 
 
 def fetched(table: VocabularyTable, request: RowRequest, dtype: torch.dtype = torch.float32) -> Tensor:
-    brought = begin_rows([(table, request, dtype)])
+    fetches = allocate_rows([(table, request, dtype)])
     if table.ranks.size > 1:
-        bring_rows(brought, [request.route], table.ranks)
-    return brought[0].rows_UD
+        fetch_rows(fetches, [request.route], table.ranks)
+    return fetches[0].rows_UD
 
 
 def apply(table: VocabularyTable, request: RowRequest, gradient_UD: Tensor, form: RowFormat | None = None, **settings: Any) -> None:
     """form: in which the gradient travels, float32 where not said. settings: of `VocabularyTable.update`."""
     exchange = GradientExchange([RowGradient(request, gradient_UD, form or Plain(torch.float32))], table.ranks)
-    table.update(exchange, 0, **settings)
+    table.update(request.updated_places, exchange.sums(0), **settings)

@@ -19,7 +19,7 @@ from benchmarks.table import as_text
 from torch._C._autograd import DeviceType
 from torch.overrides import TorchFunctionMode
 
-from lm1b.model.work import flops_per_word
+from lm1b.model.costs import flops_per_word
 from lm1b.profiling import PREFIX
 
 

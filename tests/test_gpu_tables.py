@@ -8,9 +8,9 @@ from devices import DEVICES, KERNELS, assert_near, kernels_of
 from table_steps import apply, asked, fetched
 
 from lm1b.distributed import single_process
-from lm1b.model.recurrent import Dropout
+from lm1b.model.dropout import Dropout, keep_mask
 from lm1b.model.tables import VocabularyTable
-from lm1b.randomness import derive_key, keep_mask, random_bits, uniform
+from lm1b.randomness import derive_key, random_bits, uniform
 
 MASK_64, MASK_32 = (1 << 64) - 1, (1 << 32) - 1
 

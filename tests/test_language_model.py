@@ -12,9 +12,10 @@ from lm1b.distributed import single_process
 from lm1b.model.full_softmax import full_softmax_nats
 from lm1b.model.language_model import LanguageModel, LossParts, gather_rows
 from lm1b.model.recurrent import State
+from lm1b.model.row_requests import distinct_inputs, distinct_outputs
 from lm1b.model.sampled_softmax import SampledRows
 from lm1b.model.sampler import LogUniform, Sampler
-from lm1b.model.tables import VocabularyTable, distinct_inputs, distinct_outputs
+from lm1b.model.tables import VocabularyTable
 
 ALONE = single_process()
 VOCABULARY_SIZE, NUM_SAMPLES = 300, 60

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from lm1b.config import CellConfig
-from lm1b.model.recurrent import Dropout, RecurrentStack, State, normalized_positive_definite
+from lm1b.model.dropout import Dropout
+from lm1b.model.initial_weights import normalized_positive_definite
+from lm1b.model.recurrent import RecurrentStack, State
 
 CELLS = ["irnn", "np_rnn", "relu_rnn", "tanh_rnn", "lstm", "lstm_projected"]
 

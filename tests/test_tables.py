@@ -17,8 +17,9 @@ from torch import Tensor
 
 from lm1b.distributed import Ranks
 from lm1b.model.row_formats import Plain
+from lm1b.model.row_requests import distinct_inputs, distinct_outputs
 from lm1b.model.sampler import LogUniform, Sampler
-from lm1b.model.tables import VocabularyTable, distinct_inputs, distinct_outputs
+from lm1b.model.tables import VocabularyTable
 
 
 def make_table(ranks: Ranks = ALONE, num_rows: int = 41, width: int = 6, name: str = "input_table") -> VocabularyTable:
@@ -74,7 +75,7 @@ def test_blocks_do_not_change_an_update(monkeypatch: pytest.MonkeyPatch) -> None
     ids, gradient = random_ids_and_gradient(2)
     tables = []
     for elements in (1, 20, 1 << 16):
-        monkeypatch.setattr("lm1b.model.row_exchange._BLOCK_ELEMENTS", elements)
+        monkeypatch.setattr("lm1b.model.tables._BLOCK_ELEMENTS", elements)
         table = make_table()
         request = asked(ids)
         assert torch.equal(fetched(table, request, torch.float32), table.rows[ids])

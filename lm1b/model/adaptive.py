@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lm1b.config import SoftmaxConfig
 from lm1b.errors import UserError
-from lm1b.model.recurrent import glorot_uniform
+from lm1b.model.initial_weights import glorot_uniform
 from lm1b.randomness import derive_key
 
 LARGEST_VOCABULARY = 100_000

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from lm1b.config import ModelConfig, SoftmaxConfig
 from lm1b.model.adaptive import AdaptiveSoftmax
+from lm1b.model.dropout import Dropout
 from lm1b.model.full_softmax import OwnRows
-from lm1b.model.recurrent import Dropout, RecurrentStack, State, glorot_normal, glorot_uniform
+from lm1b.model.initial_weights import glorot_normal, glorot_uniform
+from lm1b.model.recurrent import RecurrentStack, State
 from lm1b.model.sampled_softmax import SampledRows
 from lm1b.randomness import derive_key
 

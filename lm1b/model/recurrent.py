@@ -2,50 +2,28 @@
 
 1. A stack maps x_TBD and the state of every lane to y_TBH and the new state; states are a dict of names "0.h", "0.c",
    "1.h", ... to tensors [lanes, width] in the computing dtype, so that they travel and are stored by name.
-2. Dropout, where wanted, is keyed by (seed, step, layer, lane, t, unit): the same whichever rank holds a lane.
+2. Dropout, where wanted, drops inputs of layers: dropout.py.
 3. Where `resets_TB` is given, the state is zeroed before the step that it marks; the fused layers then run over the
    stretches of time between marks.
-4. `initialize(seed)` draws each weight from a key of (seed, parameter name): no random state.
+4. `initialize(seed)` sets each weight as its name and the config say: initial_weights.py.
 
 T steps, B lanes, D input width, H hidden width (what a layer puts out: the recurrent projection's width where there is one).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from lm1b.config import CELLS, CellConfig
 from lm1b.devices import on_device
+from lm1b.model.dropout import Dropout
+from lm1b.model.initial_weights import initial_value
 from lm1b.model.recurrent_cpu import LSTMLayer, RNNLayer
-from lm1b.randomness import derive_key, keep_mask, normal, uniform
 
 State = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Dropout:
-    """What decides which activations are dropped. first_lane: global number of the first lane at hand."""
-
-    probability: float
-    seed: int
-    step: int
-    first_lane: int = 0
-
-    def __call__(self, x_TBD: Tensor, layer: int) -> Tensor:
-        """Zero activations with `probability` and scale the rest by 1 / (1 - probability). layer: which input this is."""
-        if not self.probability:
-            return x_TBD
-        num_steps, num_lanes, width = x_TBD.shape
-        lanes_B = torch.arange(self.first_lane, self.first_lane + num_lanes, device=x_TBD.device)
-        steps_T1 = torch.arange(num_steps, device=x_TBD.device).unsqueeze(1)
-        key = derive_key(self.seed, "dropout", self.step, layer)
-        mask = keep_mask(key, ((steps_T1 << 32) + lanes_B).flatten(), width, self.probability)
-        return x_TBD * (mask.view_as(x_TBD).to(x_TBD.dtype) * (1.0 / (1.0 - self.probability)))
 
 
 MakeLayer = Callable[[CellConfig, int], nn.Module]
@@ -86,7 +64,7 @@ class RecurrentStack(nn.Module):
         """Set every weight from keys of (seed, parameter name), in place, as `config` says."""
         with torch.no_grad():
             for name, parameter in self.named_parameters():
-                parameter.copy_(_initial_value(name, parameter.shape, self.config, seed))
+                parameter.copy_(initial_value(name, parameter.shape, self.config, seed))
 
     def zero_state(self, lanes: int, dtype: torch.dtype, device: torch.device | str) -> State:
         """The state before any input."""
@@ -145,60 +123,3 @@ def _run_stretch(layer: nn.Module, x_TBD: Tensor, state: list[Tensor]) -> tuple[
     state = [value.unsqueeze(0) for value in state]
     y_TBH, new_state = layer(x_TBD, tuple(state) if len(state) == 2 else state[0])
     return y_TBH, [value.squeeze(0) for value in (new_state if len(state) == 2 else (new_state,))]
-
-
-def _initial_value(name: str, shape: torch.Size, config: CellConfig, seed: int) -> Tensor:
-    """Initial weight, float64. name: `layers.0.weight_hh_l0` and the like; LSTM's four gates i, f, g, o are stacked in dimension 0."""
-    kind = name.rsplit(".", 1)[-1].removesuffix("_l0")
-    key = derive_key(seed, "weight", name)
-    hidden = config.hidden
-    if kind.startswith("bias"):
-        value = torch.zeros(shape, dtype=torch.float64)
-        if config.cell == "lstm" and kind == "bias_ih":  # on one of the two only: they are added up
-            value[hidden : 2 * hidden] = config.forget_bias
-        return value
-    if kind == "weight_ih":
-        return _input_weight(key, shape, config)
-    if kind == "weight_hr":
-        return glorot_uniform(key, shape)
-    if config.cell == "irnn":
-        return torch.eye(hidden, dtype=torch.float64) * config.identity_scale
-    if config.cell == "np_rnn":
-        return normalized_positive_definite(key, hidden)
-    return _normal_matrix(key, shape) * (config.recurrent_weight_std or 1.0 / math.sqrt(hidden))
-
-
-def _input_weight(key: int, shape: torch.Size, config: CellConfig) -> Tensor:
-    if config.input_weight == "normal":
-        return _normal_matrix(key, shape) * config.input_weight_std
-    if config.input_weight == "np_rnn":
-        # Talathi and Vartak 2015: N(0, a/N) by its variance, N the number of units.
-        variance = math.sqrt(2.0) * math.exp(1.2 / (max(config.hidden, 6) - 2.4)) / config.hidden
-        return _normal_matrix(key, shape) * math.sqrt(variance)
-    # Each of LSTM's gates is a matrix [H, D] of its own: the limit is that of one gate.
-    return glorot_uniform(key, shape, fan_out=config.hidden)
-
-
-def _normal_matrix(key: int, shape: torch.Size) -> Tensor:
-    return normal(key, torch.arange(shape.numel())).view(shape)
-
-
-def glorot_uniform(key: int, shape: torch.Size, fan_out: int | None = None) -> Tensor:
-    """Uniform in +-sqrt(6 / (fan_in + fan_out)) (Glorot 2010), float64. shape: [out, in]."""
-    limit = math.sqrt(6.0 / (shape[1] + (fan_out or shape[0])))
-    return (uniform(key, torch.arange(shape.numel())).view(shape) * 2.0 - 1.0) * limit
-
-
-def glorot_normal(key: int, shape: torch.Size) -> Tensor:
-    """Normal with variance 2 / (fan_in + fan_out) (Glorot 2010), float64. shape: [out, in]."""
-    return _normal_matrix(key, shape) * math.sqrt(2.0 / (shape[0] + shape[1]))
-
-
-def normalized_positive_definite(key: int, size: int) -> Tensor:
-    """np-RNN's recurrent weight (Talathi and Vartak 2015, arXiv 1511.03771), float64: largest eigenvalue 1, all positive.
-
-    R of independent standard normals, A = R^T R / N, W = (A + I) / lambda_max(A + I).
-    """
-    r = _normal_matrix(key, torch.Size((size, size)))
-    a = r.T @ r / size + torch.eye(size, dtype=torch.float64)
-    return a / torch.linalg.eigvalsh(a)[-1]

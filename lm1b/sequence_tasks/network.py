@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lm1b.model.recurrent import RecurrentStack, glorot_uniform
+from lm1b.model.initial_weights import glorot_uniform
+from lm1b.model.recurrent import RecurrentStack
 from lm1b.randomness import derive_key
 from lm1b.sequence_tasks.config import NetworkConfig
 from lm1b.sequence_tasks.data import Asked, Batch

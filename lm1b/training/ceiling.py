@@ -9,8 +9,8 @@ import torch
 
 from lm1b.config import Config
 from lm1b.distributed import Ranks, all_reduce_sum
+from lm1b.model.costs import flops_per_word, logits_per_word
 from lm1b.model.products import product
-from lm1b.model.work import flops_per_word, logits_per_word
 
 SECONDS = 0.2
 ROWS = {"cpu": (512, 4096), "cuda": (8192, 8192)}  # positions and samples of the product

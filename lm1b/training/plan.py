@@ -18,7 +18,7 @@ from lm1b.data.remote_tokens import open_tokens
 from lm1b.devices import best_device
 from lm1b.files import megabytes
 from lm1b.launchers import Place, here
-from lm1b.model.work import TABLE_BYTES_A_PARAMETER, core_parameters, flops_per_word, logits_per_word, table_parameters
+from lm1b.model.costs import TABLE_BYTES_A_PARAMETER, core_parameters, flops_per_word, logits_per_word, table_parameters
 from lm1b.training.ceiling import products_rate
 from lm1b.training.precision import resolve_precision
 from lm1b.workers import usable_cores

@@ -24,9 +24,8 @@ from torch.distributed import ProcessGroup
 from lm1b.config import Config
 from lm1b.data.batches import Batches
 from lm1b.distributed import Ranks
-from lm1b.model.row_exchange import RowRequest, request_rows
+from lm1b.model.row_requests import RowRequest, distinct_inputs, distinct_outputs, distinct_shared, request_rows
 from lm1b.model.sampler import Sampler, Samples
-from lm1b.model.tables import distinct_inputs, distinct_outputs, distinct_shared
 from lm1b.profiling import part
 
 

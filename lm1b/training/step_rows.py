@@ -40,11 +40,12 @@ from lm1b.data.batches import Batches
 from lm1b.devices import computes_apart, on_device, pinned
 from lm1b.distributed import Ranks, single_process
 from lm1b.model.full_softmax import OwnRows
-from lm1b.model.row_exchange import Bringing, GradientExchange, Route, RowGradient, RowRequest, bring_rows, split_routes
+from lm1b.model.row_exchange import GradientExchange, RowFetch, RowGradient, allocate_rows, fetch_rows
 from lm1b.model.row_formats import Plain, RowFormat, StochasticInt8
+from lm1b.model.row_requests import Route, RowRequest, split_routes
 from lm1b.model.sampled_softmax import SampledRows
 from lm1b.model.sampler import Sampler
-from lm1b.model.tables import Tables, VocabularyTable, begin_rows
+from lm1b.model.tables import Tables, VocabularyTable
 from lm1b.profiling import part
 from lm1b.randomness import derive_key
 from lm1b.training.background import Background
@@ -56,14 +57,14 @@ from lm1b.training.waiting import Waiting
 class StepRows:
     """What a step reads of batch and tables.
 
-    With the full softmax the output rows are all of this rank's; with the adaptive one there are none. requests, brought: of each of
+    With the full softmax the output rows are all of this rank's; with the adaptive one there are none. requests, fetches: of each of
     `RowPipeline.tables`; late: what of them still has to come. leaves: the rows where they are computed with, float32 [U, width]. sent:
     gradients on their way, by group.
     """
 
     plan: StepPlan
     requests: list[RowRequest]
-    brought: list[Bringing] = field(default_factory=list)
+    fetches: list[RowFetch] = field(default_factory=list)
     late: list[Route] = field(default_factory=list)
     leaves: list[Tensor] = field(default_factory=list)
     sent: dict[str, Future[GradientExchange]] = field(default_factory=dict)
@@ -148,7 +149,7 @@ class RowPipeline:
             rows = self._background.submit(lambda: self._prepare(step, None)).result()
         elif rows.late:
             with part("row fetch"):
-                late = functools.partial(bring_rows, rows.brought, rows.late, self.ranks, self._rows_group)
+                late = functools.partial(fetch_rows, rows.fetches, rows.late, self.ranks, self._rows_group)
                 self._background.submit(late).result()
         move = functools.partial(on_device, device=self._device)
         if self._only_plans:
@@ -157,8 +158,8 @@ class RowPipeline:
             rows.plan = rows.plan.moved(move, with_requests=False)
         if not self._is_sampled:
             # The tables themselves, which nobody changes until the step has its gradients.
-            rows.brought += [Bringing(table.rows, self.dtype, table.rows.detach()) for table in self.tables[1:]]
-        rows.leaves = [move(each.rows_UD) if self._copies_rows else each.rows_UD for each in rows.brought]
+            rows.fetches += [RowFetch(table.rows, self.dtype, table.rows.detach()) for table in self.tables[1:]]
+        rows.leaves = [move(each.rows_UD) if self._copies_rows else each.rows_UD for each in rows.fetches]
         for leaf in rows.leaves:
             leaf.requires_grad_()
         if self._travels_behind:
@@ -180,7 +181,7 @@ class RowPipeline:
         for name, indices in groups.items():
             exchange = self._sent(rows, name, indices, waiting)
             for place, index in enumerate(indices):
-                update(self.tables[index], exchange, place)
+                update(self.tables[index], rows.requests[index].updated_places, exchange.sums(place))
 
     def _sent(self, rows: StepRows, name: str, indices: list[int], waiting: Waiting) -> GradientExchange:
         """The gradients of a group once they are here; sent now where they are not on their way."""
@@ -217,12 +218,12 @@ class RowPipeline:
         with part("row fetch"):
             dtypes = [torch.float32 if table.width == 1 else self.dtype for table in self.tables]
             wanted = list(zip(self.tables, requests, dtypes, strict=False))
-            takes_own = during is None or not self._travels_behind  # else `_bring` does, of those not touched
-            brought = begin_rows(wanted, [plan.room[i] for i in leaves], copied_to=self._device, takes_own=takes_own)
-            late = self._bring(brought, requests, during) if self.ranks.size > 1 or not takes_own else []
-        return StepRows(plan, [*requests, *self._everything], brought, late)
+            takes_own = during is None or not self._travels_behind  # else `_fetch` does, of those not touched
+            fetches = allocate_rows(wanted, [plan.room[i] for i in leaves], copied_to=self._device, takes_own=takes_own)
+            late = self._fetch(fetches, requests, during) if self.ranks.size > 1 or not takes_own else []
+        return StepRows(plan, [*requests, *self._everything], fetches, late)
 
-    def _bring(self, brought: list[Bringing], requests: list[RowRequest], during: StepRows | None) -> list[Route]:
+    def _fetch(self, fetches: list[RowFetch], requests: list[RowRequest], during: StepRows | None) -> list[Route]:
         """Bring all rows, or those that the step `during` does not touch. -> the routes of the rest, one a leaf."""
         group, late = self._rows_group, []
         distinct = list(dict.fromkeys(requests))
@@ -233,7 +234,7 @@ class RowPipeline:
             routes, late = split_routes(routes, touched, self.ranks, group)
             self._mark(during, False)
         places = [distinct.index(request) for request in requests]
-        bring_rows(brought, [routes[place] for place in places], self.ranks, group)
+        fetch_rows(fetches, [routes[place] for place in places], self.ranks, group)
         return [late[place] for place in places] if late else []
 
     def _mark(self, rows: StepRows, is_touched: bool) -> None:

@@ -26,11 +26,11 @@ from benchmarks.thread_time import ThreadTime
 from benchmarks.turns import serve
 from lm1b.config import Config
 from lm1b.distributed import Ranks
+from lm1b.model.costs import flops_per_word
 from lm1b.model.kernels import VARIABLE, triton_kernels
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.sampler import make_sampler
 from lm1b.model.tables import Tables
-from lm1b.model.work import flops_per_word
 from lm1b.training.deepspeed_settings import language_model_settings
 from lm1b.training.engine import DTYPES, Engine
 from lm1b.training.process_group import start_ranks, stop_ranks

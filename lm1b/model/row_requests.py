@@ -1,0 +1,179 @@
+"""Which table rows a step needs, and which of them each rank asks of each other: known on the host, before a device is told anything.
+
+Row r of a table lives on rank r % N, at place r // N there.
+
+1. `distinct_inputs`, `distinct_outputs` and, for tied tables, `distinct_shared` find the distinct ids of this rank's tokens, grouped by
+   owner, and where each token is among them.
+2. `request_rows` tells the owners (counts, then places; of the samples nothing, since every rank knows them).
+3. `split_routes` cuts what is asked for in two: the rows that no rank's present step touches, and those that it does.
+
+Example with N = 2: the ids 4, 1, 7 in this order are asked for as [4, 1, 7] (rank 0's first): of rank 0 its place 2, of rank 1 its
+places 0 and 3; the token 7 is at position 2 among them.
+
+*id*: of a word. *place*: of its row at the owner. *position*: among the U distinct ids of this rank's request.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from lm1b.distributed import Ranks, all_to_all
+from lm1b.model.sampler import Samples
+
+
+def distinct_inputs(inputs_N: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor]:
+    """The distinct ids among `inputs_N` (int64, any shape), grouped by owner, and each input's place among them."""
+    keys_U, positions = torch.unique(_keys(inputs_N, ranks), return_inverse=True)
+    return _ids(keys_U, ranks), positions
+
+
+def distinct_outputs(samples: Samples, targets_N: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor]:
+    """The samples, grouped by owner and rising, and after them the targets that are none of them, likewise; each target's place there.
+
+    targets_N: int64, any shape. A place is < S if and only if the target was sampled.
+    """
+    num_samples = len(samples.ids_S)
+    keys_S, target_keys_N = _keys(samples.ids_S, ranks), _keys(targets_N, ranks)
+    if ranks.size > 1:
+        keys_S = keys_S.sort().values
+    places = torch.searchsorted(keys_S, target_keys_N).clamp_(max=num_samples - 1)
+    is_sampled = keys_S[places] == target_keys_N
+    others, places_of_others = torch.unique(target_keys_N[~is_sampled], return_inverse=True)
+    places[~is_sampled] = places_of_others + num_samples
+    return _ids(torch.cat([keys_S, others]), ranks), places
+
+
+def distinct_shared(samples: Samples, inputs_N: Tensor, targets_N: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor, Tensor]:
+    """For tied tables: as `distinct_outputs`, the inputs taken for targets too. -> ids, each input's place, each target's place."""
+    ids_U, places = distinct_outputs(samples, torch.cat([inputs_N.flatten(), targets_N.flatten()]), ranks)
+    return ids_U, places[: inputs_N.numel()], places[inputs_N.numel() :]
+
+
+def _keys(ids: Tensor, ranks: Ranks) -> Tensor:
+    """Integers that sort by owner first and by id then: owner * 2^32 + place there."""
+    return ids if ranks.size == 1 else (ids % ranks.size << 32) + torch.div(ids, ranks.size, rounding_mode="floor")
+
+
+def _ids(keys: Tensor, ranks: Ranks) -> Tensor:
+    """The ids that `_keys` made these keys of."""
+    return keys if ranks.size == 1 else (keys & (1 << 32) - 1) * ranks.size + (keys >> 32)
+
+
+@dataclass(frozen=True)
+class Route:
+    """Rows of one table that travel. At the owner: places of its rows; at the rank that asks: where they go.
+
+    shared_places: taken by every rank. asked_places: what each rank takes beside them. positions: of the rows that each rank sends
+    here, their place among this rank's U; the shared ones first. All int64.
+    """
+
+    shared_places: Tensor
+    asked_places: list[Tensor]
+    positions: list[Tensor]
+
+    @property
+    def num_given(self) -> list[int]:
+        """Rows that this rank, as their owner, exchanges with each rank."""
+        return [len(self.shared_places) + len(places) for places in self.asked_places]
+
+    @property
+    def num_taken(self) -> list[int]:
+        """Rows that this rank, who asked for them, exchanges with each rank."""
+        return [len(positions) for positions in self.positions]
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> Route:
+        """The same, every tensor as `move` gives it."""
+        return Route(move(self.shared_places), [move(each) for each in self.asked_places], [move(each) for each in self.positions])
+
+
+class RowRequest:
+    """Which rows this rank wants, and which are wanted of it.
+
+    ids_U: int64, distinct; the first num_shared are the same on every rank. On several ranks both parts must be grouped by owner,
+    rank 0's first. updated_places: int64, distinct, this rank's rows that any rank wants. Made on the host; see `moved`.
+    """
+
+    def __init__(self, ids_U: Tensor, num_shared: int, ranks: Ranks, asked_places: list[Tensor] | None = None) -> None:
+        """asked_places: what each rank asks of this one, beside the shared ones; None alone. See `request_rows`."""
+        self.ids_U, self.ranks = ids_U, ranks
+        self._route: Route | None = None
+        if asked_places is None:
+            self.updated_places = ids_U
+            return
+        places_U, owner_U = torch.div(ids_U, ranks.size, rounding_mode="floor"), ids_U % ranks.size
+        shared: list[int] = torch.bincount(owner_U[:num_shared], minlength=ranks.size).tolist()
+        wanted: list[int] = torch.bincount(owner_U[num_shared:], minlength=ranks.size).tolist()
+        positions_U = torch.arange(len(ids_U))
+        parts = zip(positions_U[:num_shared].split(shared), positions_U[num_shared:].split(wanted), strict=True)
+        self._route = Route(places_U[:num_shared].split(shared)[ranks.rank], asked_places, [torch.cat(part) for part in parts])
+        shared_places = self._route.shared_places
+        once, asked_index = torch.unique(torch.cat(asked_places), return_inverse=True)
+        self.asked_index = asked_index.split([len(places) for places in asked_places])
+        self.updated_places = torch.cat([shared_places, once])
+
+    @property
+    def route(self) -> Route:
+        """Alone on one rank all rows are its own, and go from it to itself."""
+        return self._route or Route(self.ids_U[:0], [self.ids_U], [torch.arange(len(self.ids_U), device=self.ids_U.device)])
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> RowRequest:
+        """The same, every tensor as `move` gives it: on the device that holds the rows."""
+        other = copy.copy(self)
+        other.ids_U, other.updated_places = move(self.ids_U), move(self.updated_places)
+        if self._route is not None:
+            other._route, other.asked_index = self._route.moved(move), tuple(move(each) for each in self.asked_index)
+        return other
+
+
+def request_rows(wants: Sequence[tuple[Tensor, int]], ranks: Ranks, group: ProcessGroup | None = None) -> list[RowRequest]:
+    """Tell the owners what is wanted of each of several tables. A collective on several ranks, of tensors on the host.
+
+    wants: of each table (ids_U, num_shared) as `RowRequest` takes them. group: one that sends what is on the host.
+    """
+    if ranks.size == 1:
+        return [RowRequest(ids_U, num_shared, ranks) for ids_U, num_shared in wants]
+    own = [ids_U[num_shared:] for ids_U, num_shared in wants]
+    counts_wanted = torch.stack([torch.bincount(ids % ranks.size, minlength=ranks.size) for ids in own], dim=1)
+    counts_asked = torch.empty_like(counts_wanted)
+    all_to_all(counts_asked, counts_wanted, group=group)
+    wanted: list[list[int]] = counts_wanted.tolist()
+    asked: list[list[int]] = counts_asked.tolist()
+    by_table = [torch.div(ids, ranks.size, rounding_mode="floor").split([row[i] for row in wanted]) for i, ids in enumerate(own)]
+    sent = torch.cat([places[rank] for rank in range(ranks.size) for places in by_table]).to(torch.int32)
+    received = torch.empty(sum(map(sum, asked)), dtype=torch.int32)
+    all_to_all(received, sent, [sum(row) for row in asked], [sum(row) for row in wanted], group=group)
+    parts = received.long().split([count for row in asked for count in row])
+    return [RowRequest(ids_U, num_shared, ranks, list(parts[i :: len(wants)])) for i, (ids_U, num_shared) in enumerate(wants)]
+
+
+def split_routes(
+    routes: Sequence[Route], touched: Sequence[Tensor], ranks: Ranks, group: ProcessGroup | None = None
+) -> tuple[list[Route], list[Route]]:
+    """Each route's rows that are not touched, and those that are. A collective on several ranks.
+
+    touched: of each route, bool by place, which of this rank's rows; owners tell those who ask, a byte a row.
+    """
+    given = [[torch.cat([route.shared_places, places]) for places in route.asked_places] for route in routes]
+    sent = torch.cat([touched[i][given[i][rank]] for rank in range(ranks.size) for i in range(len(routes))]).to(torch.uint8)
+    taken = [[route.num_taken[rank] for route in routes] for rank in range(ranks.size)]
+    received = sent
+    if ranks.size > 1:
+        received = torch.empty(sum(map(sum, taken)), dtype=torch.uint8, device=ranks.device)
+        num_given = [sum(route.num_given[rank] for route in routes) for rank in range(ranks.size)]
+        all_to_all(received, sent, [sum(row) for row in taken], num_given, group=group)
+    masks = received.bool().split([count for row in taken for count in row])
+    halves: list[list[Route]] = []
+    for wanted in (False, True):
+        half = []
+        for i, (route, is_touched) in enumerate(zip(routes, touched, strict=True)):
+            asked = [places[is_touched[places] == wanted] for places in route.asked_places]
+            positions = [at[mask == wanted] for at, mask in zip(route.positions, masks[i :: len(routes)], strict=True)]
+            half.append(Route(route.shared_places[is_touched[route.shared_places] == wanted], asked, positions))
+        halves.append(half)
+    return halves[0], halves[1]
