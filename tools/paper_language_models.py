@@ -124,7 +124,8 @@ class Table:
         self.launch("train.py", "--config", str(CONFIG), *(word for setting in settings for word in ("--set", setting)))
         for what in (["--split", "validation"], ["--split", "test"], *(["--files", file] for file in self.files)):
             self.launch("evaluate.py", "--run", str(folder), *what)
-        lines = read_json_lines(folder / "evaluations.jsonl")
+        # Of a text that was scored again after a kill, the last line.
+        lines = {str(line["files"]): line for line in read_json_lines(folder / "evaluations.jsonl")}.values()
         kept = ("split", "predictions", "unknown", "word_perplexity", "precision", "weights", "lanes", "state")
         scored = [{**{key: line[key] for key in kept}, "files": [Path(file).name for file in line["files"]]} for line in lines]
         metrics = read_json_lines(folder / "metrics.jsonl")[-1]
