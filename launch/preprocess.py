@@ -11,10 +11,10 @@ import sys
 from typing import Any
 
 from lm1b.command_line import CommandParser, add_config_arguments
-from lm1b.config import Config, load_config
+from lm1b.config import SPLITS, Config, load_config
 from lm1b.console import say
-from lm1b.data.preprocess import preprocess
-from lm1b.data.shards import SPLITS, TokenDirectory
+from lm1b.data.preprocess.preprocess import preprocess
+from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.errors import run_command
 from lm1b.launchers import here
 

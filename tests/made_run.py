@@ -10,8 +10,8 @@ import pyarrow as pa
 import torch
 
 from lm1b.config import Config, parse_config
-from lm1b.data.shards import MANIFEST_NAME, VOCABULARY_NAME, TokenDirectory, make_manifest, write_shard
-from lm1b.data.word_vocabulary import WordVocabulary, build_vocabulary
+from lm1b.data.tokens.directory import MANIFEST_NAME, VOCABULARY_NAME, TokenDirectory, make_manifest, write_shard
+from lm1b.data.vocabulary.words import WordVocabulary, build_vocabulary
 from lm1b.distributed import single_process
 from lm1b.files import digest_of_file, write_json, write_sealed_json
 from lm1b.model.language_model import LanguageModel

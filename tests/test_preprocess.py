@@ -15,11 +15,12 @@ import pytest
 from test_corpus import write_archive
 from tiny import REPOSITORY, tiny_settings, write_corpus, write_settings
 
-from lm1b.config import Config, parse_config
-from lm1b.data import news_sample, official, pieces, preprocess, raw_text
-from lm1b.data.official import HELD_OUT_FOLDER, TRAINING_FOLDER
-from lm1b.data.publish import only_one
-from lm1b.data.shards import SPLITS, TokenDirectory
+from lm1b.config import SPLITS, Config, parse_config
+from lm1b.data.preprocess import passes, preprocess
+from lm1b.data.preprocess.publish import only_one
+from lm1b.data.text import benchmark, news_sample, raw_text
+from lm1b.data.text.benchmark import HELD_OUT_FOLDER, TRAINING_FOLDER
+from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.errors import UserError
 from lm1b.files import digest_of_file
 from lm1b.workers import Workers
@@ -92,7 +93,7 @@ def test_archive_and_processes_change_nothing(folder: Path) -> None:
     assert [{file["split"]: file["sha256"]} for file in other.corpus["files"]] == known
 
 
-@pytest.mark.parametrize("stop_at", [("count_piece", 1), ("count_piece", 3), ("encode_pieces", 0), ("encode_pieces", 2)])
+@pytest.mark.parametrize("stop_at", [("count_chunk", 1), ("count_chunk", 3), ("encode_chunks", 0), ("encode_chunks", 2)])
 def test_a_run_that_was_stopped_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch, stop_at: tuple[str, int]) -> None:
     expected = files_of(run(folder, tokens={"directory": str(folder / "whole")}).directory)
     name, number = stop_at
@@ -105,7 +106,7 @@ def test_a_run_that_was_stopped_goes_on(folder: Path, monkeypatch: pytest.Monkey
         return whole(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(preprocess, "PIECES_TO_ENCODE_TOGETHER", 1)
+        patch.setattr(preprocess, "CHUNKS_TO_ENCODE_TOGETHER", 1)
         patch.setattr(preprocess, name, stopping)
         with pytest.raises(KeyboardInterrupt):
             run(folder)
@@ -113,11 +114,11 @@ def test_a_run_that_was_stopped_goes_on(folder: Path, monkeypatch: pytest.Monkey
         TokenDirectory.open(folder / "tokens")
     before = changed_at(folder / "tokens" / "unfinished")
     done_again: list[str] = []
-    counting = preprocess.count_piece
-    monkeypatch.setattr(preprocess, "count_piece", lambda piece, work: done_again.append(piece.shard) or counting(piece, work))
+    counting = preprocess.count_chunk
+    monkeypatch.setattr(preprocess, "count_chunk", lambda chunk, work: done_again.append(chunk.shard) or counting(chunk, work))
     run(folder)
     assert files_of(folder / "tokens") == expected
-    assert len(done_again) == (4 - number if name == "count_piece" else 0)
+    assert len(done_again) == (4 - number if name == "count_chunk" else 0)
     after = changed_at(folder / "tokens")
     shards = [file for file in before if not file.endswith(".codes.npy")]
     assert {file: after[file] for file in shards} == {file: before[file] for file in shards}, "what was there is not written again"
@@ -205,18 +206,18 @@ def test_two_runs_in_one_directory(folder: Path) -> None:
 
 def test_files_that_are_official_but_for_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = {f"{path.parent.name}/{path.name}": digest_of_file(path, "md5") for path in (folder / "corpus").rglob("news*")}
-    monkeypatch.setattr(official, "official_md5", lambda: known)
-    monkeypatch.setattr(pieces, "official_md5", lambda: known)
-    monkeypatch.setattr(official, "NUM_TRAINING_FILES", 2)
+    monkeypatch.setattr(benchmark, "official_md5", lambda: known)
+    monkeypatch.setattr(passes, "official_md5", lambda: known)
+    monkeypatch.setattr(benchmark, "NUM_TRAINING_FILES", 2)
     for name in ("NUM_TRAINING_SENTENCES", "NUM_TRAINING_TOKENS", "VOCABULARY_SIZE"):
-        monkeypatch.setattr(official, name, 1)
+        monkeypatch.setattr(benchmark, name, 1)
     with pytest.raises(AssertionError, match="the official benchmark was counted as"):
         run(folder)
     trial = run(folder, tokens={"directory": str(folder / "trial")}, corpus={"path": str(unofficial_copy(folder))})
     assert not trial.corpus["official"]
-    monkeypatch.setattr(official, "NUM_TRAINING_SENTENCES", trial.split("train").num_sentences)
-    monkeypatch.setattr(official, "NUM_TRAINING_TOKENS", trial.split("train").num_tokens)
-    monkeypatch.setattr(official, "VOCABULARY_SIZE", trial.vocabulary.size)
+    monkeypatch.setattr(benchmark, "NUM_TRAINING_SENTENCES", trial.split("train").num_sentences)
+    monkeypatch.setattr(benchmark, "NUM_TRAINING_TOKENS", trial.split("train").num_tokens)
+    monkeypatch.setattr(benchmark, "VOCABULARY_SIZE", trial.vocabulary.size)
     assert run(folder).corpus["official"]
     damaged = folder / "corpus" / TRAINING_FOLDER / "news.en-00002-of-00003"
     damaged.write_text(damaged.read_text().replace("w3", "w4"))

@@ -22,9 +22,10 @@ from preprocess_worker import killed_before_rename, preprocess_settings
 from test_preprocess import files_of, raw_sections, run
 from tiny import REPOSITORY, environment, tiny_settings, write_corpus, write_settings
 
-from lm1b.data import preprocess, raw_text
-from lm1b.data.official import TRAINING_FOLDER
-from lm1b.data.shards import TokenDirectory
+from lm1b.data.preprocess import preprocess
+from lm1b.data.text import raw_text
+from lm1b.data.text.benchmark import TRAINING_FOLDER
+from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.errors import UserError
 
 FORKS = multiprocessing.get_context("forkserver")  # real processes that need not import everything anew
@@ -32,7 +33,7 @@ FORKS = multiprocessing.get_context("forkserver")  # real processes that need no
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    FORKS.set_forkserver_preload(["lm1b.data.preprocess"])
+    FORKS.set_forkserver_preload(["lm1b.data.preprocess.preprocess"])
     return write_corpus(tmp_path_factory.mktemp("faults") / "corpus", sentences=60)
 
 
@@ -67,7 +68,7 @@ def remade(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> tuple[Path
     return folder, before, files_of(run(folder, tokens={"directory": str(folder / "whole")}).directory)
 
 
-# Four pieces of three files, the vocabulary, four shards of three files and the manifest are made beside what is there: 26 renames. Then
+# Four chunks of three files, the vocabulary, four shards of three files and the manifest are made beside what is there: 26 renames. Then
 # the vocabulary, eight files and the manifest are moved in.
 @pytest.mark.parametrize("number", [0, 4, 8, 11, 12, 13, 17, 21, 24, 25, *range(26, 36)])
 def test_killed_before_a_rename(folder: Path, remade: tuple[Path, dict[str, str], dict[str, str]], number: int) -> None:
@@ -153,7 +154,7 @@ def stopped_run(folder: Path, name: str, **sections: dict[str, Any]) -> None:
             run(folder, **sections)
 
 
-@pytest.mark.parametrize("stage", ["encode_pieces", "make_manifest", "publish"])
+@pytest.mark.parametrize("stage", ["encode_chunks", "make_manifest", "publish"])
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_in_what_was_left_over_makes_no_wrong_shards(folder: Path, whole: dict[str, str], stage: str, damage: str) -> None:
     generator = random.Random(f"{stage} {damage}")

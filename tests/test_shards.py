@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from test_vocabulary import small_vocabulary
 from tiny import REPOSITORY, environment
 
-from lm1b.data.shards import MANIFEST_NAME, VOCABULARY_NAME, TokenDirectory, make_manifest, write_array, write_shard
+from lm1b.data.tokens.directory import MANIFEST_NAME, VOCABULARY_NAME, TokenDirectory, make_manifest, write_array, write_shard
 from lm1b.errors import UserError
 from lm1b.files import digest_of_file, read_json, read_sealed_json, seal, write_json, write_sealed_json
 
@@ -279,7 +279,7 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, cache: Path, monkeypatch
 
 def test_processes_that_write_the_cache_at_the_same_time(tmp_path: Path, cache: Path) -> None:
     make_directory(tmp_path)
-    code = "import sys; from pathlib import Path; from lm1b.data.shards import TokenDirectory as T; "
+    code = "import sys; from pathlib import Path; from lm1b.data.tokens.directory import TokenDirectory as T; "
     code += "T.open(Path(sys.argv[1])).verify_once(int(sys.argv[2]), 3)"
     command = [sys.executable, "-c", code, str(tmp_path)]
     processes = [subprocess.Popen([*command, str(rank)], env=environment(), cwd=REPOSITORY) for rank in range(3)]

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from lm1b.config import Split
-from lm1b.data.official import HELD_OUT_COUNTS, VOCABULARY_SIZE, official_name_of
-from lm1b.data.shards import TokenDirectory
-from lm1b.data.vocabulary import Label, Vocabulary
+from lm1b.data.text.benchmark import HELD_OUT_COUNTS, VOCABULARY_SIZE, official_name_of
+from lm1b.data.tokens.directory import TokenDirectory
+from lm1b.data.vocabulary.vocabulary import Label, Vocabulary
 from lm1b.errors import UserError
 
 # The benchmark's test file: every look at it is counted.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lm1b.config import Config
-from lm1b.data.shards import TokenDirectory
+from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.distributed import Ranks, agree, all_gather_objects
 from lm1b.errors import UserError
 from lm1b.host_facts import package_folder, program_facts, source_digests

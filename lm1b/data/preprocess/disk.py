@@ -13,7 +13,7 @@ from lm1b.files import NO_SPACE, megabytes
 
 # Bytes written for a byte of English text (measured on news): a word and its space take 5.3 bytes.
 RAW_TEXT_COST = 2.1  # sentences sorted, then merged into files
-FIRST_PASS_COST = 0.9  # 4 bytes a token, and each piece's words
+FIRST_PASS_COST = 0.9  # 4 bytes a token, and each chunk's words
 SECOND_PASS_COST = 0.9  # 4 bytes a token (2 where the vocabulary is small), 8 a sentence
 PACKED_TEXT = 2.4  # bytes of text in a byte of .tar.gz
 

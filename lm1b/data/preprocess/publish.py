@@ -16,10 +16,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lm1b.data.manifest import MANIFEST_NAME, read_manifest
-from lm1b.data.shards import SPLITS, ShardInfo, TokenDirectory
-from lm1b.data.vocabulary import VOCABULARY_NAME
-from lm1b.data.vocabulary_files import ALL_NAMES, check_vocabulary, remove_other_files
+from lm1b.config import SPLITS
+from lm1b.data.tokens.directory import ShardInfo, TokenDirectory
+from lm1b.data.tokens.manifest import MANIFEST_NAME, read_manifest
+from lm1b.data.vocabulary.files import ALL_NAMES, check_vocabulary, remove_other_files
+from lm1b.data.vocabulary.vocabulary import VOCABULARY_NAME
 from lm1b.errors import UserError
 from lm1b.files import flush_folder, write_sealed_json
 

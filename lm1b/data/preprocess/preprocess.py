@@ -1,8 +1,8 @@
 """From a corpus to a complete tokens directory: every core, of one machine or many, constant memory, and a killed run goes on where it was.
 
 1. Where the directory is complete and neither text nor settings have changed, nothing is done.
-2. Raw text, the news sample and what `datasets` reads become tokenized files (converted.py).
-3. First pass: every piece of text is read once, its words numbered and counted (pieces.py).
+2. Raw text, the news sample and what `datasets` reads become tokenized files (text/sources.py).
+3. First pass: every chunk of text is read once, its words numbered and counted (passes.py).
 4. The training words' counts make the vocabulary, or a given vocabulary file does.
 5. Second pass: token shards are written.
 6. On the official benchmark the official counts must come out.
@@ -23,31 +23,40 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from lm1b.config import Config, Split, VocabularyConfig
-from lm1b.data.converted import bytes_to_convert, converted_corpus, converted_origin, is_converted
-from lm1b.data.corpus import ArchiveCorpus, Corpus, Piece, open_corpus
+from lm1b.config import SPLITS, Config, Split, VocabularyConfig
 from lm1b.data.crew import Crew
-from lm1b.data.disk import FIRST_PASS_COST, PACKED_TEXT, RAW_TEXT_COST, SECOND_PASS_COST, explaining_faults
-from lm1b.data.manifest import VERSION
-from lm1b.data.official_check import assert_official_counts, check_official
-from lm1b.data.pieces import (
-    PIECES_TO_ENCODE_TOGETHER,
-    count_piece,
+from lm1b.data.preprocess.disk import FIRST_PASS_COST, PACKED_TEXT, RAW_TEXT_COST, SECOND_PASS_COST, explaining_faults
+from lm1b.data.preprocess.ledger import Work, shards_of
+from lm1b.data.preprocess.official_check import assert_official_counts, check_official
+from lm1b.data.preprocess.passes import (
+    CHUNKS_TO_ENCODE_TOGETHER,
+    count_chunk,
     count_words,
-    encode_pieces,
+    encode_chunks,
     may_have_shard,
     merge_counts,
     read_share,
     recall_shard,
     write_share,
 )
-from lm1b.data.publish import UNFINISHED_NAME, clear, is_complete, matching_manifest, only_one, publish, publish_what_was_finished
-from lm1b.data.shards import SPLITS, ShardInfo, TokenDirectory, make_manifest
-from lm1b.data.vocabulary import Vocabulary
-from lm1b.data.vocabulary_building import make_vocabulary, vocabulary_origin
-from lm1b.data.vocabulary_files import load_vocabulary
-from lm1b.data.word_vocabulary import read_given_vocabulary
-from lm1b.data.work import Work, shards_of
+from lm1b.data.preprocess.publish import (
+    UNFINISHED_NAME,
+    clear,
+    is_complete,
+    matching_manifest,
+    only_one,
+    publish,
+    publish_what_was_finished,
+)
+from lm1b.data.text.benchmark import ArchiveCorpus
+from lm1b.data.text.corpus import Corpus, TextChunk
+from lm1b.data.text.sources import bytes_to_convert, converted_corpus, converted_origin, is_converted, open_corpus
+from lm1b.data.tokens.directory import ShardInfo, TokenDirectory, make_manifest
+from lm1b.data.tokens.manifest import VERSION
+from lm1b.data.vocabulary.build import make_vocabulary, vocabulary_origin
+from lm1b.data.vocabulary.files import load_vocabulary
+from lm1b.data.vocabulary.vocabulary import Vocabulary
+from lm1b.data.vocabulary.words import read_given_vocabulary
 from lm1b.errors import UserError
 from lm1b.files import digest_of_file
 from lm1b.remote import is_url
@@ -136,7 +145,7 @@ def _still_to_write(config: Config, corpus: Corpus | None, work: Work | None) ->
         return bytes_to_convert(config.corpus) * (RAW_TEXT_COST + FIRST_PASS_COST + SECOND_PASS_COST)
     packed = PACKED_TEXT if isinstance(corpus, ArchiveCorpus) and corpus.is_packed else 1.0
     counted, shards = (work.counted, work.shards) if work else ({}, {})
-    to_count = corpus.total_bytes * packed - sum(piece.num_bytes for piece in counted.values())
+    to_count = corpus.total_bytes * packed - sum(chunk.num_bytes for chunk in counted.values())
     to_encode = corpus.total_bytes * packed - sum(counted[shard].num_bytes for shard in shards)
     return max(0.0, to_count) * FIRST_PASS_COST + max(0.0, to_encode) * SECOND_PASS_COST
 
@@ -201,15 +210,15 @@ def _publish(work: Work, order: list[str], vocabulary: Vocabulary, identity: dic
 
 
 def _count(work: Work, corpus: Corpus, *, keep_shards: bool) -> list[str]:
-    """First pass over the pieces not yet counted, each rank over its own. -> the shards' names in the corpus's order."""
+    """First pass over the chunks not yet counted, each rank over its own. -> the shards' names in the corpus's order."""
 
-    def is_wanted(piece: Piece) -> bool:
-        if not work.is_mine(piece.shard) or piece.shard in work.shards:
+    def is_wanted(chunk: TextChunk) -> bool:
+        if not work.is_mine(chunk.shard) or chunk.shard in work.shards:
             return False
-        work.recall(piece)
-        if piece.shard not in work.counted:
+        work.recall(chunk)
+        if chunk.shard not in work.counted:
             return True
-        return piece.shard not in work.with_codes and not (keep_shards and may_have_shard(piece.shard, work.unfinished))
+        return chunk.shard not in work.with_codes and not (keep_shards and may_have_shard(chunk.shard, work.unfinished))
 
     order: list[str] = []
     in_archive = isinstance(corpus, ArchiveCorpus)  # it knows its progress itself
@@ -217,15 +226,15 @@ def _count(work: Work, corpus: Corpus, *, keep_shards: bool) -> list[str]:
     def count() -> None:
         with work.bar("counting words", corpus.total_bytes, "B") as bar:
 
-            def tasks() -> Iterator[tuple[Piece, Path]]:
-                for piece in corpus.pieces(is_wanted, bar.update):
-                    order.append(piece.shard)
-                    if is_wanted(piece):
-                        yield piece, work.unfinished
+            def tasks() -> Iterator[tuple[TextChunk, Path]]:
+                for chunk in corpus.chunks(is_wanted, bar.update):
+                    order.append(chunk.shard)
+                    if is_wanted(chunk):
+                        yield chunk, work.unfinished
                     else:
-                        bar.update(0 if in_archive else piece.stop - piece.start)
+                        bar.update(0 if in_archive else chunk.stop - chunk.start)
 
-            for counted in work.workers.run(count_piece, tasks()):
+            for counted in work.workers.run(count_chunk, tasks()):
                 work.counted[counted.shard] = counted
                 work.with_codes.add(counted.shard)
                 bar.update(0 if in_archive else counted.num_bytes)
@@ -236,7 +245,7 @@ def _count(work: Work, corpus: Corpus, *, keep_shards: bool) -> list[str]:
 
 
 def _make_vocabulary(work: Work, order: list[str], config: VocabularyConfig) -> Vocabulary | None:
-    """The vocabulary of the training pieces, or the given one, written to the directory by the first rank; None on the others."""
+    """The vocabulary of the training chunks, or the given one, written to the directory by the first rank; None on the others."""
     given = work.crew.together(lambda: read_given_vocabulary(Path(config.file)) if config.file is not None else None)
     needs_counts = given is None or not given.has_counts or config.kind == "sentencepiece"
     training = [shard for shard in order if work.counted[shard].split == "train" and work.counted[shard].num_tokens]
@@ -255,7 +264,7 @@ def _make_vocabulary(work: Work, order: list[str], config: VocabularyConfig) -> 
 
 
 def _merge_shares(work: Work, training: list[str]) -> Iterable[pa.Table]:
-    """The words and counts of the training pieces: each rank adds up its own. What it gives is for the first rank."""
+    """The words and counts of the training chunks: each rank adds up its own. What it gives is for the first rank."""
     mine = [shard for shard in training if work.is_mine(shard)]
     processes = work.workers.num_processes
     shares = ((work.unfinished, mine[first::processes]) for first in range(processes) if mine[first::processes])
@@ -269,7 +278,7 @@ def _merge_shares(work: Work, training: list[str]) -> Iterable[pa.Table]:
 def _encode(work: Work, shards: list[str], fingerprint: str) -> None:
     """Second pass: write the shards, each rank its own."""
     mine = [shard for shard in shards if work.is_mine(shard)]
-    together = max(1, min(PIECES_TO_ENCODE_TOGETHER, len(mine) // work.workers.num_processes))
+    together = max(1, min(CHUNKS_TO_ENCODE_TOGETHER, len(mine) // work.workers.num_processes))
     groups = [mine[start : start + together] for start in range(0, len(mine), together)]
     tasks = (
         ({shard: work.counted[shard].num_tokens for shard in group}, work.unfinished, work.vocabulary_path, fingerprint) for group in groups
@@ -277,7 +286,7 @@ def _encode(work: Work, shards: list[str], fingerprint: str) -> None:
 
     def encode() -> None:
         with work.bar("writing shards", sum(work.counted[shard].num_tokens for shard in mine), "token") as bar:
-            for infos in work.workers.run(encode_pieces, tasks):
+            for infos in work.workers.run(encode_chunks, tasks):
                 for info in infos:
                     work.shards[info.name] = info
                     bar.update(info.num_words + info.num_sentences)
@@ -291,11 +300,11 @@ def _identity(work: Work, order: list[str], config: Config, is_official: bool) -
     counted = [work.counted[shard] for shard in order]
     files = [
         {
-            "split": piece.split,
-            "name": piece.official_name or piece.identity["name"],
-            "bytes": piece.num_bytes,
-            "sha256": piece.sha256,
+            "split": chunk.split,
+            "name": chunk.official_name or chunk.identity["name"],
+            "bytes": chunk.num_bytes,
+            "sha256": chunk.sha256,
         }
-        for piece in counted
+        for chunk in counted
     ]
     return {"kind": config.corpus.kind, "official": is_official, "files": files}

@@ -24,11 +24,10 @@ from typing import Any
 import pyarrow as pa
 from tqdm import tqdm
 
-from lm1b.config import Split
+from lm1b.config import SPLITS, Split
 from lm1b.corpus_config import LOCAL_SOURCES, CorpusConfig
 from lm1b.data.crew import Crew
-from lm1b.data.shards import SPLITS
-from lm1b.data.text import LONGEST_LINE_BYTES
+from lm1b.data.text.tokenized import LONGEST_LINE_BYTES
 from lm1b.errors import UserError
 from lm1b.files import atomic_file, digest_of_file, read_sealed_json, write_sealed_json
 from lm1b.workers import Workers

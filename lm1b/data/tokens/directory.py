@@ -19,26 +19,24 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import Any, Protocol
 
 import numpy as np
 
-from lm1b.config import Split
-from lm1b.data.arrays import digests_of_pieces, map_array, write_array
-from lm1b.data.manifest import FORMAT, MANIFEST_NAME, VERSION, read_manifest
-from lm1b.data.verified import HashMemory
-from lm1b.data.vocabulary import VOCABULARY_NAME, Vocabulary
-from lm1b.data.vocabulary_files import check_vocabulary, load_vocabulary
+from lm1b.config import SPLITS, Split
+from lm1b.data.tokens.arrays import digests_of_pages, map_array, write_array
+from lm1b.data.tokens.manifest import FORMAT, MANIFEST_NAME, VERSION, read_manifest
+from lm1b.data.tokens.verified import HashMemory
+from lm1b.data.vocabulary.files import check_vocabulary, load_vocabulary
+from lm1b.data.vocabulary.vocabulary import VOCABULARY_NAME, Vocabulary
 from lm1b.errors import UserError
-
-SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 @dataclass(frozen=True)
 class ShardInfo:
     """One shard. num_tokens: ids; num_words + num_sentences of them, or more where words have several. Bytes and hashes: of the .npy files.
 
-    tokens_pieces, ends_pieces: SHA-256 of every PIECE_BYTES of those files, for whoever reads only a part (remote_tokens.py).
+    tokens_pieces, ends_pieces: SHA-256 of every PAGE_BYTES of those files, for whoever reads only a part (remote.py).
     """
 
     name: str
@@ -85,7 +83,7 @@ def write_shard(
     num_unknown = int(np.count_nonzero(tokens == unknown_id))
     counts = (len(tokens), (len(tokens) if stream_length is None else stream_length) - len(ends), len(ends), num_unknown)
     hashes = (tokens_bytes, tokens_sha256, ends_bytes, ends_sha256)
-    return ShardInfo(name, *counts, *hashes, digests_of_pieces(tokens), digests_of_pieces(ends))
+    return ShardInfo(name, *counts, *hashes, digests_of_pages(tokens), digests_of_pages(ends))
 
 
 class Sliceable(Protocol):

@@ -15,12 +15,12 @@ from lm1b.errors import UserError
 from lm1b.files import read_sealed_json
 
 FORMAT = "lm1b-tokens"
-VERSION = 3  # 2: sealed; 3: a SHA-256 of every piece of a shard's files, so that a part of one can be verified
+VERSION = 3  # 2: sealed; 3: a SHA-256 of every page of a shard's files, so that a part of one can be verified
 MANIFEST_NAME = "manifest.json"
-PIECE_BYTES = 64 << 10  # what has a checksum of its own; part of the format. A block of 65,536 tokens is 2 to 4 pieces
+PAGE_BYTES = 64 << 10  # what has a checksum of its own; part of the format. A block of 65,536 tokens is 2 to 4 pages
 
 # Of a shard: one is made of at most 64 MB of text, which is 64 M ids of 4 bytes or empty sentences of 8. A manifest whose shards name
-# the same few pieces over and over would otherwise have a reader join them into any number of bytes.
+# the same few pages over and over would otherwise have a reader join them into any number of bytes.
 LARGEST_FILE_BYTES = 1 << 30
 
 _Count = Annotated[int, Field(ge=0, lt=1 << 48)]
@@ -58,9 +58,9 @@ class _Shard(_Record):
     def _adds_up(self) -> _Shard:
         if self.num_tokens < self.num_words + self.num_sentences or self.num_unknown > self.num_words:
             raise ValueError("its numbers of tokens, words, sentences and unknown words do not add up")
-        for size, pieces in ((self.tokens_bytes, self.tokens_pieces), (self.ends_bytes, self.ends_pieces)):
-            if len(pieces) != -(-size // PIECE_BYTES):
-                raise ValueError(f"its {size} bytes are not {len(pieces)} pieces of {PIECE_BYTES}")
+        for size, pages in ((self.tokens_bytes, self.tokens_pieces), (self.ends_bytes, self.ends_pieces)):
+            if len(pages) != -(-size // PAGE_BYTES):
+                raise ValueError(f"its {size} bytes are not {len(pages)} pages of {PAGE_BYTES}")
         return self
 
 
@@ -73,7 +73,7 @@ class _Split(_Record):
 
 
 class _Identity(_Record):
-    """Where a piece of text begins and ends in its file, the file's name, size and time of change."""
+    """Where a chunk of text begins and ends in its file, the file's name, size and time of change."""
 
     name: str
     start: _Count

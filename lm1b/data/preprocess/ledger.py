@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lm1b.data.corpus import Piece
+from lm1b.config import SPLITS
 from lm1b.data.crew import Crew
-from lm1b.data.pieces import CountedPiece, recall_count
-from lm1b.data.publish import UNFINISHED_NAME
-from lm1b.data.shards import SPLITS, ShardInfo
-from lm1b.data.vocabulary import VOCABULARY_NAME
+from lm1b.data.preprocess.passes import CountedText, recall_count
+from lm1b.data.preprocess.publish import UNFINISHED_NAME
+from lm1b.data.text.corpus import TextChunk
+from lm1b.data.tokens.directory import ShardInfo
+from lm1b.data.vocabulary.vocabulary import VOCABULARY_NAME
 from lm1b.progress import Progress
 from lm1b.workers import Workers
 
@@ -21,8 +22,8 @@ from lm1b.workers import Workers
 class Work:
     """One rank's view of a run of preprocessing. earlier: the manifest of a complete run on the same text, of which files may be missing.
 
-    counted, shards: what there is of each piece. with_codes: pieces whose numbers are there for the second pass. in_place: shards that
-    need not be moved. numbers: the pieces' places in the corpus, which say whose they are.
+    counted, shards: what there is of each chunk. with_codes: chunks whose numbers are there for the second pass. in_place: shards that
+    need not be moved. numbers: the chunks' places in the corpus, which say whose they are.
     """
 
     directory: Path
@@ -31,7 +32,7 @@ class Work:
     shows_progress: bool
     earlier: dict[str, Any] | None
     in_place: frozenset[str] = frozenset()
-    counted: dict[str, CountedPiece] = field(default_factory=dict)
+    counted: dict[str, CountedText] = field(default_factory=dict)
     with_codes: set[str] = field(default_factory=set)
     shards: dict[str, ShardInfo] = field(default_factory=dict)
     recalled: set[str] = field(default_factory=set)
@@ -39,7 +40,7 @@ class Work:
 
     def __post_init__(self) -> None:
         if self.earlier:
-            self.counted = {record["shard"]: CountedPiece(**record) for record in self.earlier["made_from"]["pieces"]}
+            self.counted = {record["shard"]: CountedText(**record) for record in self.earlier["made_from"]["pieces"]}
             self.shards = {info.name: info for info in shards_of(self.earlier) if info.name in self.in_place}
 
     @property
@@ -52,23 +53,23 @@ class Work:
         return (self.directory if self.earlier else self.unfinished) / VOCABULARY_NAME
 
     def is_mine(self, shard: str) -> bool:
-        """Whether a piece is for this rank. Pieces are numbered as the corpus gives them, which is the same on every rank."""
+        """Whether a chunk is for this rank. Chunks are numbered as the corpus gives them, which is the same on every rank."""
         return self.crew.has(self.numbers.setdefault(shard, len(self.numbers)))
 
-    def recall(self, piece: Piece) -> None:
-        """Take over what an earlier run has found in a piece; looked up once."""
-        if piece.shard not in self.recalled:
-            self.recalled.add(piece.shard)
-            found = recall_count(piece, self.unfinished)
+    def recall(self, chunk: TextChunk) -> None:
+        """Take over what an earlier run has found in a chunk; looked up once."""
+        if chunk.shard not in self.recalled:
+            self.recalled.add(chunk.shard)
+            found = recall_count(chunk, self.unfinished)
             if found is not None:
-                self.counted[piece.shard] = found[0]
+                self.counted[chunk.shard] = found[0]
                 if found[1]:
-                    self.with_codes.add(piece.shard)
+                    self.with_codes.add(chunk.shard)
             elif not self.earlier:
-                self.counted.pop(piece.shard, None)
+                self.counted.pop(chunk.shard, None)
 
     def share(self) -> None:
-        """Tell the other ranks what there is of this one's pieces, and hear of theirs."""
+        """Tell the other ranks what there is of this one's chunks, and hear of theirs."""
         if self.crew.size == 1:
             return
         mine = [shard for shard in self.numbers if self.is_mine(shard)]
@@ -79,7 +80,7 @@ class Work:
                 "shards": [asdict(self.shards[shard]) for shard in mine if shard in self.shards],
             }
         )
-        self.counted = {record["shard"]: CountedPiece(**record) for rank in told for record in rank["counted"]}
+        self.counted = {record["shard"]: CountedText(**record) for rank in told for record in rank["counted"]}
         self.with_codes = {shard for rank in told for shard in rank["with_codes"]}
         self.shards = {record["name"]: ShardInfo(**record) for rank in told for record in rank["shards"]}
 

