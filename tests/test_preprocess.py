@@ -88,7 +88,7 @@ def test_archive_and_processes_change_nothing(folder: Path) -> None:
     path = {"path": str(folder / "corpus.tar.gz")}
     other = run(folder, corpus=path, tokens={"directory": str(folder / "other"), "processes": 2})
     for key in ("vocabulary", "splits", "tokens_sha256"):
-        assert one.manifest[key] == other.manifest[key]
+        assert getattr(one.manifest, key) == getattr(other.manifest, key)
     known = [{file["split"]: file["sha256"]} for file in one.corpus["files"]]
     assert [{file["split"]: file["sha256"]} for file in other.corpus["files"]] == known
 
@@ -150,7 +150,7 @@ def test_a_changed_corpus_is_done_anew(folder: Path) -> None:
 
 def test_stopped_then_changed_text_is_not_mixed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(preprocess, "make_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(preprocess.Manifest, "of", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(folder)
     path = folder / "corpus" / TRAINING_FOLDER / "news.en-00001-of-00003"

@@ -149,12 +149,12 @@ DAMAGES: dict[str, Callable[[bytes, random.Random], bytes]] = {
 def stopped_run(folder: Path, name: str, **sections: dict[str, Any]) -> None:
     """A run that ends when it calls the function `name` of the preprocess module."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preprocess, name, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(f"{preprocess.__name__}.{name}", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(folder, **sections)
 
 
-@pytest.mark.parametrize("stage", ["encode_chunks", "make_manifest", "publish"])
+@pytest.mark.parametrize("stage", ["encode_chunks", "Manifest.of", "publish"])
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_in_what_was_left_over_makes_no_wrong_shards(folder: Path, whole: dict[str, str], stage: str, damage: str) -> None:
     generator = random.Random(f"{stage} {damage}")
@@ -172,7 +172,7 @@ def test_damage_in_what_was_left_over_makes_no_wrong_shards(folder: Path, whole:
         if path.is_file():  # a run that was stopped again may have no use for it
             path.write_bytes(DAMAGES[damage](path.read_bytes(), generator))
         if stage != "publish":
-            stopped_run(folder, "make_manifest")
+            stopped_run(folder, "Manifest.of")
     run(folder)
     assert files_of(folder / "tokens") == whole
 
@@ -199,7 +199,7 @@ def test_the_command_verifies_everything(folder: Path) -> None:
 
 def test_files_left_of_other_settings_are_not_moved_in(folder: Path, whole: dict[str, str]) -> None:
     run(folder)
-    stopped_run(folder, "make_manifest", vocabulary={"minimum_count": 1})
+    stopped_run(folder, "Manifest.of", vocabulary={"minimum_count": 1})
     (folder / "tokens" / "train-00002.tokens.npy").unlink()
     run(folder)
     assert files_of(folder / "tokens") == whole

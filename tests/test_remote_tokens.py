@@ -26,7 +26,7 @@ from lm1b.config import TokensConfig, parse_config
 from lm1b.data.batches import Batches
 from lm1b.data.preprocess.preprocess import preprocess
 from lm1b.data.tokens.directory import TokenDirectory
-from lm1b.data.tokens.manifest import PAGE_BYTES, read_manifest
+from lm1b.data.tokens.manifest import PAGE_BYTES, Manifest
 from lm1b.data.tokens.page_cache import LOCKS, PageCache
 from lm1b.data.tokens.remote import NEEDED_SECONDS, open_tokens
 from lm1b.distributed import Ranks
@@ -246,7 +246,7 @@ def test_a_manifest_cannot_name_a_page_over_and_over(folder: Path, tmp_path: Pat
     path = tmp_path / "manifest.json"
     write_sealed_json(path, {name: value for name, value in manifest.items() if name != "seal"})
     with pytest.raises(UserError, match="ends_bytes"):
-        read_manifest(path)
+        Manifest.read(path)
 
 
 def test_more_patience_than_the_other_ranks_have_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from lm1b.data.text.benchmark import HELD_OUT_FOLDER, TRAINING_FOLDER
 from lm1b.data.text.corpus import TextChunk
 from lm1b.data.tokens import unchanged
 from lm1b.data.tokens.directory import TokenDirectory
+from lm1b.data.tokens.manifest import MadeFrom
 from lm1b.data.tokens.unchanged import check_corpus_unchanged
 from lm1b.errors import UserError
 
@@ -176,6 +177,6 @@ def test_another_vocabulary_setting(folder: Path) -> None:
 
 def test_tokens_that_say_nothing_of_their_corpus(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = run(folder)
-    tokens.manifest["made_from"] = {}
+    tokens.manifest = tokens.manifest.model_copy(update={"made_from": MadeFrom()})
     monkeypatch.setattr(unchanged, "open_corpus", lambda *_: pytest.fail("looked"))
     check_corpus_unchanged(made_config(folder), tokens)

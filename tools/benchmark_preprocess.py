@@ -76,7 +76,7 @@ def run_phases(chunks: list[TextChunk], folder: Path) -> dict[str, float]:
         vocabulary.save(folder / "vocabulary.txt")
     with timed(spent, "encode"):
         for start in range(0, len(counted), CHUNKS_TO_ENCODE_TOGETHER):
-            group = {chunk.shard: chunk.num_tokens for chunk in counted[start : start + CHUNKS_TO_ENCODE_TOGETHER]}
+            group = {chunk.shard: chunk.stream_length for chunk in counted[start : start + CHUNKS_TO_ENCODE_TOGETHER]}
             encode_chunks(group, folder, folder / "vocabulary.txt", vocabulary.fingerprint)
     return {**spent, "together": sum(spent.values())}
 

@@ -59,7 +59,7 @@ def export_facts(
         "corpus": {
             "kind": tokens.corpus.get("kind"),
             "official": bool(tokens.corpus.get("official")),
-            "train": {count: tokens.manifest["splits"]["train"][count] for count in counts},
+            "train": {count: getattr(tokens.manifest.splits["train"], count) for count in counts},
         },
         "evaluations": _known_perplexities(lines, checkpoint.step, kind, vocabulary.fingerprint),
         "looks_at_test": count_test_looks(lines),

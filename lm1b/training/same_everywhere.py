@@ -67,7 +67,7 @@ def check_tokens(ranks: Ranks, tokens: TokenDirectory) -> None:
     """Compare what the token shards hold over all ranks. Raises UserError on every rank."""
     if ranks.size == 1:
         return
-    facts = {"host": host_name(), "vocabulary": tokens.fingerprint[:12], "tokens": tokens.manifest["tokens_sha256"][:12]}
+    facts = {"host": host_name(), "vocabulary": tokens.fingerprint[:12], "tokens": tokens.manifest.tokens_sha256[:12]}
     everyone = _gather(facts, ranks)
     hint = "copy one host's tokens.directory to the others, or preprocess the same corpus with the same config on each"
     problems = []

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from lm1b.config import SPLITS
 from lm1b.data.crew import Crew
-from lm1b.data.preprocess.passes import CountedText, recall_count
+from lm1b.data.preprocess.passes import recall_count
 from lm1b.data.preprocess.publish import UNFINISHED_NAME
 from lm1b.data.text.corpus import TextChunk
-from lm1b.data.tokens.directory import ShardInfo
+from lm1b.data.tokens.manifest import CountedText, Manifest, Shard
 from lm1b.data.vocabulary.vocabulary import VOCABULARY_NAME
 from lm1b.progress import Progress
 from lm1b.workers import Workers
@@ -30,18 +27,18 @@ class Work:
     crew: Crew
     workers: Workers
     shows_progress: bool
-    earlier: dict[str, Any] | None
+    earlier: Manifest | None
     in_place: frozenset[str] = frozenset()
     counted: dict[str, CountedText] = field(default_factory=dict)
     with_codes: set[str] = field(default_factory=set)
-    shards: dict[str, ShardInfo] = field(default_factory=dict)
+    shards: dict[str, Shard] = field(default_factory=dict)
     recalled: set[str] = field(default_factory=set)
     numbers: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.earlier:
-            self.counted = {record["shard"]: CountedText(**record) for record in self.earlier["made_from"]["pieces"]}
-            self.shards = {info.name: info for info in shards_of(self.earlier) if info.name in self.in_place}
+            self.counted = {text.shard: text for text in self.earlier.made_from.texts}
+            self.shards = {info.name: info for info in self.earlier.shards() if info.name in self.in_place}
 
     @property
     def unfinished(self) -> Path:
@@ -75,20 +72,15 @@ class Work:
         mine = [shard for shard in self.numbers if self.is_mine(shard)]
         told = self.crew.each(
             lambda: {
-                "counted": [asdict(self.counted[shard]) for shard in mine if shard in self.counted],
+                "counted": [self.counted[shard].as_json() for shard in mine if shard in self.counted],
                 "with_codes": [shard for shard in mine if shard in self.with_codes],
-                "shards": [asdict(self.shards[shard]) for shard in mine if shard in self.shards],
+                "shards": [self.shards[shard].as_json() for shard in mine if shard in self.shards],
             }
         )
-        self.counted = {record["shard"]: CountedText(**record) for rank in told for record in rank["counted"]}
+        self.counted = {record["shard"]: CountedText.model_validate(record) for rank in told for record in rank["counted"]}
         self.with_codes = {shard for rank in told for shard in rank["with_codes"]}
-        self.shards = {record["name"]: ShardInfo(**record) for rank in told for record in rank["shards"]}
+        self.shards = {record["name"]: Shard.model_validate(record) for rank in told for record in rank["shards"]}
 
     def bar(self, what: str, total: int, unit: str) -> Progress:
         what = what if self.crew.size == 1 else f"{what} (rank 0 of {self.crew.size})"
         return Progress(what, total, unit, shown=self.shows_progress)
-
-
-def shards_of(manifest: dict[str, Any]) -> Iterator[ShardInfo]:
-    """The shards of all splits."""
-    return (ShardInfo(**record) for name in SPLITS for record in manifest["splits"][name]["shards"])

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from lm1b.config import VocabularyConfig
-from lm1b.data.preprocess.passes import CountedText
 from lm1b.data.text import benchmark
-from lm1b.data.tokens.directory import ShardInfo
+from lm1b.data.tokens.manifest import CountedText, Shard
 from lm1b.data.vocabulary.vocabulary import Vocabulary
 from lm1b.errors import UserError
 
@@ -27,11 +26,11 @@ def check_official(counted: list[CountedText]) -> bool:
 
 
 def assert_official_counts(
-    counted: dict[str, CountedText], shards: dict[str, ShardInfo], vocabulary: Vocabulary, config: VocabularyConfig
+    counted: dict[str, CountedText], shards: dict[str, Shard], vocabulary: Vocabulary, config: VocabularyConfig
 ) -> None:
     """On the official text the official counts must come out: anything else is a fault of this program."""
     training = [shards[name] for name, chunk in counted.items() if chunk.split == "train"]
-    sentences, tokens = sum(info.num_sentences for info in training), sum(info.num_words + info.num_sentences for info in training)
+    sentences, tokens = sum(info.num_sentences for info in training), sum(info.stream_length for info in training)
     found: dict[str, Any] = {"sentences": sentences, "tokens": tokens}
     expected: dict[str, Any] = {"sentences": benchmark.NUM_TRAINING_SENTENCES, "tokens": benchmark.NUM_TRAINING_TOKENS}
     if config.kind == "words" and config.file is None and config.minimum_count == benchmark.VOCABULARY_MINIMUM_COUNT:

@@ -16,10 +16,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +27,8 @@ from lm1b.data.text.benchmark import official_md5
 from lm1b.data.text.corpus import TextChunk
 from lm1b.data.text.tokenized import as_numpy, check_lines, check_utf8, code_dtype, number_words
 from lm1b.data.tokens.arrays import map_array, write_array
-from lm1b.data.tokens.directory import ShardInfo, write_shard
+from lm1b.data.tokens.directory import write_shard
+from lm1b.data.tokens.manifest import CountedText, Shard
 from lm1b.data.vocabulary.files import load_vocabulary
 from lm1b.data.vocabulary.vocabulary import Vocabulary
 from lm1b.errors import UserError
@@ -38,23 +37,6 @@ from lm1b.files import atomic_file, digest_of_file, read_sealed_json, write_seal
 CHUNKS_TO_ENCODE_TOGETHER = 8  # one look-up table of the vocabulary is built for so many
 WORDS_TO_MERGE_TOGETHER = 1 << 20  # or as many as there are already, so that no word is added up often
 _WORDS_SCHEMA = pa.schema([("word", pa.binary()), ("count", pa.int64())])
-
-
-@dataclass(frozen=True)
-class CountedText:
-    """What the first pass found. sha256, md5: of the chunk's bytes (md5 where held out, or where the benchmark has a file of that name).
-
-    num_tokens: words and sentence ends.
-    """
-
-    split: str
-    shard: str
-    identity: dict[str, Any]
-    official_name: str | None
-    num_bytes: int
-    sha256: str
-    md5: str | None
-    num_tokens: int
 
 
 def _codes_path(work: Path, shard: str) -> Path:
@@ -110,7 +92,7 @@ def count_chunk(chunk: TextChunk, work: Path) -> CountedText:
         num_tokens=len(codes),
     )
     sums = {"words_sha256": words_sha256, "codes_sha256": codes_sha256}
-    write_sealed_json(work / f"{chunk.shard}.count.json", {"counted": asdict(counted)} | sums, outlives_power=False)
+    write_sealed_json(work / f"{chunk.shard}.count.json", {"counted": counted.as_json()} | sums, outlives_power=False)
     return counted
 
 
@@ -119,9 +101,9 @@ def recall_count(chunk: TextChunk, work: Path) -> tuple[CountedText, bool] | Non
 
     With it, whether its numbers are there, undamaged, too, so that the second pass can be made.
     """
-    with contextlib.suppress(UserError, OSError, KeyError, TypeError):
+    with contextlib.suppress(UserError, OSError, KeyError, ValueError):
         record = read_sealed_json(work / f"{chunk.shard}.count.json")
-        counted = CountedText(**record["counted"])
+        counted = CountedText.model_validate(record["counted"])
         same = (counted.shard, counted.split, counted.identity) == (chunk.shard, chunk.split, chunk.identity)
         if same and _is_sound(_words_path(work, chunk.shard), record["words_sha256"]):
             return counted, _is_sound(_codes_path(work, chunk.shard), record["codes_sha256"])
@@ -180,10 +162,10 @@ def _vocabulary_at(path: Path, fingerprint: str) -> Vocabulary:
     return vocabulary
 
 
-def encode_chunks(shards: dict[str, int], work: Path, vocabulary_path: Path, fingerprint: str) -> list[ShardInfo]:
+def encode_chunks(shards: dict[str, int], work: Path, vocabulary_path: Path, fingerprint: str) -> list[Shard]:
     """Second pass over counted chunks: write their token shards into `work`. Raises OSError where the disk is full.
 
-    shards: names, and how many tokens each has.
+    shards: names, and the length of each one's stream.
     """
     vocabulary = _vocabulary_at(vocabulary_path, fingerprint)
     words = [read_words(_words_path(work, shard))["word"].combine_chunks() for shard in shards]
@@ -191,12 +173,12 @@ def encode_chunks(shards: dict[str, int], work: Path, vocabulary_path: Path, fin
     spelling = spelling._replace(ids_K=spelling.ids_K.astype(vocabulary.token_dtype))
     infos = []
     start = 0
-    for (shard, num_tokens), own_words in zip(shards.items(), words, strict=True):
-        codes = map_array(_codes_path(work, shard), code_dtype(len(own_words)), num_tokens)
+    for (shard, stream_length), own_words in zip(shards.items(), words, strict=True):
+        codes = map_array(_codes_path(work, shard), code_dtype(len(own_words)), stream_length)
         tokens = spelling.part(start, start + len(own_words)).ids_of(codes)
         start += len(own_words)
-        info = write_shard(work, shard, tokens, vocabulary.end_id, vocabulary.unknown_id, stream_length=num_tokens)
-        write_sealed_json(_shard_record(work, shard), {"fingerprint": fingerprint, "info": asdict(info)}, outlives_power=False)
+        info = write_shard(work, shard, tokens, vocabulary.end_id, vocabulary.unknown_id, stream_length=stream_length)
+        write_sealed_json(_shard_record(work, shard), {"fingerprint": fingerprint, "info": info.as_json()}, outlives_power=False)
         _codes_path(work, shard).unlink()
         infos.append(info)
     return infos
@@ -211,11 +193,11 @@ def may_have_shard(shard: str, work: Path) -> bool:
     return _shard_record(work, shard).is_file()
 
 
-def recall_shard(shard: str, work: Path, fingerprint: str) -> ShardInfo | None:
+def recall_shard(shard: str, work: Path, fingerprint: str) -> Shard | None:
     """The shard that an earlier run wrote into `work` with the same vocabulary, where it is there, undamaged."""
-    with contextlib.suppress(UserError, OSError, KeyError, TypeError):
+    with contextlib.suppress(UserError, OSError, KeyError, ValueError):
         record = read_sealed_json(_shard_record(work, shard))
-        info = ShardInfo(**record["info"])
+        info = Shard.model_validate(record["info"])
         files = list(info.files(work))
         if record["fingerprint"] == fingerprint and info.name == shard and all(_is_sound(path, sha256) for path, _, sha256 in files):
             return info

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +25,7 @@ import pyarrow as pa
 from lm1b.config import SPLITS, Config, Split, VocabularyConfig
 from lm1b.data.crew import Crew
 from lm1b.data.preprocess.disk import FIRST_PASS_COST, PACKED_TEXT, RAW_TEXT_COST, SECOND_PASS_COST, explaining_faults
-from lm1b.data.preprocess.ledger import Work, shards_of
+from lm1b.data.preprocess.ledger import Work
 from lm1b.data.preprocess.official_check import assert_official_counts, check_official
 from lm1b.data.preprocess.passes import (
     CHUNKS_TO_ENCODE_TOGETHER,
@@ -51,8 +50,8 @@ from lm1b.data.preprocess.publish import (
 from lm1b.data.text.benchmark import ArchiveCorpus
 from lm1b.data.text.corpus import Corpus, TextChunk
 from lm1b.data.text.sources import bytes_to_convert, converted_corpus, converted_origin, is_converted, open_corpus
-from lm1b.data.tokens.directory import ShardInfo, TokenDirectory, make_manifest
-from lm1b.data.tokens.manifest import VERSION
+from lm1b.data.tokens.directory import TokenDirectory
+from lm1b.data.tokens.manifest import MadeFrom, Manifest, Shard
 from lm1b.data.vocabulary.build import make_vocabulary, vocabulary_origin
 from lm1b.data.vocabulary.files import load_vocabulary
 from lm1b.data.vocabulary.vocabulary import Vocabulary
@@ -89,7 +88,7 @@ def preprocess(config: Config, *, progress: bool = True, ranks: Ranks | None = N
     crew = Crew(ranks, lambda: explaining_faults(directory, lambda: _still_to_write(config, corpus, work)))
     corpus = crew.together(lambda: None if is_converted(config.corpus) else open_corpus(config.corpus))
     made_from = crew.together(lambda: _made_from(config, corpus))
-    crew.assert_same(made_from, OTHER_TEXT)
+    crew.assert_same(made_from.as_json(), OTHER_TEXT)
     if all(crew.each(lambda: is_complete(directory, made_from) and not (directory / UNFINISHED_NAME).exists())):
         return _opened(directory, crew)  # also where the folder may only be read
     with ExitStack() as held:
@@ -99,17 +98,18 @@ def preprocess(config: Config, *, progress: bool = True, ranks: Ranks | None = N
             return _opened(directory, crew)
         workers = held.enter_context(_workers(config.tokens.processes or _useful_processes(corpus, crew)))
         earlier, in_place = crew.first(lambda: _left_of_earlier(directory, made_from))
-        work = Work(directory, crew, workers, progress and crew.is_first, earlier, frozenset(in_place))
+        known = Manifest.model_validate(earlier) if earlier else None
+        work = Work(directory, crew, workers, progress and crew.is_first, known, frozenset(in_place))
         if corpus is None:
             corpus = converted_corpus(config.corpus, directory, crew, workers, progress and crew.is_first)
         _fill(work, corpus, config, made_from)
         return _opened(directory, crew)
 
 
-def _made_from(config: Config, corpus: Corpus | None) -> dict[str, Any]:
+def _made_from(config: Config, corpus: Corpus | None) -> MadeFrom:
     """What tells whether text and settings are the same. corpus None: it is yet to be made into files."""
     origin = converted_origin(config.corpus) if corpus is None else corpus.origin
-    return {"version": VERSION, "origin": origin, "vocabulary": vocabulary_origin(config.vocabulary)}
+    return MadeFrom.of(origin, vocabulary_origin(config.vocabulary))
 
 
 def _take(directory: Path, held: ExitStack) -> None:
@@ -118,7 +118,7 @@ def _take(directory: Path, held: ExitStack) -> None:
     held.enter_context(only_one(directory))
 
 
-def _is_finished_now(directory: Path, made_from: dict[str, Any]) -> bool:
+def _is_finished_now(directory: Path, made_from: MadeFrom) -> bool:
     """Whether nothing was left to be done but to move what an earlier run had finished. If not, there is an `unfinished/`."""
     publish_what_was_finished(directory, made_from)
     if is_complete(directory, made_from):
@@ -128,15 +128,15 @@ def _is_finished_now(directory: Path, made_from: dict[str, Any]) -> bool:
     return False
 
 
-def _left_of_earlier(directory: Path, made_from: dict[str, Any]) -> tuple[dict[str, Any] | None, list[str]]:
+def _left_of_earlier(directory: Path, made_from: MadeFrom) -> tuple[dict[str, Any] | None, list[str]]:
     """The manifest of a complete run on the same text, and which of its shards are there."""
     earlier = matching_manifest(directory, made_from)
-    return earlier, [info.name for info in shards_of(earlier) if info.is_there(directory)] if earlier else []
+    return (earlier.as_json(), [info.name for info in earlier.shards() if info.is_there(directory)]) if earlier else (None, [])
 
 
 def _opened(directory: Path, crew: Crew) -> TokenDirectory:
     """The complete directory; the first rank has looked, the others may have to wait until their file system shows it."""
-    return TokenDirectory(directory, crew.first(lambda: TokenDirectory.open(directory).manifest))
+    return TokenDirectory(directory, Manifest.model_validate(crew.first(lambda: TokenDirectory.open(directory).manifest.as_json())))
 
 
 def _still_to_write(config: Config, corpus: Corpus | None, work: Work | None) -> float:
@@ -165,7 +165,7 @@ def _useful_processes(corpus: Corpus | None, crew: Crew) -> int:
     return cores if corpus is None else max(1, min(cores, corpus.total_bytes // crew.size // BYTES_WORTH_A_PROCESS))
 
 
-def _fill(work: Work, corpus: Corpus, config: Config, made_from: dict[str, Any]) -> None:
+def _fill(work: Work, corpus: Corpus, config: Config, made_from: MadeFrom) -> None:
     """Both passes, and the manifest."""
     crew = work.crew
     order = _count(work, corpus, keep_shards=True)
@@ -198,13 +198,13 @@ def _recall_shards(work: Work, order: list[str], fingerprint: str) -> None:
             work.shards[shard] = info
 
 
-def _publish(work: Work, order: list[str], vocabulary: Vocabulary, identity: dict[str, Any], made_from: dict[str, Any]) -> None:
+def _publish(work: Work, order: list[str], vocabulary: Vocabulary, identity: dict[str, Any], made_from: MadeFrom) -> None:
     """Let the new vocabulary and shards take the place of what was there. order: the corpus's, of all shards."""
-    shards: dict[Split, list[ShardInfo]] = {
+    shards: dict[Split, list[Shard]] = {
         name: [work.shards[shard] for shard in order if work.counted[shard].split == name] for name in SPLITS
     }
-    made_from = made_from | {"pieces": [asdict(work.counted[shard]) for shard in order]}
-    manifest = make_manifest(vocabulary, digest_of_file(work.vocabulary_path), shards, identity, made_from)
+    texts = [work.counted[shard] for shard in order]
+    manifest = Manifest.of(vocabulary, digest_of_file(work.vocabulary_path), shards, identity, made_from.with_texts(texts))
     moved = [info for name, info in work.shards.items() if name not in work.in_place]
     publish(work.directory, manifest, moved, with_vocabulary=work.earlier is None)
 
@@ -248,7 +248,7 @@ def _make_vocabulary(work: Work, order: list[str], config: VocabularyConfig) -> 
     """The vocabulary of the training chunks, or the given one, written to the directory by the first rank; None on the others."""
     given = work.crew.together(lambda: read_given_vocabulary(Path(config.file)) if config.file is not None else None)
     needs_counts = given is None or not given.has_counts or config.kind == "sentencepiece"
-    training = [shard for shard in order if work.counted[shard].split == "train" and work.counted[shard].num_tokens]
+    training = [shard for shard in order if work.counted[shard].split == "train" and work.counted[shard].stream_length]
     if needs_counts and not training:
         raise UserError("the corpus's train split is empty; expected tokenized text, one sentence a line")
     shares = _merge_shares(work, training) if needs_counts else []
@@ -281,15 +281,16 @@ def _encode(work: Work, shards: list[str], fingerprint: str) -> None:
     together = max(1, min(CHUNKS_TO_ENCODE_TOGETHER, len(mine) // work.workers.num_processes))
     groups = [mine[start : start + together] for start in range(0, len(mine), together)]
     tasks = (
-        ({shard: work.counted[shard].num_tokens for shard in group}, work.unfinished, work.vocabulary_path, fingerprint) for group in groups
+        ({shard: work.counted[shard].stream_length for shard in group}, work.unfinished, work.vocabulary_path, fingerprint)
+        for group in groups
     )
 
     def encode() -> None:
-        with work.bar("writing shards", sum(work.counted[shard].num_tokens for shard in mine), "token") as bar:
+        with work.bar("writing shards", sum(work.counted[shard].stream_length for shard in mine), "token") as bar:
             for infos in work.workers.run(encode_chunks, tasks):
                 for info in infos:
                     work.shards[info.name] = info
-                    bar.update(info.num_words + info.num_sentences)
+                    bar.update(info.stream_length)
 
     work.crew.together(encode)
     work.share()
@@ -301,7 +302,7 @@ def _identity(work: Work, order: list[str], config: Config, is_official: bool) -
     files = [
         {
             "split": chunk.split,
-            "name": chunk.official_name or chunk.identity["name"],
+            "name": chunk.official_name or chunk.identity.name,
             "bytes": chunk.num_bytes,
             "sha256": chunk.sha256,
         }

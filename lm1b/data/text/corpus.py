@@ -12,13 +12,31 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Annotated, Any, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from lm1b.config import Split
 from lm1b.data.text.tokenized import LONGEST_LINE_BYTES
 from lm1b.errors import UserError
 
 CHUNK_BYTES = 64 << 20  # the benchmark's files hold 42 MB
+
+_Count = Annotated[int, Field(ge=0, lt=1 << 48)]
+
+
+class FileRange(BaseModel):
+    """Identifies a chunk's text without its folder, so that earlier work on it can be used again: the file's name, from where to where,
+    the file's size and time of change. It stands in manifests: see tokens/manifest.py.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    name: str
+    start: _Count
+    stop: _Count
+    bytes: _Count
+    changed_ns: int
 
 
 @dataclass(frozen=True)
@@ -42,15 +60,12 @@ class TextChunk:
     data: bytes | None = None
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """Identifies the text without its folder, so that earlier work on it can be used again."""
-        return {
-            "name": Path(self.source).name,
-            "start": self.start,
-            "stop": self.stop,
-            "bytes": self.file_bytes,
-            "changed_ns": self.changed_ns,
-        }
+    def identity(self) -> FileRange:
+        """Which text this is, wherever the corpus lies."""
+        # Not checked here: an archive may claim any size, and whether that is so is found out when it is read.
+        return FileRange.model_construct(
+            name=Path(self.source).name, start=self.start, stop=self.stop, bytes=self.file_bytes, changed_ns=self.changed_ns
+        )
 
     def read(self) -> bytes:
         """The chunk's text. Raises UserError where the file has changed or holds no lines."""
@@ -107,7 +122,7 @@ class FilesCorpus:
         if not any(chunk.split == "train" for chunk in self._chunks):
             raise UserError(f"{files[0].path}: the training files are empty; expected tokenized text, one sentence a line")
         self.total_bytes = sum(chunk.stop - chunk.start for chunk in self._chunks)
-        self.origin: dict[str, Any] = {"files": [[chunk.split, chunk.shard, chunk.identity] for chunk in self._chunks]}
+        self.origin: dict[str, Any] = {"files": [[chunk.split, chunk.shard, chunk.identity.model_dump()] for chunk in self._chunks]}
 
     def chunks(self, is_wanted: Callable[[TextChunk], bool], progress: Callable[[int], object]) -> Iterator[TextChunk]:
         yield from self._chunks

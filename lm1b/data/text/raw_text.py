@@ -133,7 +133,7 @@ def _chunk_bytes(total_bytes: int, num_processes: int) -> int:
 
 def _chunk_path(folder: Path, chunk: TextChunk, origin: dict[str, Any]) -> Path:
     """Where a chunk's sentences go: the name tells what they are of, so that a later run may take them as they are."""
-    what = json.dumps([origin, chunk.identity, hashlib.sha256(chunk.data or b"").hexdigest()], sort_keys=True)
+    what = json.dumps([origin, chunk.identity.model_dump(), hashlib.sha256(chunk.data or b"").hexdigest()], sort_keys=True)
     return folder / f"{chunk.shard}-{hashlib.sha256(what.encode()).hexdigest()[:16]}.sorted"
 
 

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from lm1b.config import SPLITS, Split, TokensConfig
+from lm1b.config import Split, TokensConfig
 from lm1b.data.tokens.arrays import npy_header
-from lm1b.data.tokens.directory import ShardInfo, TokenDirectory, TokenSplit
-from lm1b.data.tokens.manifest import LARGEST_FILE_BYTES, MANIFEST_NAME, PAGE_BYTES, read_manifest
+from lm1b.data.tokens.directory import TokenDirectory, TokenSplit
+from lm1b.data.tokens.manifest import LARGEST_FILE_BYTES, MANIFEST_NAME, PAGE_BYTES, Manifest, Shard
 from lm1b.data.tokens.page_cache import PageCache
 from lm1b.data.tokens.verified import cache_folder, this_machine
 from lm1b.data.vocabulary.files import files_beside
@@ -155,6 +155,12 @@ class _RemoteFile:
         return data
 
 
+def _remote_files(source: _Source, shard: Shard) -> tuple[_RemoteFile, _RemoteFile]:
+    """A shard's ids, and its sentence ends."""
+    tokens = _RemoteFile(source, shard.tokens_name, shard.tokens_bytes, shard.tokens_pages)
+    return tokens, _RemoteFile(source, shard.ends_name, shard.ends_bytes, shard.ends_pages)
+
+
 class RemoteArray:
     """A one-dimensional .npy array in the store: slices of it are arrays in memory, read-only where they lie in one page."""
 
@@ -196,12 +202,11 @@ class RemoteSplit(TokenSplit):
 
     wants_hints = True
 
-    def __init__(self, name: str, source: _Source, shards: list[ShardInfo], token_dtype: np.dtype) -> None:
+    def __init__(self, name: str, source: _Source, shards: list[Shard], token_dtype: np.dtype) -> None:
         super().__init__(name, source.cache.folder, shards, token_dtype)
         self._tokens, self._ends = [], []
         for shard in shards:
-            tokens = _RemoteFile(source, shard.tokens_name, shard.tokens_bytes, shard.tokens_pieces)
-            ends = _RemoteFile(source, shard.ends_name, shard.ends_bytes, shard.ends_pieces)
+            tokens, ends = _remote_files(source, shard)
             self._tokens.append(RemoteArray(tokens, token_dtype, shard.num_tokens))
             self._ends.append(RemoteArray(ends, np.dtype(np.int64), shard.num_sentences))
 
@@ -222,7 +227,7 @@ class RemoteSplit(TokenSplit):
 class RemoteTokens(TokenDirectory):
     """Vocabulary and token shards at a URL."""
 
-    def __init__(self, folder: Path, manifest: dict[str, Any], source: _Source):
+    def __init__(self, folder: Path, manifest: Manifest, source: _Source):
         super().__init__(folder, manifest, source.store.url)
         self._source = source
 
@@ -241,7 +246,7 @@ class RemoteTokens(TokenDirectory):
         with cache.lock(str(path)), atomic_file(path, outlives_power=False) as file:
             file.write(data)
         try:
-            manifest = read_manifest(path)
+            manifest = Manifest.read(path)
             tokens = cls(folder, manifest, _Source(store, cache))
             tokens._check_sizes()
         except UserError as error:
@@ -252,22 +257,20 @@ class RemoteTokens(TokenDirectory):
 
     def _check_sizes(self) -> None:
         """A shard's bytes are those of its numbers: slices are taken by them."""
-        item_bytes = np.dtype(self.manifest["token_dtype"])
-        for name in SPLITS:
-            for shard in self._shards(name):
-                for dtype, length, found in (
-                    (item_bytes, shard.num_tokens, shard.tokens_bytes),
-                    (np.dtype(np.int64), shard.num_sentences, shard.ends_bytes),
-                ):
-                    expected = len(npy_header(dtype, length)) + length * dtype.itemsize
-                    if expected != found:
-                        raise UserError(
-                            f"{self._source.store.place(shard.name)}: {length} {dtype} are {expected} bytes, the manifest says {found}; "
-                            "run launch/preprocess.py again"
-                        )
+        for shard in self.manifest.shards():
+            for dtype, length, found in (
+                (np.dtype(self.manifest.token_dtype), shard.num_tokens, shard.tokens_bytes),
+                (np.dtype(np.int64), shard.num_sentences, shard.ends_bytes),
+            ):
+                expected = len(npy_header(dtype, length)) + length * dtype.itemsize
+                if expected != found:
+                    raise UserError(
+                        f"{self._source.store.place(shard.name)}: {length} {dtype} are {expected} bytes, the manifest says {found}; "
+                        "run launch/preprocess.py again"
+                    )
 
     def _fetch_vocabulary(self) -> None:
-        self._fetch_whole(VOCABULARY_NAME, self.manifest["vocabulary"]["sha256"])
+        self._fetch_whole(VOCABULARY_NAME, self.manifest.vocabulary.sha256)
         for name, expected in files_beside(self.folder / VOCABULARY_NAME).items():
             self._fetch_whole(name, expected)
 
@@ -286,15 +289,11 @@ class RemoteTokens(TokenDirectory):
 
     def verify(self) -> None:
         """Fetch every page of every shard and check its SHA-256. Raises StoreError that names the first damaged file."""
-        for name in SPLITS:
-            for shard in self._shards(name):
-                for file in (
-                    _RemoteFile(self._source, shard.tokens_name, shard.tokens_bytes, shard.tokens_pieces),
-                    _RemoteFile(self._source, shard.ends_name, shard.ends_bytes, shard.ends_pieces),
-                ):
-                    for page in range(len(file)):
-                        file.fetch(page)
+        for shard in self.manifest.shards():
+            for file in _remote_files(self._source, shard):
+                for page in range(len(file)):
+                    file.fetch(page)
 
     def split(self, name: Split) -> RemoteSplit:
         """The shards of `train`, `validation` or `test`."""
-        return RemoteSplit(name, self._source, self._shards(name), np.dtype(self.manifest["token_dtype"]))
+        return RemoteSplit(name, self._source, self.manifest.splits[name].shards, np.dtype(self.manifest.token_dtype))

@@ -19,6 +19,7 @@ from lm1b.data.text.benchmark import TARBALL_NAME, TRAINING_FOLDER, ArchiveCorpu
 from lm1b.data.text.corpus import Corpus, TextChunk
 from lm1b.data.text.sources import converted_origin, is_converted, open_corpus
 from lm1b.data.tokens.directory import TokenDirectory
+from lm1b.data.tokens.manifest import CountedText
 from lm1b.data.tokens.verified import HashMemory, status_of
 from lm1b.errors import UserError
 
@@ -27,17 +28,17 @@ WHAT_TO_DO = "run launch/preprocess.py again, or name the corpus the shards were
 
 @dataclass(frozen=True)
 class _MadeFile:
-    """A corpus file as preprocessing saw it, and its chunks' records."""
+    """A corpus file as preprocessing saw it, and what was found in its chunks."""
 
     name: str
     num_bytes: int
     changed_ns: int
-    chunks: list[dict[str, Any]]
+    chunks: list[CountedText]
 
 
 def check_corpus_unchanged(config: Config, tokens: TokenDirectory) -> None:
     """Raise UserError naming the first corpus file that is not what `tokens` were made of; do nothing where the corpus is not here."""
-    origin = tokens.manifest["made_from"].get("origin")
+    origin = tokens.manifest.made_from.origin
     _check_vocabulary(config, tokens)
     if not origin or not _is_here(config):
         return
@@ -55,10 +56,9 @@ def check_corpus_unchanged(config: Config, tokens: TokenDirectory) -> None:
 
 def _check_vocabulary(config: Config, tokens: TokenDirectory) -> None:
     """Settings of the vocabulary; a given file may not be on this machine."""
-    kind = tokens.manifest["vocabulary"].get("kind", "words")
-    then: dict[str, Any] = {"kind": kind} | tokens.manifest["made_from"].get("vocabulary", {})
-    if set(then) == {"kind"}:
+    if not tokens.manifest.made_from.vocabulary:
         return  # something else than preprocessing made it
+    then: dict[str, Any] = {"kind": tokens.manifest.vocabulary.kind} | tokens.manifest.made_from.vocabulary
     then = then | (then.get("closed") or {}) | {"closed": then.get("closed") is not None}
     for name, value in then.items():
         now = getattr(config.vocabulary, name, value)
@@ -131,29 +131,25 @@ def _check_files(corpus: Corpus, tokens: TokenDirectory) -> None:
 def _made_files(tokens: TokenDirectory) -> dict[str, _MadeFile]:
     """Shard name, without the number of a chunk -> the file it was made of."""
     files: dict[str, _MadeFile] = {}
-    for record in tokens.manifest["made_from"]["pieces"]:
-        identity = record["identity"]
-        made = _MadeFile(identity["name"], identity["bytes"], identity["changed_ns"], [])
-        files.setdefault(record["shard"].partition(".")[0], made).chunks.append(record)
+    for text in tokens.manifest.made_from.texts:
+        made = _MadeFile(text.identity.name, text.identity.bytes, text.identity.changed_ns, [])
+        files.setdefault(text.shard.partition(".")[0], made).chunks.append(text)
     return files
 
 
 def _check_contents(chunk: TextChunk, made: _MadeFile, memory: HashMemory) -> None:
     """Hash a file as preprocessing did, chunk by chunk, or remember that this was done."""
     assert chunk.path is not None
-    sums = [record["sha256"] for record in made.chunks]
-    expected = _together(sums)
+    expected = _together([text.sha256 for text in made.chunks])
     if memory.remembers(chunk.path, expected):
         return
     before, found = status_of(chunk.path), []
-    for record in made.chunks:
-        part = TextChunk(chunk.split, record["shard"], chunk.source, record["identity"]["start"], record["identity"]["stop"],
+    for text in made.chunks:
+        part = TextChunk(chunk.split, text.shard, chunk.source, text.identity.start, text.identity.stop,
                      made.num_bytes, 0, chunk.path)  # fmt: skip
         found.append(hashlib.sha256(part.read()).hexdigest())
-        if found[-1] != record["sha256"]:
-            raise UserError(
-                f"{chunk.source}: changed since preprocessing, SHA-256 expected {record['sha256']}, found {found[-1]}; {WHAT_TO_DO}"
-            )
+        if found[-1] != text.sha256:
+            raise UserError(f"{chunk.source}: changed since preprocessing, SHA-256 expected {text.sha256}, found {found[-1]}; {WHAT_TO_DO}")
     memory.note(chunk.path, before, _together(found))
 
 
