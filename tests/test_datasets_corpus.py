@@ -157,3 +157,19 @@ def test_a_hub_out_of_reach_is_one_line_and_status_2(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
     assert "corpus.source=Salesforce/wikitext: cannot be had from the hub" in done.stderr
     assert "--set corpus.source=parquet" in done.stderr
+
+
+def test_a_part_is_read_again_only_where_what_it_left_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(2):
+        write_rows(tmp_path, "json", ROWS[number::2], f"rows{number}")
+    config = config_of(tmp_path, train=[str(tmp_path / "rows*.json")])
+    read: list[int] = []
+    reading = rows_module.convert_part
+    monkeypatch.setattr(rows_module, "convert_part", lambda part, *rest: read.append(part.number) or reading(part, *rest))
+    first = preprocess(config, progress=False).manifest
+    for damage in (b"", b"another sentence\n"):
+        (tmp_path / "tokens" / "manifest.json").unlink()
+        (left,) = (tmp_path / "tokens" / "rows").glob("part-00001-train-*.txt")
+        left.write_bytes(left.read_bytes() + damage)
+        assert preprocess(config, progress=False).manifest.tokens_sha256 == first.tokens_sha256
+    assert sorted(read) == [0, 1, 1]

@@ -9,7 +9,7 @@ import pytest
 from tiny import REPOSITORY
 
 # Inside the data layer, in the order in which the data flows: a module imports only from its own folder or one before.
-DATA_FOLDERS = ["crew", "text", "vocabulary", "tokens", "batches", "preprocess"]
+DATA_FOLDERS = ["crew", "receipts", "text", "vocabulary", "tokens", "batches", "preprocess"]
 LAYERS = ["base", "data", "model", "training", "evaluation", "sequence_tasks", "launch"]
 FILES = sorted([*REPOSITORY.glob("lm1b/**/*.py"), *REPOSITORY.glob("launch/*.py")])
 

@@ -6,7 +6,8 @@
 4. tokens/       what it leaves and training reads: a manifest and memory-mapped shards, in a folder or at a URL
 5. batches.py    the shards as steps: a pure function of (seed, step)
 
-crew.py, below all of them: the ranks that make a tokens directory together, without torch where there is one.
+Below all of them: crew.py, the ranks that make a tokens directory together, without torch where there is one; receipts.py, whether a part
+of the work is done already.
 
 A worked example, with a vocabulary of words seen twice or more. The training file holds two sentences,
 
@@ -19,6 +20,6 @@ cat=1, sat=2, .=3, </S>=4, ran=5; the text is 0 1 2 3 4 0 1 5 3 4. vocabulary/ r
 translates the numbers: the shard in tokens/ is 4 3 2 0 1 4 3 2 0 1 with sentence ends 5 and 10. It has 10 tokens to predict: 8 words and
 2 sentence ends. With 2 lanes of 2 steps, batches.py gives lane 0 the targets (4 3), then (2 0), and lane 1 (1 4), then (3 2).
 
-A module here imports from its own folder or one that stands before it: text <- vocabulary <- tokens <- batches, preprocess.
+A module here imports from its own folder or one that stands before it: crew, receipts, text, vocabulary, tokens, batches, preprocess.
 tests/test_layers.py sees to it.
 """

@@ -65,7 +65,7 @@ POINTS: dict[str, Point] = {
     "evaluation line": Point("lm1b.evaluation.watcher:append_json_line", r"evaluations\.jsonl", half=_append_half),
     "preprocessing: numbers": Point("lm1b.data.preprocess.passes:write_array"),
     "preprocessing: shard": Point("lm1b.data.tokens.directory:write_array"),
-    "preprocessing: record": Point("lm1b.data.preprocess.passes:write_sealed_json", r".*\.(count|shard)\.json"),
+    "preprocessing: record": Point("lm1b.data.receipts:write_sealed_json", r".*\.(count|shard)\.json"),
     "preprocessing: manifest": Point("lm1b.data.tokens.manifest:write_sealed_json", MANIFEST),
     "preprocessing: publishing": Point("os:replace", r".*\.npy", path=0),  # a finished shard takes its place
 }

@@ -6,14 +6,12 @@
 3. `encode_chunks` has the vocabulary spell only each chunk's distinct words and translates the numbers: the text is not
    read, and not looked up word by word, a second time. It writes the token shard and removes the numbers.
 
-A `NAME.count.json` or `NAME.shard.json` is written after what it vouches for, sealed, and says which text and vocabulary it is of
-and the files' SHA-256. A later run that finds anything else than that does the chunk again: nothing left over is opened unchecked.
+When a chunk is counted or its shard written, a receipt says so (`NAME.count.json`, `NAME.shard.json`): see receipts.py.
 Peak disk: the numbers (4 bytes a token) beside the shards.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Iterable
 from functools import lru_cache
@@ -23,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import ipc
 
+from lm1b.data.receipts import is_sound, read_receipt, write_receipt
 from lm1b.data.text.benchmark import official_md5
 from lm1b.data.text.corpus import TextChunk
 from lm1b.data.text.tokenized import as_numpy, check_lines, check_utf8, code_dtype, number_words
@@ -32,7 +31,7 @@ from lm1b.data.tokens.manifest import CountedText, Shard
 from lm1b.data.vocabulary.files import load_vocabulary
 from lm1b.data.vocabulary.vocabulary import Vocabulary
 from lm1b.errors import UserError
-from lm1b.files import atomic_file, digest_of_file, read_sealed_json, write_sealed_json
+from lm1b.files import atomic_file
 
 CHUNKS_TO_ENCODE_TOGETHER = 8  # one look-up table of the vocabulary is built for so many
 WORDS_TO_MERGE_TOGETHER = 1 << 20  # or as many as there are already, so that no word is added up often
@@ -91,9 +90,17 @@ def count_chunk(chunk: TextChunk, work: Path) -> CountedText:
         md5=hashlib.md5(data, usedforsecurity=False).hexdigest() if may_be_official else None,
         num_tokens=len(codes),
     )
-    sums = {"words_sha256": words_sha256, "codes_sha256": codes_sha256}
-    write_sealed_json(work / f"{chunk.shard}.count.json", {"counted": counted.as_json()} | sums, outlives_power=False)
+    files = {_words_path(work, chunk.shard).name: words_sha256, _codes_path(work, chunk.shard).name: codes_sha256}
+    write_receipt(_count_receipt(work, chunk.shard), _count_key(chunk), files, counted.as_json(), outlives_power=False)
     return counted
+
+
+def _count_receipt(work: Path, shard: str) -> Path:
+    return work / f"{shard}.count.json"
+
+
+def _count_key(chunk: TextChunk) -> list[object]:
+    return [chunk.shard, chunk.split, chunk.identity.model_dump()]
 
 
 def recall_count(chunk: TextChunk, work: Path) -> tuple[CountedText, bool] | None:
@@ -101,17 +108,9 @@ def recall_count(chunk: TextChunk, work: Path) -> tuple[CountedText, bool] | Non
 
     With it, whether its numbers are there, undamaged, too, so that the second pass can be made.
     """
-    with contextlib.suppress(UserError, OSError, KeyError, ValueError):
-        record = read_sealed_json(work / f"{chunk.shard}.count.json")
-        counted = CountedText.model_validate(record["counted"])
-        same = (counted.shard, counted.split, counted.identity) == (chunk.shard, chunk.split, chunk.identity)
-        if same and _is_sound(_words_path(work, chunk.shard), record["words_sha256"]):
-            return counted, _is_sound(_codes_path(work, chunk.shard), record["codes_sha256"])
-    return None
-
-
-def _is_sound(path: Path, sha256: str) -> bool:
-    return path.is_file() and digest_of_file(path) == sha256
+    codes = _codes_path(work, chunk.shard).name  # removed when the shard is written
+    receipt = read_receipt(_count_receipt(work, chunk.shard), _count_key(chunk), CountedText.model_validate, may_be_gone=[codes])
+    return (receipt.result, codes in receipt.files) if receipt else None
 
 
 def merge_counts(tables: Iterable[pa.Table]) -> pa.Table:
@@ -148,7 +147,7 @@ def write_share(work: Path, rank: int, words: pa.Table) -> str:
 def read_share(work: Path, rank: int, sha256: str) -> pa.Table:
     """What `write_share` wrote. Raises UserError where it is not there, or something else is."""
     path = _share_path(work, rank)
-    if not _is_sound(path, sha256):
+    if not is_sound(path, sha256):
         raise UserError(f"{path}: not what rank {rank} has written; is the folder shared by all machines? Run it again")
     return read_words(path)
 
@@ -178,27 +177,23 @@ def encode_chunks(shards: dict[str, int], work: Path, vocabulary_path: Path, fin
         tokens = spelling.part(start, start + len(own_words)).ids_of(codes)
         start += len(own_words)
         info = write_shard(work, shard, tokens, vocabulary.end_id, vocabulary.unknown_id, stream_length=stream_length)
-        write_sealed_json(_shard_record(work, shard), {"fingerprint": fingerprint, "info": info.as_json()}, outlives_power=False)
+        files = {path.name: sha256 for path, _, sha256 in info.files(work)}
+        write_receipt(_shard_receipt(work, shard), [shard, fingerprint], files, info.as_json(), outlives_power=False)
         _codes_path(work, shard).unlink()
         infos.append(info)
     return infos
 
 
-def _shard_record(work: Path, shard: str) -> Path:
+def _shard_receipt(work: Path, shard: str) -> Path:
     return work / f"{shard}.shard.json"
 
 
 def may_have_shard(shard: str, work: Path) -> bool:
     """Whether an earlier run has written the shard, of whatever vocabulary."""
-    return _shard_record(work, shard).is_file()
+    return _shard_receipt(work, shard).is_file()
 
 
 def recall_shard(shard: str, work: Path, fingerprint: str) -> Shard | None:
     """The shard that an earlier run wrote into `work` with the same vocabulary, where it is there, undamaged."""
-    with contextlib.suppress(UserError, OSError, KeyError, ValueError):
-        record = read_sealed_json(_shard_record(work, shard))
-        info = Shard.model_validate(record["info"])
-        files = list(info.files(work))
-        if record["fingerprint"] == fingerprint and info.name == shard and all(_is_sound(path, sha256) for path, _, sha256 in files):
-            return info
-    return None
+    receipt = read_receipt(_shard_receipt(work, shard), [shard, fingerprint], Shard.model_validate)
+    return receipt.result if receipt else None
