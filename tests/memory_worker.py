@@ -19,8 +19,9 @@ LIMIT_BYTES = 1 << 30
 
 def read_corpus(path: Path) -> None:
     """Both what reads an archive and what works on its chunks."""
-    for chunk in open_corpus(CorpusConfig(kind="lm1b", path=str(path))).chunks(lambda chunk: True, lambda num_bytes: None):
-        count_chunk(chunk, path.parent)
+    corpus = open_corpus(CorpusConfig(kind="lm1b", path=str(path)))
+    for chunk in corpus.chunks(lambda num_bytes: None):
+        count_chunk(corpus.load(chunk), path.parent)
 
 
 READERS = {

@@ -53,7 +53,8 @@ def write_archive(folder: Path, path: Path) -> Path:
 
 def texts_of(config: CorpusConfig) -> dict[str, bytes]:
     """Shard name -> text."""
-    return {chunk.shard: chunk.read() for chunk in open_corpus(config).chunks(lambda chunk: True, lambda passed: None)}
+    corpus = open_corpus(config)
+    return {chunk.shard: corpus.load(chunk).read() for chunk in corpus.chunks(lambda passed: None)}
 
 
 def lm1b(path: Path) -> CorpusConfig:

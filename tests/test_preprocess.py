@@ -16,8 +16,9 @@ from test_corpus import write_archive
 from tiny import REPOSITORY, tiny_settings, write_corpus, write_settings
 
 from lm1b.config import SPLITS, Config, parse_config
+from lm1b.data.batches import Batches
 from lm1b.data.preprocess import passes, preprocess
-from lm1b.data.preprocess.publish import only_one
+from lm1b.data.preprocess.publish import lock_directory
 from lm1b.data.text import benchmark, news_sample, raw_text
 from lm1b.data.text.benchmark import HELD_OUT_FOLDER, TRAINING_FOLDER
 from lm1b.data.tokens.directory import TokenDirectory
@@ -74,10 +75,23 @@ def test_every_word_of_the_corpus_is_in_the_shards(folder: Path) -> None:
     tokens.verify()
 
 
+def test_the_worked_example_of_the_data_layer_is_right(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("the cat sat .\nthe cat ran .\n")
+    (tmp_path / "b.txt").write_text("a cat .\n")
+    corpus = {"kind": "text", "path": None, "train": [str(tmp_path / "a.txt")], "validation": [str(tmp_path / "b.txt")]}
+    tokens = run(tmp_path, corpus=corpus, vocabulary={"minimum_count": 2})
+    assert tokens.vocabulary.words == [".", "</S>", "<UNK>", "cat", "the", "<S>"]
+    train = tokens.split("train")
+    assert (train.joined()[0].tolist(), train.sentence_ends(0).tolist()) == ([4, 3, 2, 0, 1, 4, 3, 2, 0, 1], [5, 10])
+    batches = Batches(train, end_id=1, lanes=2, steps=2, seed=1, block_tokens=100)
+    targets = [batches.at(step, 0, 2).targets_TB.T.tolist() for step in range(batches.steps_per_epoch)]
+    assert targets == [[[4, 3], [1, 4]], [[2, 0], [3, 2]]]
+
+
 def test_a_second_run_does_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(folder)
     before = changed_at(folder / "tokens")
-    monkeypatch.setattr(preprocess, "_fill", lambda *_: pytest.fail("worked again"))
+    monkeypatch.setattr(preprocess.Preprocessing, "_make", lambda *_: pytest.fail("worked again"))
     run(folder)
     assert changed_at(folder / "tokens") == before
 
@@ -200,7 +214,7 @@ def test_empty_splits(folder: Path, name: str, split: str, text: str) -> None:
 
 def test_two_runs_in_one_directory(folder: Path) -> None:
     (folder / "tokens").mkdir()
-    with only_one(folder / "tokens"), pytest.raises(UserError, match="another preprocessing is at work"):
+    with lock_directory(folder / "tokens"), pytest.raises(UserError, match="another preprocessing is at work"):
         run(folder)
 
 

@@ -149,7 +149,7 @@ DAMAGES: dict[str, Callable[[bytes, random.Random], bytes]] = {
 def stopped_run(folder: Path, name: str, **sections: dict[str, Any]) -> None:
     """A run that ends when it calls the function `name` of the preprocess module."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(f"{preprocess.__name__}.{name}", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(f"{preprocess.__name__}.{name}", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(folder, **sections)
 
@@ -220,7 +220,7 @@ def test_damaged_tokenized_text_is_made_again(folder: Path, monkeypatch: pytest.
     assert len(chunks) >= 4
     for path in chunks[::3]:
         path.write_bytes(DAMAGES[damage](path.read_bytes(), generator))
-    stopped_run(folder, "_fill", **sections, **tokens)
+    stopped_run(folder, "Preprocessing._count", **sections, **tokens)
     for path in [folder / "again" / "tokenized" / "train-00000.txt"]:
         path.write_bytes(DAMAGES[damage](path.read_bytes(), generator))
     made = files_of(run(folder, **sections, **tokens).directory)

@@ -19,7 +19,7 @@ from tiny import REPOSITORY, environment
 from lm1b.config import Split
 from lm1b.data.tokens.arrays import write_array
 from lm1b.data.tokens.directory import TokenDirectory, write_shard
-from lm1b.data.tokens.manifest import MANIFEST_NAME, MadeFrom, Manifest, Shard
+from lm1b.data.tokens.manifest import MANIFEST_NAME, CorpusFacts, MadeFrom, Manifest, Shard
 from lm1b.data.vocabulary.vocabulary import VOCABULARY_NAME
 from lm1b.errors import UserError
 from lm1b.files import digest_of_file, read_json, read_sealed_json, seal, write_json, write_sealed_json
@@ -43,7 +43,7 @@ def make_directory(folder: Path) -> Path:
     held_out = vocabulary.encode(b"c b a\na\n").ids_N
     validation = write_shard(folder, "validation-00001", held_out.astype(np.uint16), vocabulary.end_id, vocabulary.unknown_id)
     empty = write_shard(folder, "test-00000", tokens[:0].astype(np.uint16), vocabulary.end_id, vocabulary.unknown_id)
-    corpus = {"kind": "text", "official": False, "files": []}
+    corpus = CorpusFacts.of("text", False, [])
     shards: dict[Split, list[Shard]] = {"train": [shard], "validation": [validation], "test": [empty]}
     manifest = Manifest.of(vocabulary, digest_of_file(folder / VOCABULARY_NAME), shards, corpus, MadeFrom())
     manifest.write(folder / MANIFEST_NAME)

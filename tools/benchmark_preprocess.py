@@ -61,7 +61,7 @@ def timed(cpu_seconds: dict[str, float], name: str) -> Iterator[None]:
 
 def chunks_of(corpus: Path) -> list[TextChunk]:
     """All chunks of a folder in the benchmark's layout."""
-    return list(open_corpus(CorpusConfig(kind="lm1b", path=str(corpus))).chunks(lambda chunk: True, lambda num_bytes: None))
+    return list(open_corpus(CorpusConfig(kind="lm1b", path=str(corpus))).chunks(lambda num_bytes: None))
 
 
 def run_phases(chunks: list[TextChunk], folder: Path) -> dict[str, float]:

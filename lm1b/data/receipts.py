@@ -5,7 +5,7 @@
 2. A later run asks `read_receipt` with the key of today's text and settings. It gets an answer only where the receipt is whole, the key
    is the same and every file is there, byte for byte. Whatever else it finds, the part is made again: nothing left over is used unchecked.
 
-A receipt is sealed JSON: {"key": ..., "files": {"train-00000.tokens.npy": "71fe..."}, "result": ..., "seal": ...}.
+A receipt is sealed JSON: {"key": ..., "files": {"train-00000.tokens.npy": "900b..."}, "result": ..., "seal": ...}.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.data.tokens.manifest import MANIFEST_NAME, MadeFrom, Manifest, Shard
@@ -27,16 +28,14 @@ _SHARD_FILE = re.compile(r"(train|validation|test)-\d{5}(\.\d{3})?\.(tokens|ends
 
 
 @contextlib.contextmanager
-def only_one(directory: Path) -> Iterator[None]:
-    """Hold the directory's lock, and clear what a killed run left half-written."""
+def lock_directory(directory: Path) -> Iterator[None]:
+    """Hold the directory, made where it is not there. Raises UserError where another preprocessing does."""
+    directory.mkdir(parents=True, exist_ok=True)
     with open(directory / ".lock", "wb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{directory}: another preprocessing is at work here; wait for it, or use another tokens.directory") from None
-        for folder in (directory, directory / UNFINISHED_NAME):
-            for partial in folder.glob("*.partial"):
-                partial.unlink()
         yield
 
 
@@ -57,6 +56,29 @@ def is_complete(directory: Path, made_from: MadeFrom) -> bool:
     return False
 
 
+def left_of_complete_run(directory: Path, made_from: MadeFrom) -> tuple[dict[str, Any] | None, list[str]]:
+    """The manifest (as JSON) of a complete run on the same text, and which of its shards are there; (None, []) where there is none."""
+    manifest = matching_manifest(directory, made_from)
+    return (manifest.as_json(), [shard.name for shard in manifest.shards() if shard.is_there(directory)]) if manifest else (None, [])
+
+
+def finish_earlier_run(directory: Path, made_from: MadeFrom) -> bool:
+    """Clear up what a killed run has left, under the directory's lock. -> whether the directory is complete now.
+
+    Half-written files are removed; where all was made and was being moved to its place, the rest is moved. If the directory is not
+    complete after that, there is an `unfinished/`.
+    """
+    for folder in (directory, directory / UNFINISHED_NAME):
+        for partial in folder.glob("*.partial"):
+            partial.unlink()
+    _publish_what_was_finished(directory, made_from)
+    if is_complete(directory, made_from):
+        clear(directory)
+        return True
+    (directory / UNFINISHED_NAME).mkdir(exist_ok=True)
+    return False
+
+
 def _move_in(directory: Path) -> None:
     """Move what `unfinished/` holds to where it is read, the manifest last. Can be killed at any point and called again."""
     unfinished = directory / UNFINISHED_NAME
@@ -71,7 +93,7 @@ def _move_in(directory: Path) -> None:
     flush_folder(directory)
 
 
-def publish_what_was_finished(directory: Path, made_from: MadeFrom) -> None:
+def _publish_what_was_finished(directory: Path, made_from: MadeFrom) -> None:
     """Where an earlier run of the same text and settings was killed while its parts changed places: move the rest."""
     path = directory / UNFINISHED_NAME / MANIFEST_NAME
     if not path.is_file():

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cache
 from importlib import resources
@@ -115,22 +116,20 @@ class ArchiveCorpus:
         self.total_bytes = status.st_size
         self.is_packed = not path.name.endswith(".tar")
         self.origin: dict[str, Any] = {"archive": path.name, "bytes": status.st_size, "changed_ns": status.st_mtime_ns}
+        self._member: IO[bytes] | None = None  # where the next chunk begins, until it is loaded
+        self._loaded_bytes = 0
 
-    def chunks(self, is_wanted: Callable[[TextChunk], bool], progress: Callable[[int], object]) -> Iterator[TextChunk]:
+    def chunks(self, progress: Callable[[int], object]) -> Iterator[TextChunk]:
+        """See `Corpus.chunks`."""
         places = []
-        damaged = (
-            f"{self._path}: damaged or cut short; expected a .tar.gz archive (the benchmark's has SHA-256 {TARBALL_SHA256}): get it again"
-        )
-        with refusing_damage(damaged):
+        with self._refusing_damage():
             for member, file in read_members(self._path, progress):
                 if place := _place_in_layout(member.name):
                     places.append(place)
-                    yield from self._chunks_of_member(file, member.name, member.size, place, is_wanted)
+                    yield from self._chunks_of_member(file, member.name, member.size, place)
         _check_layout(places, str(self._path))
 
-    def _chunks_of_member(
-        self, file: IO[bytes], path: str, size: int, place: tuple[Split, int, int, str], is_wanted: Callable[[TextChunk], bool]
-    ) -> Iterator[TextChunk]:
+    def _chunks_of_member(self, file: IO[bytes], path: str, size: int, place: tuple[Split, int, int, str]) -> Iterator[TextChunk]:
         """A member as one chunk, or several where it is long. path, size: as the archive has them."""
         split, number, _, official_name = place
         name = f"{split}-{number:05d}"
@@ -140,16 +139,30 @@ class ArchiveCorpus:
             is_whole = start == 0 and stop == size
             chunk = TextChunk(split, name if is_whole else f"{name}.{part:03d}", f"{self._path}:{path}", start, stop, size,
                               self._changed_ns, None, official_name if is_whole else None)  # fmt: skip
-            if is_whole and not is_wanted(chunk):
-                yield chunk
+            self._member = file
+            yield chunk
+            if is_whole:
                 return
-            data = file.read(stop - start)
-            if len(data) < stop - start:
-                raise EOFError(f"{path} ends early")
-            if stop < size and not data.endswith(b"\n"):
-                data += read_line(file, chunk.source)
-            yield replace(chunk, data=data)
-            start, part = start + len(data), part + 1
+            if self._member is not None:
+                self.load(chunk)  # nobody wants it, but only its end tells where the next one begins
+            start, part = start + self._loaded_bytes, part + 1
+
+    def load(self, chunk: TextChunk) -> TextChunk:
+        """See `Corpus.load`."""
+        assert self._member is not None, "each chunk is loaded once, when its turn has come"
+        with self._refusing_damage():
+            data = self._member.read(chunk.stop - chunk.start)
+            if len(data) < chunk.stop - chunk.start:
+                raise EOFError(f"{chunk.source} ends early")
+            if chunk.stop < chunk.file_bytes and not data.endswith(b"\n"):
+                data += read_line(self._member, chunk.source)
+        self._member, self._loaded_bytes = None, len(data)
+        return replace(chunk, data=data)
+
+    def _refusing_damage(self) -> AbstractContextManager[None]:
+        return refusing_damage(
+            f"{self._path}: damaged or cut short; expected a .tar.gz archive (the benchmark's has SHA-256 {TARBALL_SHA256}): get it again"
+        )
 
 
 def open_benchmark(path: Path) -> Corpus:

@@ -3,7 +3,8 @@
 1. A `Corpus` gives its text as `TextChunk`s, in an order of its own that is the same every time.
 2. A file of at most 64 MB, as all of the benchmark's are, is one chunk; a longer one is cut after CHUNK_BYTES, and a line belongs to the
    chunk that it begins in. With chunks of 8 bytes the file `a b\nc d e\nf\n` becomes `a b\nc d e\n` and `f\n`.
-3. A chunk of a folder is read by the process that works on it (`TextChunk.read`); a chunk of an archive carries its bytes.
+3. A chunk of a folder is read by the process that works on it (`TextChunk.read`); a chunk of an archive
+   carries its bytes, once it is loaded.
 4. `Corpus.origin` names the text cheaply (names, sizes, times of change), so that a second run sees whether anything has changed.
 """
 
@@ -99,8 +100,12 @@ class Corpus(Protocol):
     origin: dict[str, Any]
     total_bytes: int
 
-    def chunks(self, is_wanted: Callable[[TextChunk], bool], progress: Callable[[int], object]) -> Iterator[TextChunk]:
-        """Every chunk; those not wanted may come without their data. An archive tells `progress` the bytes of `total_bytes` read."""
+    def chunks(self, progress: Callable[[int], object]) -> Iterator[TextChunk]:
+        """Every chunk, in the same order every time. An archive tells `progress` the bytes of `total_bytes` read."""
+        ...
+
+    def load(self, chunk: TextChunk) -> TextChunk:
+        """The chunk as another process can read it: one of an archive gets its bytes. Only before the next one is asked for."""
         ...
 
 
@@ -124,8 +129,13 @@ class FilesCorpus:
         self.total_bytes = sum(chunk.stop - chunk.start for chunk in self._chunks)
         self.origin: dict[str, Any] = {"files": [[chunk.split, chunk.shard, chunk.identity.model_dump()] for chunk in self._chunks]}
 
-    def chunks(self, is_wanted: Callable[[TextChunk], bool], progress: Callable[[int], object]) -> Iterator[TextChunk]:
+    def chunks(self, progress: Callable[[int], object]) -> Iterator[TextChunk]:
+        """See `Corpus.chunks`."""
         yield from self._chunks
+
+    def load(self, chunk: TextChunk) -> TextChunk:
+        """See `Corpus.load`: every process can open the file."""
+        return chunk
 
 
 def _chunks_of_file(file: SourceFile) -> Iterator[TextChunk]:

@@ -1,15 +1,16 @@
 """The manifest of a tokens directory: what it says of itself, and what must hold before any of it is believed.
 
     {"format": "lm1b-tokens", "version": 3,
-     "vocabulary": {"kind": "words", "label": "closed", "size": 6, "fingerprint": "94ae...", "sha256": "c01d..."},
-     "token_dtype": "uint16", "tokens_sha256": "71fe...",
-     "corpus": {"kind": "text", "official": false, "files": [{"split": "train", "name": "a.txt", "bytes": 28, "sha256": "5e8b..."}]},
+     "vocabulary": {"kind": "words", "label": "closed", "size": 6, "fingerprint": "1b0b...", "sha256": "a680..."},
+     "token_dtype": "uint16", "tokens_sha256": "128e...",
+     "corpus": {"kind": "text", "official": false, "files": [{"split": "train", "name": "a.txt", "bytes": 28, "sha256": "18d4..."}]},
      "splits": {"train": {"num_tokens": 10, "num_words": 8, "num_sentences": 2, "num_unknown": 2,
-                          "shards": [{"name": "train-00000", "num_tokens": 10, ..., "tokens_bytes": 148, "tokens_sha256": "...",
-                                      "ends_bytes": 144, "ends_sha256": "...", "tokens_pieces": ["..."], "ends_pieces": ["..."]}]},
+                          "shards": [{"name": "train-00000", "num_tokens": 10, ..., "tokens_bytes": 148, "tokens_sha256": "900b...",
+                                      "ends_bytes": 144, "ends_sha256": "fd76...",
+                                      "tokens_pieces": ["900b..."], "ends_pieces": ["fd76..."]}]},
                 "validation": ..., "test": ...},
      "made_from": {"version": 3, "origin": {...}, "vocabulary": {"minimum_count": 2}, "pieces": [{"split": "train", ...}]},
-     "seal": "..."}
+     "seal": "d1c5..."}
 
 1. `Manifest.of` makes one, `write` seals it: a flipped bit is found.
 2. `Manifest.read` believes nothing: every number and name is checked, since names become paths and numbers become sizes.
@@ -186,6 +187,15 @@ class CorpusFacts(BaseModel):
     kind: str
     official: bool
 
+    @classmethod
+    def of(cls, kind: str, official: bool, texts: list[CountedText]) -> CorpusFacts:
+        """Of a corpus that was counted: every file's split, name, bytes and SHA-256 as well."""
+        files = [
+            {"split": text.split, "name": text.official_name or text.identity.name, "bytes": text.num_bytes, "sha256": text.sha256}
+            for text in texts
+        ]
+        return cls.model_validate({"kind": kind, "official": official, "files": files})
+
 
 class Manifest(Record):
     """A whole tokens directory."""
@@ -217,9 +227,9 @@ class Manifest(Record):
 
     @classmethod
     def of(
-        cls, vocabulary: Vocabulary, vocabulary_sha256: str, shards: dict[Split, list[Shard]], corpus: dict[str, Any], made_from: MadeFrom
+        cls, vocabulary: Vocabulary, vocabulary_sha256: str, shards: dict[Split, list[Shard]], corpus: CorpusFacts, made_from: MadeFrom
     ) -> Manifest:
-        """The manifest of a complete directory. vocabulary_sha256: of vocabulary.txt. corpus: its kind, whether official, its files."""
+        """The manifest of a complete directory. vocabulary_sha256: of vocabulary.txt."""
         facts = VocabularyFacts(
             kind=vocabulary.kind,
             label=vocabulary.label,
@@ -234,7 +244,7 @@ class Manifest(Record):
             vocabulary=facts,
             token_dtype=cast(Literal["uint16", "uint32"], vocabulary.token_dtype.name),
             tokens_sha256=hashlib.sha256(hashes.encode()).hexdigest(),
-            corpus=CorpusFacts(**corpus),
+            corpus=corpus,
             splits={name: SplitShards.of(shards[name]) for name in SPLITS},
             made_from=made_from,
         )

@@ -110,7 +110,7 @@ def _check_files(corpus: Corpus, tokens: TokenDirectory) -> None:
     """Files: names and sizes, and where one was touched or copied since, what is in it."""
     then = _made_files(tokens)
     now: dict[str, TextChunk] = {}
-    for chunk in corpus.chunks(lambda chunk: True, lambda num_bytes: None):
+    for chunk in corpus.chunks(lambda num_bytes: None):
         now.setdefault(chunk.shard.partition(".")[0], chunk)
     for shard, chunk in now.items():
         made = then.get(shard)
