@@ -11,10 +11,10 @@ import sys
 from typing import Any
 
 from lm1b.command_line import CommandParser, add_config_arguments
-from lm1b.config import Config, load_config
+from lm1b.config import SPLITS, Config, load_config
 from lm1b.console import say
-from lm1b.data.preprocess import preprocess
-from lm1b.data.shards import SPLITS, TokenDirectory
+from lm1b.data.preprocess.preprocess import preprocess
+from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.errors import run_command
 from lm1b.launchers import here
 
@@ -34,16 +34,16 @@ def as_json(tokens: TokenDirectory) -> dict[str, Any]:
     """The same for `--log-format json`."""
     counts = ("num_tokens", "num_words", "num_sentences", "num_unknown")
     splits = {name: {key: getattr(tokens.split(name), key) for key in counts} for name in SPLITS}
-    vocabulary = {"size": tokens.manifest["vocabulary"]["size"], "fingerprint": tokens.fingerprint}
+    vocabulary = {"size": tokens.manifest.vocabulary.size, "fingerprint": tokens.fingerprint}
     return {"directory": str(tokens.directory), "vocabulary": vocabulary, "official": tokens.corpus["official"], "splits": splits}
 
 
 def describe(tokens: TokenDirectory) -> str:
     """A few lines on what is there."""
-    vocabulary = tokens.manifest["vocabulary"]
-    spelled = vocabulary.get("kind") == "sentencepiece"
-    what = f"pieces of words ({vocabulary['label']})" if spelled else "words"
-    lines = [f"{tokens.directory}: vocabulary of {vocabulary['size']:,} {what}, fingerprint {tokens.fingerprint[:12]}"]
+    vocabulary = tokens.manifest.vocabulary
+    spelled = vocabulary.kind == "sentencepiece"
+    what = f"pieces of words ({vocabulary.label})" if spelled else "words"
+    lines = [f"{tokens.directory}: vocabulary of {vocabulary.size:,} {what}, fingerprint {tokens.fingerprint[:12]}"]
     for name in SPLITS:
         split = tokens.split(name)
         unknown = split.num_unknown / max(1, split.num_words)

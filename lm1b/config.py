@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import runpy
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
@@ -35,6 +35,7 @@ def _known_cell(name: str) -> str:
 Cell = Annotated[str, AfterValidator(_known_cell), WithJsonSchema({"enum": CELLS, "type": "string"})]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 class RunConfig(Section):

@@ -25,8 +25,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lm1b.data.text import END, UNKNOWN
-from lm1b.data.vocabulary_files import load_vocabulary
+from lm1b.data.text.tokenized import END, UNKNOWN
+from lm1b.data.vocabulary.files import load_vocabulary
 from lm1b.errors import UserError
 from lm1b.evaluation.exported import VOCABULARY, shape_of_facts
 from lm1b.evaluation.shape import Shape

@@ -8,7 +8,7 @@ import pytest
 from tiny import tiny_settings, write_corpus
 
 from lm1b.config import parse_config
-from lm1b.data.preprocess import preprocess
+from lm1b.data.preprocess.preprocess import preprocess
 
 
 @pytest.fixture(scope="session")

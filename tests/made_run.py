@@ -10,10 +10,12 @@ import pyarrow as pa
 import torch
 
 from lm1b.config import Config, parse_config
-from lm1b.data.shards import MANIFEST_NAME, VOCABULARY_NAME, TokenDirectory, make_manifest, write_shard
-from lm1b.data.word_vocabulary import WordVocabulary, build_vocabulary
+from lm1b.data.tokens.directory import TokenDirectory, write_shard
+from lm1b.data.tokens.manifest import MANIFEST_NAME, CorpusFacts, MadeFrom, Manifest
+from lm1b.data.vocabulary.vocabulary import VOCABULARY_NAME
+from lm1b.data.vocabulary.words import WordVocabulary, build_vocabulary
 from lm1b.distributed import single_process
-from lm1b.files import digest_of_file, write_json, write_sealed_json
+from lm1b.files import digest_of_file, write_json
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.tables import VocabularyTable
 from lm1b.training.checkpoint import Checkpoint
@@ -43,8 +45,9 @@ def made_tokens(folder: Path) -> TokenDirectory:
         tokens = vocabulary.encode(made_text(number, sentences).encode()).ids_N
         name = f"{split}-{number}"
         shards[split].append(write_shard(folder, name, tokens.astype(vocabulary.token_dtype), vocabulary.end_id, vocabulary.unknown_id))
-    corpus = {"kind": "text", "official": False}
-    write_sealed_json(folder / MANIFEST_NAME, make_manifest(vocabulary, digest_of_file(folder / VOCABULARY_NAME), shards, corpus, {}))
+    corpus = CorpusFacts.of("text", False, [])
+    made_from = MadeFrom()
+    Manifest.of(vocabulary, digest_of_file(folder / VOCABULARY_NAME), shards, corpus, made_from).write(folder / MANIFEST_NAME)
     return TokenDirectory.open(folder)
 
 

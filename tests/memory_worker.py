@@ -7,10 +7,10 @@ import resource
 from pathlib import Path
 
 from lm1b.config import CorpusConfig, load_config
-from lm1b.data.corpus import open_corpus
-from lm1b.data.pieces import count_piece
-from lm1b.data.shards import TokenDirectory
-from lm1b.data.word_vocabulary import WordVocabulary, read_given_vocabulary
+from lm1b.data.preprocess.passes import count_chunk
+from lm1b.data.text.sources import open_corpus
+from lm1b.data.tokens.directory import TokenDirectory
+from lm1b.data.vocabulary.words import WordVocabulary, read_given_vocabulary
 from lm1b.errors import UserError
 from lm1b.files import read_json_lines, read_sealed_json
 
@@ -18,9 +18,10 @@ LIMIT_BYTES = 1 << 30
 
 
 def read_corpus(path: Path) -> None:
-    """Both what reads an archive and what works on its pieces."""
-    for piece in open_corpus(CorpusConfig(kind="lm1b", path=str(path))).pieces(lambda piece: True, lambda num_bytes: None):
-        count_piece(piece, path.parent)
+    """Both what reads an archive and what works on its chunks."""
+    corpus = open_corpus(CorpusConfig(kind="lm1b", path=str(path)))
+    for chunk in corpus.chunks(lambda num_bytes: None):
+        count_chunk(corpus.load(chunk), path.parent)
 
 
 READERS = {

@@ -7,7 +7,7 @@ import signal
 from typing import Any
 
 from lm1b.config import parse_config
-from lm1b.data.preprocess import preprocess
+from lm1b.data.preprocess.preprocess import preprocess
 
 
 def preprocess_settings(settings: dict[str, Any]) -> None:

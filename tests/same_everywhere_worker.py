@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lm1b.config import load_config
-from lm1b.data.shards import TokenDirectory
+from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.distributed import agree, share_of_cores
 from lm1b.errors import UserError
 from lm1b.training.process_group import start_ranks, stop_ranks

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm1b.data.batches import Batches, cut_into_blocks, cut_into_lanes
-from lm1b.data.shards import TokenSplit, write_shard
+from lm1b.data.tokens.directory import TokenSplit, write_shard
 from lm1b.errors import UserError
 
 END, UNKNOWN = 0, 1

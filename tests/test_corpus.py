@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 
 from lm1b import pinned_wheel
 from lm1b.config import CorpusConfig
-from lm1b.data import corpus as corpus_module
-from lm1b.data import news_sample
-from lm1b.data.corpus import Piece, open_corpus
-from lm1b.data.news_sample import mend, read_articles
-from lm1b.data.official import HELD_OUT_FOLDER, TARBALL_SHA256, TRAINING_FOLDER, official_md5, official_name_of
-from lm1b.data.sentences import split_sentences, tokenize
+from lm1b.data.text import benchmark, news_sample
+from lm1b.data.text import corpus as corpus_module
+from lm1b.data.text.benchmark import HELD_OUT_FOLDER, TARBALL_SHA256, TRAINING_FOLDER, official_md5, official_name_of
+from lm1b.data.text.corpus import TextChunk
+from lm1b.data.text.moses import split_sentences, tokenize
+from lm1b.data.text.news_sample import mend, read_articles
+from lm1b.data.text.sources import open_corpus
 from lm1b.errors import UserError
 from lm1b.files import digest_of_file
 
@@ -52,7 +53,8 @@ def write_archive(folder: Path, path: Path) -> Path:
 
 def texts_of(config: CorpusConfig) -> dict[str, bytes]:
     """Shard name -> text."""
-    return {piece.shard: piece.read() for piece in open_corpus(config).pieces(lambda piece: True, lambda passed: None)}
+    corpus = open_corpus(config)
+    return {chunk.shard: corpus.load(chunk).read() for chunk in corpus.chunks(lambda passed: None)}
 
 
 def lm1b(path: Path) -> CorpusConfig:
@@ -73,29 +75,32 @@ def test_folder_and_archive_hold_the_same(tmp_path: Path) -> None:
     assert texts_of(lm1b(outer)) == texts
 
 
-def test_long_files_come_in_pieces_of_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_files_come_in_chunks_of_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_layout(tmp_path / "corpus")
-    monkeypatch.setattr(corpus_module, "PIECE_BYTES", 20)
+    for module in (corpus_module, benchmark):
+        monkeypatch.setattr(module, "CHUNK_BYTES", 20)
     archive = write_archive(folder, tmp_path / "corpus.tgz")
     for path in (folder, archive):
-        pieces = [(shard, text) for shard, text in texts_of(lm1b(path)).items() if shard.startswith("train-00003")]
-        assert len(pieces) > 1
-        assert b"".join(text for _, text in sorted(pieces)) == b"training file 3 .\n" * 4
-        assert all(text.endswith(b"\n") for _, text in pieces if text)
+        chunks = [(shard, text) for shard, text in texts_of(lm1b(path)).items() if shard.startswith("train-00003")]
+        assert len(chunks) > 1
+        assert b"".join(text for _, text in sorted(chunks)) == b"training file 3 .\n" * 4
+        assert all(text.endswith(b"\n") for _, text in chunks if text)
 
 
 @given(st.binary(max_size=80), st.integers(1, 30))
 @settings(deadline=None, max_examples=150)
-def test_pieces_of_a_file_join_to_the_file(data: bytes, piece_bytes: int) -> None:
+def test_chunks_of_a_file_join_to_the_file(data: bytes, chunk_bytes: int) -> None:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "text"
         path.write_bytes(data)
-        starts = range(0, len(data), piece_bytes)
-        pieces = [Piece("train", "s", "text", start, min(start + piece_bytes, len(data)), len(data), 0, path).read() for start in starts]
-    assert b"".join(pieces) == data
-    assert all(piece.endswith(b"\n") for piece in pieces[:-1] if piece and data.endswith(b"\n"))
+        starts = range(0, len(data), chunk_bytes)
+        chunks = [
+            TextChunk("train", "s", "text", start, min(start + chunk_bytes, len(data)), len(data), 0, path).read() for start in starts
+        ]
+    assert b"".join(chunks) == data
+    assert all(chunk.endswith(b"\n") for chunk in chunks[:-1] if chunk and data.endswith(b"\n"))
 
 
 def test_missing_corpora_say_how_to_get_them(tmp_path: Path) -> None:
@@ -157,7 +162,8 @@ def test_plain_files(tmp_path: Path) -> None:
 
 
 def test_a_line_too_long_to_be_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus_module, "PIECE_BYTES", 50)
+    for module in (corpus_module, benchmark):
+        monkeypatch.setattr(module, "CHUNK_BYTES", 50)
     monkeypatch.setattr(corpus_module, "LONGEST_LINE_BYTES", 100)
     (tmp_path / "text").write_bytes(b"x" * 500 + b"\n")
     (tmp_path / "held").write_bytes(b"x\n")

@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 from tiny import REPOSITORY, environment, tiny_settings, write_settings
 
-from lm1b.config import Config, parse_config
-from lm1b.data import datasets_text
-from lm1b.data.datasets_text import split_of
-from lm1b.data.preprocess import preprocess
-from lm1b.data.shards import SPLITS, TokenDirectory
-from lm1b.data.unchanged import check_corpus_unchanged
+from lm1b.config import SPLITS, Config, parse_config
+from lm1b.data.preprocess.preprocess import preprocess
+from lm1b.data.text import rows as rows_module
+from lm1b.data.text.rows import split_of
+from lm1b.data.tokens.directory import TokenDirectory
+from lm1b.data.tokens.unchanged import check_corpus_unchanged
 from lm1b.errors import UserError
 
 ROWS = [f"s{number} a{number % 7}  b\tc" for number in range(300)] + ["", " \t ", "two\nlines in a row", "odd\x00 \x01 \u2028x </S> <UNK>"]
@@ -54,7 +54,7 @@ def sentences_of(tokens: TokenDirectory) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("source", ["text", "json", "parquet", "arrow"])
 def test_every_format_gives_the_same_sentences_in_the_same_splits(tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets_text, "FILE_BYTES", 500)
+    monkeypatch.setattr(rows_module, "FILE_BYTES", 500)
     path = write_rows(tmp_path, source, ROWS)
     config = config_of(tmp_path, source=source, train=[str(tmp_path / f"*.{source}")])
     tokens = preprocess(config, progress=False)
@@ -126,7 +126,7 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_what_cannot_be_read_is_one_line(tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets_text, "LONGEST_LINE_BYTES", 2000)
+    monkeypatch.setattr(rows_module, "LONGEST_LINE_BYTES", 2000)
     text, corpus, message = BAD[case]
     (tmp_path / "bad.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(UserError, match=message) as caught:
@@ -157,3 +157,19 @@ def test_a_hub_out_of_reach_is_one_line_and_status_2(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
     assert "corpus.source=Salesforce/wikitext: cannot be had from the hub" in done.stderr
     assert "--set corpus.source=parquet" in done.stderr
+
+
+def test_a_part_is_read_again_only_where_what_it_left_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(2):
+        write_rows(tmp_path, "json", ROWS[number::2], f"rows{number}")
+    config = config_of(tmp_path, train=[str(tmp_path / "rows*.json")])
+    read: list[int] = []
+    reading = rows_module.convert_part
+    monkeypatch.setattr(rows_module, "convert_part", lambda part, *rest: read.append(part.number) or reading(part, *rest))
+    first = preprocess(config, progress=False).manifest
+    for damage in (b"", b"another sentence\n"):
+        (tmp_path / "tokens" / "manifest.json").unlink()
+        (left,) = (tmp_path / "tokens" / "rows").glob("part-00001-train-*.txt")
+        left.write_bytes(left.read_bytes() + damage)
+        assert preprocess(config, progress=False).manifest.tokens_sha256 == first.tokens_sha256
+    assert sorted(read) == [0, 1, 1]

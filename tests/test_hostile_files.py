@@ -30,18 +30,18 @@ from test_shards import make_directory
 from tiny import tiny_settings, write_corpus
 
 from lm1b.config import Config, CorpusConfig, load_config, parse_config
-from lm1b.data import preprocess
-from lm1b.data.corpus import open_corpus
-from lm1b.data.news_sample import read_articles
-from lm1b.data.official import HELD_OUT_FOLDER, TRAINING_FOLDER
-from lm1b.data.pieces import read_words, write_words
-from lm1b.data.shards import TokenDirectory
-from lm1b.data.word_vocabulary import WordVocabulary, read_given_vocabulary
+from lm1b.data.preprocess import preprocess
+from lm1b.data.preprocess.passes import read_words, write_words
+from lm1b.data.text.benchmark import HELD_OUT_FOLDER, TRAINING_FOLDER
+from lm1b.data.text.news_sample import read_articles
+from lm1b.data.text.sources import open_corpus
+from lm1b.data.tokens.directory import TokenDirectory
+from lm1b.data.vocabulary.words import WordVocabulary, read_given_vocabulary
 from lm1b.errors import UserError
 from lm1b.files import read_json_lines, seal
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["lm1b.data.preprocess"])
+FORKS.set_forkserver_preload(["lm1b.data.preprocess.preprocess"])
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
@@ -195,7 +195,7 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 def texts_of(path: Path) -> dict[str, bytes]:
     corpus = open_corpus(CorpusConfig(kind="lm1b", path=str(path)))
-    return {piece.shard: piece.read() for piece in corpus.pieces(lambda piece: True, lambda passed: None)}
+    return {chunk.shard: corpus.load(chunk).read() for chunk in corpus.chunks(lambda passed: None)}
 
 
 @given(name=st.sampled_from(["corpus.tar.gz", "corpus.tar"]), change=CHANGES)
@@ -290,7 +290,7 @@ def test_malicious_pickles_in_unfinished_work(tmp_path: Path, kind: str) -> None
     write_corpus(tmp_path / "corpus", sentences=30)
     whole = files_of(run(tmp_path, tokens={"directory": str(tmp_path / "whole")}).directory)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preprocess, "encode_pieces", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(preprocess, "encode_chunks", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path)
     for path in (tmp_path / "tokens" / "unfinished").iterdir():

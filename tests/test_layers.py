@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from tiny import REPOSITORY
 
+# Inside the data layer, in the order in which the data flows: a module imports only from its own folder or one before.
+DATA_FOLDERS = ["crew", "receipts", "text", "vocabulary", "tokens", "batches", "preprocess"]
 LAYERS = ["base", "data", "model", "training", "evaluation", "sequence_tasks", "launch"]
 FILES = sorted([*REPOSITORY.glob("lm1b/**/*.py"), *REPOSITORY.glob("launch/*.py")])
 
@@ -41,6 +43,13 @@ def test_imports_go_down(path: Path) -> None:
     own = layer_of(module_name(path))
     upward = [name for name in imports_of(path) if name.split(".")[0] in ("lm1b", "launch") and layer_of(name) > own]
     assert not upward, f"{module_name(path)} imports upward: {upward}"
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if module_name(path).startswith("lm1b.data.")], ids=module_name)
+def test_the_data_layer_s_imports_go_down(path: Path) -> None:
+    places = [DATA_FOLDERS.index(name.split(".")[2]) for name in imports_of(path) if name.startswith("lm1b.data.")]
+    own = module_name(path).split(".")[2]
+    assert own == "__init__" or all(place <= DATA_FOLDERS.index(own) for place in places), f"{module_name(path)} imports upward"
 
 
 def test_three_files_know_deepspeed() -> None:

@@ -104,7 +104,7 @@ def test_nothing_to_count_is_refused() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not (SHARED / "news_mix").is_dir(), reason="the news_mix corpus is not on this machine")
 def test_perplexities_measured_elsewhere_on_real_news() -> None:
-    from lm1b.data.word_vocabulary import read_given_vocabulary
+    from lm1b.data.vocabulary.words import read_given_vocabulary
 
     vocabulary = read_given_vocabulary(SHARED / "news_mix" / "word_vocab.txt")[0]
 

@@ -14,7 +14,7 @@ from made_run import made_checkpoint, made_config, made_text, made_tokens
 from torch import Tensor
 
 from lm1b.config import Config, ModelConfig, override_config
-from lm1b.data.shards import TokenDirectory
+from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.distributed import Ranks, single_process
 from lm1b.errors import UserError
 from lm1b.evaluation import perplexity

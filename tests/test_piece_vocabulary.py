@@ -19,15 +19,15 @@ from tiny import write_corpus
 
 import lm1b
 from lm1b.config import Config, TokensConfig, VocabularyConfig, parse_config
-from lm1b.data.piece_training import build_piece_vocabulary, sampled_lines
-from lm1b.data.piece_vocabulary import SPACE, PieceVocabulary
-from lm1b.data.preprocess import preprocess
-from lm1b.data.remote_tokens import open_tokens
-from lm1b.data.shards import TokenDirectory
-from lm1b.data.text import number_words
-from lm1b.data.vocabulary import Vocabulary
-from lm1b.data.vocabulary_files import load_vocabulary
-from lm1b.data.word_vocabulary import WordVocabulary, build_vocabulary
+from lm1b.data.preprocess.preprocess import preprocess
+from lm1b.data.text.tokenized import number_words
+from lm1b.data.tokens.directory import TokenDirectory
+from lm1b.data.tokens.remote import open_tokens
+from lm1b.data.vocabulary.files import load_vocabulary
+from lm1b.data.vocabulary.piece_training import build_piece_vocabulary, sampled_lines
+from lm1b.data.vocabulary.pieces import SPACE, PieceVocabulary
+from lm1b.data.vocabulary.vocabulary import Vocabulary
+from lm1b.data.vocabulary.words import WordVocabulary, build_vocabulary
 from lm1b.distributed import single_process
 from lm1b.errors import UserError
 from lm1b.evaluation.breakdown import by_position

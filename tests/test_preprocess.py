@@ -15,11 +15,13 @@ import pytest
 from test_corpus import write_archive
 from tiny import REPOSITORY, tiny_settings, write_corpus, write_settings
 
-from lm1b.config import Config, parse_config
-from lm1b.data import news_sample, official, pieces, preprocess, raw_text
-from lm1b.data.official import HELD_OUT_FOLDER, TRAINING_FOLDER
-from lm1b.data.publish import only_one
-from lm1b.data.shards import SPLITS, TokenDirectory
+from lm1b.config import SPLITS, Config, parse_config
+from lm1b.data.batches import Batches
+from lm1b.data.preprocess import passes, preprocess
+from lm1b.data.preprocess.publish import lock_directory
+from lm1b.data.text import benchmark, news_sample, raw_text
+from lm1b.data.text.benchmark import HELD_OUT_FOLDER, TRAINING_FOLDER
+from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.errors import UserError
 from lm1b.files import digest_of_file
 from lm1b.workers import Workers
@@ -73,10 +75,23 @@ def test_every_word_of_the_corpus_is_in_the_shards(folder: Path) -> None:
     tokens.verify()
 
 
+def test_the_worked_example_of_the_data_layer_is_right(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("the cat sat .\nthe cat ran .\n")
+    (tmp_path / "b.txt").write_text("a cat .\n")
+    corpus = {"kind": "text", "path": None, "train": [str(tmp_path / "a.txt")], "validation": [str(tmp_path / "b.txt")]}
+    tokens = run(tmp_path, corpus=corpus, vocabulary={"minimum_count": 2})
+    assert tokens.vocabulary.words == [".", "</S>", "<UNK>", "cat", "the", "<S>"]
+    train = tokens.split("train")
+    assert (train.joined()[0].tolist(), train.sentence_ends(0).tolist()) == ([4, 3, 2, 0, 1, 4, 3, 2, 0, 1], [5, 10])
+    batches = Batches(train, end_id=1, lanes=2, steps=2, seed=1, block_tokens=100)
+    targets = [batches.at(step, 0, 2).targets_TB.T.tolist() for step in range(batches.steps_per_epoch)]
+    assert targets == [[[4, 3], [1, 4]], [[2, 0], [3, 2]]]
+
+
 def test_a_second_run_does_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(folder)
     before = changed_at(folder / "tokens")
-    monkeypatch.setattr(preprocess, "_fill", lambda *_: pytest.fail("worked again"))
+    monkeypatch.setattr(preprocess.Preprocessing, "_make", lambda *_: pytest.fail("worked again"))
     run(folder)
     assert changed_at(folder / "tokens") == before
 
@@ -87,12 +102,12 @@ def test_archive_and_processes_change_nothing(folder: Path) -> None:
     path = {"path": str(folder / "corpus.tar.gz")}
     other = run(folder, corpus=path, tokens={"directory": str(folder / "other"), "processes": 2})
     for key in ("vocabulary", "splits", "tokens_sha256"):
-        assert one.manifest[key] == other.manifest[key]
+        assert getattr(one.manifest, key) == getattr(other.manifest, key)
     known = [{file["split"]: file["sha256"]} for file in one.corpus["files"]]
     assert [{file["split"]: file["sha256"]} for file in other.corpus["files"]] == known
 
 
-@pytest.mark.parametrize("stop_at", [("count_piece", 1), ("count_piece", 3), ("encode_pieces", 0), ("encode_pieces", 2)])
+@pytest.mark.parametrize("stop_at", [("count_chunk", 1), ("count_chunk", 3), ("encode_chunks", 0), ("encode_chunks", 2)])
 def test_a_run_that_was_stopped_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch, stop_at: tuple[str, int]) -> None:
     expected = files_of(run(folder, tokens={"directory": str(folder / "whole")}).directory)
     name, number = stop_at
@@ -105,7 +120,7 @@ def test_a_run_that_was_stopped_goes_on(folder: Path, monkeypatch: pytest.Monkey
         return whole(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(preprocess, "PIECES_TO_ENCODE_TOGETHER", 1)
+        patch.setattr(preprocess, "CHUNKS_TO_ENCODE_TOGETHER", 1)
         patch.setattr(preprocess, name, stopping)
         with pytest.raises(KeyboardInterrupt):
             run(folder)
@@ -113,11 +128,11 @@ def test_a_run_that_was_stopped_goes_on(folder: Path, monkeypatch: pytest.Monkey
         TokenDirectory.open(folder / "tokens")
     before = changed_at(folder / "tokens" / "unfinished")
     done_again: list[str] = []
-    counting = preprocess.count_piece
-    monkeypatch.setattr(preprocess, "count_piece", lambda piece, work: done_again.append(piece.shard) or counting(piece, work))
+    counting = preprocess.count_chunk
+    monkeypatch.setattr(preprocess, "count_chunk", lambda chunk, work: done_again.append(chunk.shard) or counting(chunk, work))
     run(folder)
     assert files_of(folder / "tokens") == expected
-    assert len(done_again) == (4 - number if name == "count_piece" else 0)
+    assert len(done_again) == (4 - number if name == "count_chunk" else 0)
     after = changed_at(folder / "tokens")
     shards = [file for file in before if not file.endswith(".codes.npy")]
     assert {file: after[file] for file in shards} == {file: before[file] for file in shards}, "what was there is not written again"
@@ -149,7 +164,7 @@ def test_a_changed_corpus_is_done_anew(folder: Path) -> None:
 
 def test_stopped_then_changed_text_is_not_mixed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(preprocess, "make_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(preprocess.Manifest, "of", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(folder)
     path = folder / "corpus" / TRAINING_FOLDER / "news.en-00001-of-00003"
@@ -199,24 +214,24 @@ def test_empty_splits(folder: Path, name: str, split: str, text: str) -> None:
 
 def test_two_runs_in_one_directory(folder: Path) -> None:
     (folder / "tokens").mkdir()
-    with only_one(folder / "tokens"), pytest.raises(UserError, match="another preprocessing is at work"):
+    with lock_directory(folder / "tokens"), pytest.raises(UserError, match="another preprocessing is at work"):
         run(folder)
 
 
 def test_files_that_are_official_but_for_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = {f"{path.parent.name}/{path.name}": digest_of_file(path, "md5") for path in (folder / "corpus").rglob("news*")}
-    monkeypatch.setattr(official, "official_md5", lambda: known)
-    monkeypatch.setattr(pieces, "official_md5", lambda: known)
-    monkeypatch.setattr(official, "NUM_TRAINING_FILES", 2)
+    monkeypatch.setattr(benchmark, "official_md5", lambda: known)
+    monkeypatch.setattr(passes, "official_md5", lambda: known)
+    monkeypatch.setattr(benchmark, "NUM_TRAINING_FILES", 2)
     for name in ("NUM_TRAINING_SENTENCES", "NUM_TRAINING_TOKENS", "VOCABULARY_SIZE"):
-        monkeypatch.setattr(official, name, 1)
+        monkeypatch.setattr(benchmark, name, 1)
     with pytest.raises(AssertionError, match="the official benchmark was counted as"):
         run(folder)
     trial = run(folder, tokens={"directory": str(folder / "trial")}, corpus={"path": str(unofficial_copy(folder))})
     assert not trial.corpus["official"]
-    monkeypatch.setattr(official, "NUM_TRAINING_SENTENCES", trial.split("train").num_sentences)
-    monkeypatch.setattr(official, "NUM_TRAINING_TOKENS", trial.split("train").num_tokens)
-    monkeypatch.setattr(official, "VOCABULARY_SIZE", trial.vocabulary.size)
+    monkeypatch.setattr(benchmark, "NUM_TRAINING_SENTENCES", trial.split("train").num_sentences)
+    monkeypatch.setattr(benchmark, "NUM_TRAINING_TOKENS", trial.split("train").num_tokens)
+    monkeypatch.setattr(benchmark, "VOCABULARY_SIZE", trial.vocabulary.size)
     assert run(folder).corpus["official"]
     damaged = folder / "corpus" / TRAINING_FOLDER / "news.en-00002-of-00003"
     damaged.write_text(damaged.read_text().replace("w3", "w4"))

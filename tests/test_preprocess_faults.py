@@ -22,9 +22,10 @@ from preprocess_worker import killed_before_rename, preprocess_settings
 from test_preprocess import files_of, raw_sections, run
 from tiny import REPOSITORY, environment, tiny_settings, write_corpus, write_settings
 
-from lm1b.data import preprocess, raw_text
-from lm1b.data.official import TRAINING_FOLDER
-from lm1b.data.shards import TokenDirectory
+from lm1b.data.preprocess import preprocess
+from lm1b.data.text import raw_text
+from lm1b.data.text.benchmark import TRAINING_FOLDER
+from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.errors import UserError
 
 FORKS = multiprocessing.get_context("forkserver")  # real processes that need not import everything anew
@@ -32,7 +33,7 @@ FORKS = multiprocessing.get_context("forkserver")  # real processes that need no
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    FORKS.set_forkserver_preload(["lm1b.data.preprocess"])
+    FORKS.set_forkserver_preload(["lm1b.data.preprocess.preprocess"])
     return write_corpus(tmp_path_factory.mktemp("faults") / "corpus", sentences=60)
 
 
@@ -67,7 +68,7 @@ def remade(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> tuple[Path
     return folder, before, files_of(run(folder, tokens={"directory": str(folder / "whole")}).directory)
 
 
-# Four pieces of three files, the vocabulary, four shards of three files and the manifest are made beside what is there: 26 renames. Then
+# Four chunks of three files, the vocabulary, four shards of three files and the manifest are made beside what is there: 26 renames. Then
 # the vocabulary, eight files and the manifest are moved in.
 @pytest.mark.parametrize("number", [0, 4, 8, 11, 12, 13, 17, 21, 24, 25, *range(26, 36)])
 def test_killed_before_a_rename(folder: Path, remade: tuple[Path, dict[str, str], dict[str, str]], number: int) -> None:
@@ -148,12 +149,12 @@ DAMAGES: dict[str, Callable[[bytes, random.Random], bytes]] = {
 def stopped_run(folder: Path, name: str, **sections: dict[str, Any]) -> None:
     """A run that ends when it calls the function `name` of the preprocess module."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preprocess, name, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(f"{preprocess.__name__}.{name}", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(folder, **sections)
 
 
-@pytest.mark.parametrize("stage", ["encode_pieces", "make_manifest", "publish"])
+@pytest.mark.parametrize("stage", ["encode_chunks", "Manifest.of", "publish"])
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_in_what_was_left_over_makes_no_wrong_shards(folder: Path, whole: dict[str, str], stage: str, damage: str) -> None:
     generator = random.Random(f"{stage} {damage}")
@@ -171,7 +172,7 @@ def test_damage_in_what_was_left_over_makes_no_wrong_shards(folder: Path, whole:
         if path.is_file():  # a run that was stopped again may have no use for it
             path.write_bytes(DAMAGES[damage](path.read_bytes(), generator))
         if stage != "publish":
-            stopped_run(folder, "make_manifest")
+            stopped_run(folder, "Manifest.of")
     run(folder)
     assert files_of(folder / "tokens") == whole
 
@@ -198,7 +199,7 @@ def test_the_command_verifies_everything(folder: Path) -> None:
 
 def test_files_left_of_other_settings_are_not_moved_in(folder: Path, whole: dict[str, str]) -> None:
     run(folder)
-    stopped_run(folder, "make_manifest", vocabulary={"minimum_count": 1})
+    stopped_run(folder, "Manifest.of", vocabulary={"minimum_count": 1})
     (folder / "tokens" / "train-00002.tokens.npy").unlink()
     run(folder)
     assert files_of(folder / "tokens") == whole
@@ -219,7 +220,7 @@ def test_damaged_tokenized_text_is_made_again(folder: Path, monkeypatch: pytest.
     assert len(chunks) >= 4
     for path in chunks[::3]:
         path.write_bytes(DAMAGES[damage](path.read_bytes(), generator))
-    stopped_run(folder, "_fill", **sections, **tokens)
+    stopped_run(folder, "Preprocessing._count", **sections, **tokens)
     for path in [folder / "again" / "tokenized" / "train-00000.txt"]:
         path.write_bytes(DAMAGES[damage](path.read_bytes(), generator))
     made = files_of(run(folder, **sections, **tokens).directory)

@@ -15,7 +15,7 @@ from test_corpus import write_archive
 from test_preprocess import changed_at, files_of, raw_sections, run
 from tiny import REPOSITORY, environment, free_port, write_corpus, write_settings
 
-from lm1b.data.official import HELD_OUT_FOLDER, TRAINING_FOLDER
+from lm1b.data.text.benchmark import HELD_OUT_FOLDER, TRAINING_FOLDER
 
 LAUNCH = str(REPOSITORY / "launch" / "preprocess.py")
 DEEPSPEED = str(Path(sys.executable).with_name("deepspeed"))
@@ -76,8 +76,8 @@ def sections_of(form: str, folder: Path) -> dict[str, dict[str, Any]]:
 def without_times(manifest: Path) -> Any:
     """The manifest of tokenized text, which is newly written each time."""
     value = json.loads(manifest.read_text())
-    for piece in value["made_from"]["pieces"]:
-        piece["identity"]["changed_ns"] = 0
+    for chunk in value["made_from"]["pieces"]:
+        chunk["identity"]["changed_ns"] = 0
     return {**value, "seal": None}
 
 
@@ -126,8 +126,8 @@ def test_the_deepspeed_launcher_and_a_second_start_that_does_nothing(folder: Pat
     }, "only what was missing is made again"
 
 
-# Rank 1 of three renames for one piece (words, numbers, record), its share of the counts, and one shard (ends, tokens, record); rank 0,
-# which has two pieces, also for the vocabulary, the manifest and what is moved in.
+# Rank 1 of three renames for one chunk (words, numbers, record), its share of the counts, and one shard (ends, tokens, record); rank 0,
+# which has two chunks, also for the vocabulary, the manifest and what is moved in.
 @pytest.mark.parametrize(("rank", "number", "then"), [(1, 2, 2), (2, 5, 1), (0, 17, 3)])
 def test_a_killed_rank_is_named_by_the_others_and_a_new_start_goes_on(folder: Path, rank: int, number: int, then: int) -> None:
     settings = write_settings(folder, "run")

@@ -24,11 +24,11 @@ from training_runs import assert_same_end, job, launch, losses, run_launches
 
 from lm1b.config import TokensConfig, parse_config
 from lm1b.data.batches import Batches
-from lm1b.data.manifest import PIECE_BYTES, read_manifest
-from lm1b.data.piece_cache import LOCKS, PieceCache
-from lm1b.data.preprocess import preprocess
-from lm1b.data.remote_tokens import NEEDED_SECONDS, open_tokens
-from lm1b.data.shards import TokenDirectory
+from lm1b.data.preprocess.preprocess import preprocess
+from lm1b.data.tokens.directory import TokenDirectory
+from lm1b.data.tokens.manifest import PAGE_BYTES, Manifest
+from lm1b.data.tokens.page_cache import LOCKS, PageCache
+from lm1b.data.tokens.remote import NEEDED_SECONDS, open_tokens
 from lm1b.distributed import Ranks
 from lm1b.errors import UserError
 from lm1b.files import read_json, write_sealed_json
@@ -36,7 +36,7 @@ from lm1b.remote import StoreError
 from lm1b.training.same_everywhere import check_patience
 
 URL = "s3://lm1b/tokens"
-CACHE_BYTES = 6 * PIECE_BYTES
+CACHE_BYTES = 6 * PAGE_BYTES
 SLOW_ENDS = """
 import json, sys, time
 from lm1b.config import parse_config
@@ -58,7 +58,7 @@ stop_ranks()
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tokens of 20 pieces and more."""
+    """Tokens of 20 pages and more."""
     folder = tmp_path_factory.mktemp("remote")
     write_corpus(folder / "corpus", sentences=60_000)
     preprocess(parse_config(tiny_settings(folder, "none")), progress=False)
@@ -118,7 +118,7 @@ def test_batches_are_those_of_the_local_folder(folder: Path, proxy: Proxy, tmp_p
     tokens = remote(tmp_path, cache_bytes)
     per_epoch = batches(tokens).steps_per_epoch
     assert_same_batches(folder, tokens, range(0, per_epoch + 20, 7))
-    assert PieceCache(tmp_path, cache_bytes).total_bytes() <= cache_bytes
+    assert PageCache(tmp_path, cache_bytes).total_bytes() <= cache_bytes
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
@@ -132,7 +132,7 @@ def test_whole_splits_are_those_of_the_local_folder(folder: Path, proxy: Proxy, 
 def test_every_slice_is_that_of_the_local_folder(folder: Path, proxy: Proxy, tmp_path: Path) -> None:
     here, there = (tokens.split("train").tokens(0) for tokens in (TokenDirectory.open(folder / "tokens"), remote(tmp_path, 1 << 30)))
     generator = np.random.default_rng(1)
-    at_edges = [(piece * PIECE_BYTES - 128) // 2 + d for piece in (1, 2) for d in (-1, 0, 1)]
+    at_edges = [(page * PAGE_BYTES - 128) // 2 + d for page in (1, 2) for d in (-1, 0, 1)]
     places = [*generator.integers(0, len(here) + 50, 60).tolist(), *at_edges, 0, len(here)]
     for start in places:
         for count in (0, 1, 30, 40_000, len(here)):
@@ -140,7 +140,7 @@ def test_every_slice_is_that_of_the_local_folder(folder: Path, proxy: Proxy, tmp
 
 
 def test_the_cache_stays_within_its_bound_under_several_readers(folder: Path, proxy: Proxy, tmp_path: Path) -> None:
-    largest, stop, cache = [0], threading.Event(), PieceCache(tmp_path, CACHE_BYTES)
+    largest, stop, cache = [0], threading.Event(), PageCache(tmp_path, CACHE_BYTES)
 
     def watch() -> None:
         while not stop.is_set():
@@ -166,7 +166,7 @@ def test_what_is_in_the_cache_is_not_fetched_again(folder: Path, proxy: Proxy, t
     assert sum(".npy" in request for request in proxy.seen) == first
 
 
-def test_two_readers_at_once_fetch_each_piece_once(folder: Path, proxy: Proxy, tmp_path: Path) -> None:
+def test_two_readers_at_once_fetch_each_page_once(folder: Path, proxy: Proxy, tmp_path: Path) -> None:
     readers = [threading.Thread(target=lambda: remote(tmp_path, 1 << 30).split("train").joined()) for _ in range(2)]
     for reader in readers:
         reader.start()
@@ -177,16 +177,16 @@ def test_two_readers_at_once_fetch_each_piece_once(folder: Path, proxy: Proxy, t
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
-def test_a_damaged_piece_in_the_cache_is_fetched_anew(folder: Path, proxy: Proxy, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_page_in_the_cache_is_fetched_anew(folder: Path, proxy: Proxy, tmp_path: Path, damage: str) -> None:
     expected = remote(tmp_path, 1 << 30).split("train").joined()[0]
     proxy.seen.clear()
-    pieces = list(tmp_path.glob("pieces/*/*"))
-    for path in pieces:
+    pages = list(tmp_path.glob("pieces/*/*"))
+    for path in pages:
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 4
         path.write_bytes({"flip": data, "cut": data[:-9], "empty": b""}[damage])
     assert np.array_equal(remote(tmp_path, 1 << 30).split("train").joined()[0], expected)
-    assert sum(".npy" in request for request in proxy.seen) == len(pieces)
+    assert sum(".npy" in request for request in proxy.seen) == len(pages)
     proxy.seen.clear()
     remote(tmp_path, 1 << 30).split("train").joined()
     assert sum(".npy" in request for request in proxy.seen) == 0
@@ -203,17 +203,17 @@ def test_a_killed_reader_leaves_a_cache_that_works(folder: Path, proxy: Proxy, t
     process.send_signal(signal.SIGKILL)
     process.communicate()
     (tmp_path / "pieces" / "00").mkdir(exist_ok=True)
-    (tmp_path / "pieces" / "00" / f"{'0' * 64}.{process.pid}.partial").write_bytes(b"x" * PIECE_BYTES)
+    (tmp_path / "pieces" / "00" / f"{'0' * 64}.{process.pid}.partial").write_bytes(b"x" * PAGE_BYTES)
     tokens = remote(tmp_path)
     assert not list(tmp_path.glob("pieces/*/*.partial"))
     assert_same_batches(folder, tokens, range(0, 500, 11))
-    assert PieceCache(tmp_path, CACHE_BYTES).total_bytes() <= CACHE_BYTES
+    assert PageCache(tmp_path, CACHE_BYTES).total_bytes() <= CACHE_BYTES
 
 
 def test_a_lower_limit_is_kept_from_the_start(folder: Path, proxy: Proxy, tmp_path: Path) -> None:
     remote(tmp_path, 1 << 30).split("train").joined()
-    assert PieceCache(tmp_path, 1 << 30).total_bytes() > CACHE_BYTES
-    assert PieceCache(tmp_path, CACHE_BYTES).total_bytes() <= CACHE_BYTES
+    assert PageCache(tmp_path, 1 << 30).total_bytes() > CACHE_BYTES
+    assert PageCache(tmp_path, CACHE_BYTES).total_bytes() <= CACHE_BYTES
 
 
 def test_what_else_lies_in_the_cache_does_no_harm(folder: Path, proxy: Proxy, tmp_path: Path) -> None:
@@ -221,11 +221,11 @@ def test_what_else_lies_in_the_cache_does_no_harm(folder: Path, proxy: Proxy, tm
     (tmp_path / "pieces" / ".DS_Store").write_bytes(b"x")
     (tmp_path / "pieces" / "00" / "folder").mkdir(parents=True)
     assert_same_batches(folder, remote(tmp_path), range(0, 100, 11))
-    assert PieceCache(tmp_path, CACHE_BYTES).total_bytes() <= CACHE_BYTES
+    assert PageCache(tmp_path, CACHE_BYTES).total_bytes() <= CACHE_BYTES
 
 
-def test_a_needed_piece_does_not_wait_for_one_that_cannot_be_fetched(folder: Path, proxy: Proxy, tmp_path: Path) -> None:
-    """A prefetch of another piece holds the same lock for as long as it asks a store that does not answer."""
+def test_a_needed_page_does_not_wait_for_one_that_cannot_be_fetched(folder: Path, proxy: Proxy, tmp_path: Path) -> None:
+    """A prefetch of another page holds the same lock for as long as it asks a store that does not answer."""
     tokens = remote(tmp_path)
     found: list[np.ndarray] = []
     with contextlib.ExitStack() as locks:
@@ -239,14 +239,14 @@ def test_a_needed_piece_does_not_wait_for_one_that_cannot_be_fetched(folder: Pat
     assert np.array_equal(found[0], TokenDirectory.open(folder / "tokens").split("train").tokens(0)[:100])
 
 
-def test_a_manifest_cannot_name_a_piece_over_and_over(folder: Path, tmp_path: Path) -> None:
+def test_a_manifest_cannot_name_a_page_over_and_over(folder: Path, tmp_path: Path) -> None:
     manifest = read_json(folder / "tokens" / "manifest.json")
-    shard, num_pieces = manifest["splits"]["train"]["shards"][0], 20_000
-    shard["ends_bytes"], shard["ends_pieces"] = num_pieces * PIECE_BYTES, ["0" * 64] * num_pieces
+    shard, num_pages = manifest["splits"]["train"]["shards"][0], 20_000
+    shard["ends_bytes"], shard["ends_pieces"] = num_pages * PAGE_BYTES, ["0" * 64] * num_pages
     path = tmp_path / "manifest.json"
     write_sealed_json(path, {name: value for name, value in manifest.items() if name != "seal"})
     with pytest.raises(UserError, match="ends_bytes"):
-        read_manifest(path)
+        Manifest.read(path)
 
 
 def test_more_patience_than_the_other_ranks_have_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,7 +287,7 @@ def test_passing_faults_are_not_noticed(folder: Path, proxy: Proxy, tmp_path: Pa
     assert_same_batches(folder, remote(tmp_path), range(0, 300, 7))
 
 
-def test_slow_pieces_are_fetched_ahead(folder: Path, proxy: Proxy, tmp_path: Path) -> None:
+def test_slow_pages_are_fetched_ahead(folder: Path, proxy: Proxy, tmp_path: Path) -> None:
     """A step that needs nothing new is not held up by what the later ones need."""
     made = batches(remote(tmp_path, 1 << 30))
     made.at(0, 0, 8)
@@ -317,7 +317,7 @@ def test_a_file_url_is_read_alike(folder: Path, tmp_path: Path) -> None:
 
 def test_two_ranks_train_from_a_cache_smaller_than_the_corpus(folder: Path, proxy: Proxy, tmp_path: Path) -> None:
     length: Any = {"training": {"total_steps": 60, "gap_every": None}, "batches": {"block_tokens": 3000}, "checkpoints": {"every": 60}}
-    there = {"directory": URL, "cache_directory": str(tmp_path / "cache"), "cache_bytes": 3 * PIECE_BYTES}
+    there = {"directory": URL, "cache_directory": str(tmp_path / "cache"), "cache_bytes": 3 * PAGE_BYTES}
     jobs = [job(folder, "here", **length), job(folder, "there", tokens=there, **length)]
     proxy.faults += [Fault(r"\.npy", "503", times=3), Fault(r"\.npy", "flip", times=2)]
     seen = run_launches(folder, "both", [launch(2, jobs)])
@@ -325,7 +325,7 @@ def test_two_ranks_train_from_a_cache_smaller_than_the_corpus(folder: Path, prox
     assert losses(folder, "here") == losses(folder, "there")
     assert len(losses(folder, "there")) == 60
     assert_same_end(folder, "here", "there", 0)
-    assert PieceCache(tmp_path / "cache", 1 << 30).total_bytes() <= 3 * PIECE_BYTES
+    assert PageCache(tmp_path / "cache", 1 << 30).total_bytes() <= 3 * PAGE_BYTES
     assert sum("train" in request and "tokens.npy" in request for request in proxy.seen) > 10
 
 

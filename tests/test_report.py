@@ -13,7 +13,7 @@ import pytest
 from made_run import made_checkpoint, made_config, made_tokens
 
 from lm1b.config import Config, override_config
-from lm1b.data.shards import TokenDirectory
+from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.errors import UserError
 from lm1b.evaluation.ngram import KneserNeyTrigram
 from lm1b.evaluation.published import PUBLISHED

@@ -14,7 +14,7 @@ import pytest
 from tiny import REPOSITORY, environment, free_port, tiny_settings, write_corpus, write_settings
 
 from lm1b.config import parse_config
-from lm1b.data.preprocess import preprocess
+from lm1b.data.preprocess.preprocess import preprocess
 from lm1b.processes import host_name
 
 WORKER = str(Path(__file__).with_name("same_everywhere_worker.py"))

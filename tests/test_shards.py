@@ -16,7 +16,11 @@ from hypothesis import strategies as st
 from test_vocabulary import small_vocabulary
 from tiny import REPOSITORY, environment
 
-from lm1b.data.shards import MANIFEST_NAME, VOCABULARY_NAME, TokenDirectory, make_manifest, write_array, write_shard
+from lm1b.config import Split
+from lm1b.data.tokens.arrays import write_array
+from lm1b.data.tokens.directory import TokenDirectory, write_shard
+from lm1b.data.tokens.manifest import MANIFEST_NAME, CorpusFacts, MadeFrom, Manifest, Shard
+from lm1b.data.vocabulary.vocabulary import VOCABULARY_NAME
 from lm1b.errors import UserError
 from lm1b.files import digest_of_file, read_json, read_sealed_json, seal, write_json, write_sealed_json
 
@@ -39,11 +43,10 @@ def make_directory(folder: Path) -> Path:
     held_out = vocabulary.encode(b"c b a\na\n").ids_N
     validation = write_shard(folder, "validation-00001", held_out.astype(np.uint16), vocabulary.end_id, vocabulary.unknown_id)
     empty = write_shard(folder, "test-00000", tokens[:0].astype(np.uint16), vocabulary.end_id, vocabulary.unknown_id)
-    corpus = {"kind": "text", "official": False, "files": []}
-    manifest = make_manifest(
-        vocabulary, digest_of_file(folder / VOCABULARY_NAME), {"train": [shard], "validation": [validation], "test": [empty]}, corpus, {}
-    )
-    write_sealed_json(folder / MANIFEST_NAME, manifest)
+    corpus = CorpusFacts.of("text", False, [])
+    shards: dict[Split, list[Shard]] = {"train": [shard], "validation": [validation], "test": [empty]}
+    manifest = Manifest.of(vocabulary, digest_of_file(folder / VOCABULARY_NAME), shards, corpus, MadeFrom())
+    manifest.write(folder / MANIFEST_NAME)
     return folder
 
 
@@ -279,7 +282,7 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, cache: Path, monkeypatch
 
 def test_processes_that_write_the_cache_at_the_same_time(tmp_path: Path, cache: Path) -> None:
     make_directory(tmp_path)
-    code = "import sys; from pathlib import Path; from lm1b.data.shards import TokenDirectory as T; "
+    code = "import sys; from pathlib import Path; from lm1b.data.tokens.directory import TokenDirectory as T; "
     code += "T.open(Path(sys.argv[1])).verify_once(int(sys.argv[2]), 3)"
     command = [sys.executable, "-c", code, str(tmp_path)]
     processes = [subprocess.Popen([*command, str(rank)], env=environment(), cwd=REPOSITORY) for rank in range(3)]

@@ -12,12 +12,14 @@ from test_corpus import write_archive
 from test_preprocess import made_config, raw_sections, run
 from tiny import write_corpus
 
-from lm1b.data import corpus as corpus_module
-from lm1b.data import unchanged
-from lm1b.data.corpus import Piece
-from lm1b.data.official import HELD_OUT_FOLDER, TRAINING_FOLDER
-from lm1b.data.shards import TokenDirectory
-from lm1b.data.unchanged import check_corpus_unchanged
+from lm1b.data.text import benchmark
+from lm1b.data.text import corpus as corpus_module
+from lm1b.data.text.benchmark import HELD_OUT_FOLDER, TRAINING_FOLDER
+from lm1b.data.text.corpus import TextChunk
+from lm1b.data.tokens import unchanged
+from lm1b.data.tokens.directory import TokenDirectory
+from lm1b.data.tokens.manifest import MadeFrom
+from lm1b.data.tokens.unchanged import check_corpus_unchanged
 from lm1b.errors import UserError
 
 NAME = f"{TRAINING_FOLDER}/news.en-00002-of-00003"
@@ -51,8 +53,8 @@ def same_size(path: Path) -> None:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files whose text is read."""
     names: list[str] = []
-    read = Piece.read
-    monkeypatch.setattr(Piece, "read", lambda piece: names.append(Path(piece.source).name) or read(piece))
+    read = TextChunk.read
+    monkeypatch.setattr(TextChunk, "read", lambda chunk: names.append(Path(chunk.source).name) or read(chunk))
     return names
 
 
@@ -100,8 +102,9 @@ def test_a_copied_corpus_is_read_once(folder: Path, reads: list[str]) -> None:
     assert reads == []
 
 
-def test_files_cut_into_pieces(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus_module, "PIECE_BYTES", 300)
+def test_files_cut_into_chunks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (corpus_module, benchmark):
+        monkeypatch.setattr(module, "CHUNK_BYTES", 300)
     assert len(run(folder).split("train").shards) > 4
     for path in (folder / "corpus").rglob("news*"):
         os.utime(path, (1, 1))
@@ -111,9 +114,10 @@ def test_files_cut_into_pieces(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "news.en-00002-of-00003: changed since preprocessing, SHA-256 expected" in refusal(folder)
 
 
-@pytest.mark.parametrize("piece_bytes", [300, 64 << 20])
-def test_a_folder_where_the_shards_are_of_its_archive(folder: Path, monkeypatch: pytest.MonkeyPatch, piece_bytes: int) -> None:
-    monkeypatch.setattr(corpus_module, "PIECE_BYTES", piece_bytes)
+@pytest.mark.parametrize("chunk_bytes", [300, 64 << 20])
+def test_a_folder_where_the_shards_are_of_its_archive(folder: Path, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int) -> None:
+    for module in (corpus_module, benchmark):
+        monkeypatch.setattr(module, "CHUNK_BYTES", chunk_bytes)
     archive = write_archive(folder / "corpus", folder / "corpus.tar.gz")
     run(folder, corpus={"path": str(archive)})
     check(folder, corpus={"path": str(archive)})
@@ -173,6 +177,6 @@ def test_another_vocabulary_setting(folder: Path) -> None:
 
 def test_tokens_that_say_nothing_of_their_corpus(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = run(folder)
-    tokens.manifest["made_from"] = {}
+    tokens.manifest = tokens.manifest.model_copy(update={"made_from": MadeFrom()})
     monkeypatch.setattr(unchanged, "open_corpus", lambda *_: pytest.fail("looked"))
     check_corpus_unchanged(made_config(folder), tokens)

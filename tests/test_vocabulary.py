@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm1b.data.pieces import merge_counts
-from lm1b.data.text import blocks_of, check_utf8, words_of
-from lm1b.data.word_vocabulary import WordVocabulary, build_vocabulary, read_given_vocabulary
+from lm1b.data.preprocess.passes import merge_counts
+from lm1b.data.text.tokenized import blocks_of, check_utf8, words_of
+from lm1b.data.vocabulary.words import WordVocabulary, build_vocabulary, read_given_vocabulary
 from lm1b.errors import UserError
 
 

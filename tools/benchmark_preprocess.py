@@ -35,11 +35,12 @@ import psutil
 from wordlevel import import_tokenizers, measure_against_wordlevel
 
 from lm1b.config import CorpusConfig
-from lm1b.data.arrow import as_numpy, compute
-from lm1b.data.corpus import Piece, open_corpus
-from lm1b.data.official import HELD_OUT_FOLDER, TRAINING_FOLDER
-from lm1b.data.pieces import PIECES_TO_ENCODE_TOGETHER, count_piece, count_words, encode_pieces
-from lm1b.data.word_vocabulary import WordVocabulary, build_vocabulary
+from lm1b.data.preprocess.passes import CHUNKS_TO_ENCODE_TOGETHER, count_chunk, count_words, encode_chunks
+from lm1b.data.text.benchmark import HELD_OUT_FOLDER, TRAINING_FOLDER
+from lm1b.data.text.corpus import TextChunk
+from lm1b.data.text.sources import open_corpus
+from lm1b.data.text.tokenized import as_numpy, compute
+from lm1b.data.vocabulary.words import WordVocabulary, build_vocabulary
 from lm1b.errors import UserError, run_command
 from lm1b.workers import Workers
 
@@ -58,34 +59,34 @@ def timed(cpu_seconds: dict[str, float], name: str) -> Iterator[None]:
     cpu_seconds[name] = cpu_seconds.get(name, 0.0) + time.process_time() - started_at
 
 
-def pieces_of(corpus: Path) -> list[Piece]:
-    """All pieces of a folder in the benchmark's layout."""
-    return list(open_corpus(CorpusConfig(kind="lm1b", path=str(corpus))).pieces(lambda piece: True, lambda num_bytes: None))
+def chunks_of(corpus: Path) -> list[TextChunk]:
+    """All chunks of a folder in the benchmark's layout."""
+    return list(open_corpus(CorpusConfig(kind="lm1b", path=str(corpus))).chunks(lambda num_bytes: None))
 
 
-def run_phases(pieces: list[Piece], folder: Path) -> dict[str, float]:
-    """Both passes over the pieces in this process. -> CPU seconds by phase. `folder` then holds the shards and `vocabulary.txt`."""
+def run_phases(chunks: list[TextChunk], folder: Path) -> dict[str, float]:
+    """Both passes over the chunks in this process. -> CPU seconds by phase. `folder` then holds the shards and `vocabulary.txt`."""
     spent: dict[str, float] = {}
     with timed(spent, "count"):
-        counted = [count_piece(piece, folder) for piece in pieces]
+        counted = [count_chunk(chunk, folder) for chunk in chunks]
     with timed(spent, "vocabulary"):
-        table = count_words(folder, [piece.shard for piece in pieces if piece.split == "train"])
+        table = count_words(folder, [chunk.shard for chunk in chunks if chunk.split == "train"])
         words = compute.binary_slice(table["word"].combine_chunks(), 0, -1)
         vocabulary = build_vocabulary(words, as_numpy(table["count"]), MINIMUM_COUNT)
         vocabulary.save(folder / "vocabulary.txt")
     with timed(spent, "encode"):
-        for start in range(0, len(counted), PIECES_TO_ENCODE_TOGETHER):
-            group = {piece.shard: piece.num_tokens for piece in counted[start : start + PIECES_TO_ENCODE_TOGETHER]}
-            encode_pieces(group, folder, folder / "vocabulary.txt", vocabulary.fingerprint)
+        for start in range(0, len(counted), CHUNKS_TO_ENCODE_TOGETHER):
+            group = {chunk.shard: chunk.stream_length for chunk in counted[start : start + CHUNKS_TO_ENCODE_TOGETHER]}
+            encode_chunks(group, folder, folder / "vocabulary.txt", vocabulary.fingerprint)
     return {**spent, "together": sum(spent.values())}
 
 
 def measure_phases(corpus: Path, folder: Path, repeats: int) -> dict[str, Any]:
     """MB of text per second of CPU time on one core, by phase: medians of `repeats` after one to warm up. Leaves `vocabulary.txt`."""
     with Workers(1):  # its settings of this process
-        pieces = pieces_of(corpus)
-        text_mb = sum(piece.stop - piece.start for piece in pieces) / 1e6
-        runs = [run_phases(pieces, folder) for _ in range(repeats + 1)][1:]
+        chunks = chunks_of(corpus)
+        text_mb = sum(chunk.stop - chunk.start for chunk in chunks) / 1e6
+        runs = [run_phases(chunks, folder) for _ in range(repeats + 1)][1:]
     seconds = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
     return {
         "text_mb": round(text_mb, 1),
@@ -224,7 +225,7 @@ def measure_preprocessing(corpus: Path, only: list[str], repeats: int = 5, copie
         if "phases" in only or against:
             figures["phases"] = measure_phases(corpus, folder, repeats)
         if against:
-            training = [piece for piece in pieces_of(corpus) if piece.split == "train"]
+            training = [chunk for chunk in chunks_of(corpus) if chunk.split == "train"]
             figures["against_hf_wordlevel"] = measure_against_wordlevel(training, folder / "vocabulary.txt", repeats)
         if "commands" in only:
             figures["commands"] = measure_commands(corpus, folder, min(repeats, 3))

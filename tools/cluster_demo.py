@@ -23,8 +23,8 @@ from cluster_hosts.cluster import REPOSITORY, Cluster
 from cluster_hosts.formula import expected_sent_bytes
 from cluster_hosts.traffic import StepMeter
 
-from lm1b.data.news_sample import WHEEL
-from lm1b.data.shards import TokenDirectory
+from lm1b.data.text.news_sample import WHEEL
+from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.errors import UserError, run_command
 from lm1b.files import read_json
 from lm1b.training.run_log import read_run_config

@@ -31,9 +31,9 @@ from learning.compare import as_text, check_comparable, compare, seconds_to
 from learning.scored import first_sentences, word_perplexity
 
 from lm1b.config import Config, load_config
-from lm1b.data.official import HELD_OUT_FOLDER
-from lm1b.data.preprocess import preprocess
-from lm1b.data.shards import TokenDirectory
+from lm1b.data.preprocess.preprocess import preprocess
+from lm1b.data.text.benchmark import HELD_OUT_FOLDER
+from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.devices import best_device
 from lm1b.distributed import Ranks
 from lm1b.errors import UserError, run_command

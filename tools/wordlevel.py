@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from lm1b.data.corpus import Piece
-from lm1b.data.text import UNKNOWN
-from lm1b.data.word_vocabulary import WordVocabulary
+from lm1b.data.text.corpus import TextChunk
+from lm1b.data.text.tokenized import UNKNOWN
+from lm1b.data.vocabulary.words import WordVocabulary
 from lm1b.errors import UserError
 
 LINES_IN_A_BATCH = 1000
@@ -49,15 +49,15 @@ class WordLevel:
         return ids
 
 
-def measure_against_wordlevel(pieces: list[Piece], vocabulary_path: Path, repeats: int) -> dict[str, Any]:
-    """MB of text a second of CPU time from text to ids, `WordVocabulary.encode` and WordLevel in turns, on the first pieces up to 8 MiB."""
+def measure_against_wordlevel(chunks: list[TextChunk], vocabulary_path: Path, repeats: int) -> dict[str, Any]:
+    """MB of text a second of CPU time from text to ids, `WordVocabulary.encode` and WordLevel in turns, on the first chunks up to 8 MiB."""
     vocabulary = WordVocabulary.load(vocabulary_path)
     theirs = WordLevel(vocabulary)
     texts: list[bytes] = []
-    for piece in pieces:
-        if texts and sum(map(len, texts)) + piece.stop - piece.start > SLICE_BYTES:
+    for chunk in chunks:
+        if texts and sum(map(len, texts)) + chunk.stop - chunk.start > SLICE_BYTES:
             break
-        texts.append(piece.read())
+        texts.append(chunk.read())
     lines = [line for text in texts for line in text.decode().split("\n")[:-1]]
     seconds: dict[str, list[float]] = {"ours": [], "hf_wordlevel": []}
     our_ids, their_ids = [], []

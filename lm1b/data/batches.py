@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lm1b.data.shards import TokenSplit
+from lm1b.data.tokens.directory import TokenSplit
 from lm1b.errors import UserError
 from lm1b.randomness import derive_key, permutation
 

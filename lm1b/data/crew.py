@@ -1,6 +1,6 @@
 """The processes that preprocess one corpus together, on one machine or many: ranks that share a folder, each with workers of its own.
 
-1. Text is dealt in turn: piece number i belongs to rank i mod N. What a piece becomes depends on the piece and the vocabulary alone,
+1. Text is dealt in turn: chunk number i belongs to rank i mod N. What a chunk becomes depends on the chunk and the vocabulary alone,
    so the files are the same whatever N is.
 2. Ranks meet after every part of the work (`together`, `each`, `first`), for as long as the slowest takes; a mistake that
    one of them finds is everybody's.
@@ -54,7 +54,7 @@ class Crew:
         return max(1, local_size())
 
     def has(self, number: int) -> bool:
-        """Whether the piece with this number, counted from 0 over all text, is for this rank."""
+        """Whether the chunk with this number, counted from 0 over all text, is for this rank."""
         return number % self.size == self.rank
 
     def together(self, action: Callable[[], T]) -> T:

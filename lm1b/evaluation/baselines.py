@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from lm1b.data.remote_tokens import open_tokens
-from lm1b.data.shards import TokenDirectory
+from lm1b.data.tokens.directory import TokenDirectory
+from lm1b.data.tokens.remote import open_tokens
 from lm1b.errors import UserError, describe_os_error
 from lm1b.evaluation.ngram import fit_baselines
 from lm1b.evaluation.records import RunRecord

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lm1b.data.remote_tokens import open_tokens
-from lm1b.data.shards import TokenDirectory
-from lm1b.data.vocabulary_files import copy_vocabulary
+from lm1b.data.tokens.directory import TokenDirectory
+from lm1b.data.tokens.remote import open_tokens
+from lm1b.data.vocabulary.files import copy_vocabulary
 from lm1b.errors import UserError
 from lm1b.evaluation.export_facts import export_facts, generation_config, hugging_face_config
 from lm1b.evaluation.exported import (

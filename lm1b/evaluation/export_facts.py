@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lm1b import __version__
-from lm1b.data.shards import TokenDirectory
+from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.evaluation.exported import FORMAT_VERSION
 from lm1b.evaluation.shape import Shape
 from lm1b.evaluation.texts import count_test_looks
@@ -59,7 +59,7 @@ def export_facts(
         "corpus": {
             "kind": tokens.corpus.get("kind"),
             "official": bool(tokens.corpus.get("official")),
-            "train": {count: tokens.manifest["splits"]["train"][count] for count in counts},
+            "train": {count: getattr(tokens.manifest.splits["train"], count) for count in counts},
         },
         "evaluations": _known_perplexities(lines, checkpoint.step, kind, vocabulary.fingerprint),
         "looks_at_test": count_test_looks(lines),

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from lm1b.config import ModelConfig, SoftmaxConfig
-from lm1b.data.vocabulary import VOCABULARY_NAME
-from lm1b.data.vocabulary_files import load_vocabulary
+from lm1b.data.vocabulary.files import load_vocabulary
+from lm1b.data.vocabulary.vocabulary import VOCABULARY_NAME
 from lm1b.devices import best_device
 from lm1b.distributed import single_process
 from lm1b.errors import UserError

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from lm1b.data.remote_tokens import open_tokens
-from lm1b.data.text import blank_lines
-from lm1b.data.vocabulary import Vocabulary
+from lm1b.data.text.tokenized import blank_lines
+from lm1b.data.tokens.remote import open_tokens
+from lm1b.data.vocabulary.vocabulary import Vocabulary
 from lm1b.devices import best_device
 from lm1b.distributed import Ranks, single_process
 from lm1b.errors import UserError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lm1b.data.official import HELD_OUT_COUNTS, VOCABULARY_SIZE
+from lm1b.data.text.benchmark import HELD_OUT_COUNTS, VOCABULARY_SIZE
 from lm1b.evaluation.baselines import Baselines, baseline_key
 from lm1b.evaluation.records import RunRecord
 from lm1b.evaluation.texts import TEST_FILE

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from lm1b.config import Split
-from lm1b.data.official import HELD_OUT_COUNTS, VOCABULARY_SIZE, official_name_of
-from lm1b.data.shards import TokenDirectory
-from lm1b.data.vocabulary import Label, Vocabulary
+from lm1b.data.text.benchmark import HELD_OUT_COUNTS, VOCABULARY_SIZE, official_name_of
+from lm1b.data.tokens.directory import TokenDirectory
+from lm1b.data.vocabulary.vocabulary import Label, Vocabulary
 from lm1b.errors import UserError
 
 # The benchmark's test file: every look at it is counted.
@@ -73,8 +73,7 @@ def text_of_split(tokens: TokenDirectory, name: Split) -> ScoredText:
     text = _with_words(ScoredText(name, [shard.name for shard in split.shards], tokens_N, ends, split.num_unknown), tokens.vocabulary)
     if text.words != split.num_words:
         raise UserError(f"{tokens.directory}: {name} has {text.words} words, its manifest says {split.num_words}; preprocess again")
-    pieces = tokens.manifest["made_from"].get("pieces", [])
-    official_names = [official_name_of(piece["md5"]) for piece in pieces if piece["split"] == name]
+    official_names = [official_name_of(text.md5) for text in tokens.manifest.made_from.texts if text.split == name]
     return _check_official(text, official_names, tokens.vocabulary)
 
 

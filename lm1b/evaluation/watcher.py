@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from lm1b.config import Config, Split
-from lm1b.data.official import HELD_OUT_COUNTS, VOCABULARY_SIZE
-from lm1b.data.remote_tokens import open_tokens
+from lm1b.data.text.benchmark import HELD_OUT_COUNTS, VOCABULARY_SIZE
+from lm1b.data.tokens.remote import open_tokens
 from lm1b.devices import best_device
 from lm1b.distributed import Ranks, agree, all_gather_objects, single_process
 from lm1b.errors import UserError

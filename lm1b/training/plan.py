@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from lm1b.config import Config
-from lm1b.data.remote_tokens import open_tokens
+from lm1b.data.tokens.remote import open_tokens
 from lm1b.devices import best_device
 from lm1b.files import megabytes
 from lm1b.launchers import Place, here

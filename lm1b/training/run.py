@@ -15,9 +15,9 @@ from torch import Tensor
 
 from lm1b.config import Config, parse_config
 from lm1b.data.batches import Batches
-from lm1b.data.remote_tokens import open_tokens
-from lm1b.data.shards import TokenDirectory
-from lm1b.data.unchanged import check_corpus_unchanged
+from lm1b.data.tokens.directory import TokenDirectory
+from lm1b.data.tokens.remote import open_tokens
+from lm1b.data.tokens.unchanged import check_corpus_unchanged
 from lm1b.distributed import Ranks, agree, local_rank, local_size, share_of_cores
 from lm1b.errors import UserError
 from lm1b.memory import keep_freed_memory

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lm1b.config import Config
-from lm1b.data.shards import TokenDirectory
+from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.distributed import Ranks, agree, all_gather_objects
 from lm1b.errors import UserError
 from lm1b.host_facts import package_folder, program_facts, source_digests
@@ -67,7 +67,7 @@ def check_tokens(ranks: Ranks, tokens: TokenDirectory) -> None:
     """Compare what the token shards hold over all ranks. Raises UserError on every rank."""
     if ranks.size == 1:
         return
-    facts = {"host": host_name(), "vocabulary": tokens.fingerprint[:12], "tokens": tokens.manifest["tokens_sha256"][:12]}
+    facts = {"host": host_name(), "vocabulary": tokens.fingerprint[:12], "tokens": tokens.manifest.tokens_sha256[:12]}
     everyone = _gather(facts, ranks)
     hint = "copy one host's tokens.directory to the others, or preprocess the same corpus with the same config on each"
     problems = []

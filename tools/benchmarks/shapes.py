@@ -10,7 +10,7 @@ import numpy as np
 
 from lm1b.config import Config, load_config
 from lm1b.data.batches import Batch
-from lm1b.data.official import HELD_OUT_FOLDER, TRAINING_FOLDER
+from lm1b.data.text.benchmark import HELD_OUT_FOLDER, TRAINING_FOLDER
 
 REPOSITORY = Path(__file__).parent.parent.parent
 DEEPSPEED = str(Path(sys.executable).with_name("deepspeed"))  # beside this Python, whatever PATH says

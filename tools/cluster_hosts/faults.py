@@ -18,7 +18,7 @@ from faults.workplace import write_corpus
 from cluster_hosts.cluster import REPOSITORY, Cluster
 from cluster_hosts.host import Host, signal_terminal
 from lm1b.config import load_config
-from lm1b.data.preprocess import preprocess
+from lm1b.data.preprocess.preprocess import preprocess
 from lm1b.files import read_json_lines
 from lm1b.training.run_state import newest_step
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from faults.chains import check_end
 from faults.table import Trial
 from faults.workplace import EVERY, Failure, TrainingRun, Workplace
-from lm1b.data.shards import TokenDirectory
+from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.errors import UserError
 from lm1b.training.checkpoint import Checkpoint
 

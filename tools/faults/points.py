@@ -63,10 +63,10 @@ POINTS: dict[str, Point] = {
     "rename": Point("os:replace", CHECKPOINT, path=1),
     "retention": Point("os:replace", CHECKPOINT, path=0),  # a complete checkpoint loses its name
     "evaluation line": Point("lm1b.evaluation.watcher:append_json_line", r"evaluations\.jsonl", half=_append_half),
-    "preprocessing: numbers": Point("lm1b.data.pieces:write_array"),
-    "preprocessing: shard": Point("lm1b.data.shards:write_array"),
-    "preprocessing: record": Point("lm1b.data.pieces:write_sealed_json", r".*\.(count|shard)\.json"),
-    "preprocessing: manifest": Point("lm1b.data.publish:write_sealed_json", MANIFEST),
+    "preprocessing: numbers": Point("lm1b.data.preprocess.passes:write_array"),
+    "preprocessing: shard": Point("lm1b.data.tokens.directory:write_array"),
+    "preprocessing: record": Point("lm1b.data.receipts:write_sealed_json", r".*\.(count|shard)\.json"),
+    "preprocessing: manifest": Point("lm1b.data.tokens.manifest:write_sealed_json", MANIFEST),
     "preprocessing: publishing": Point("os:replace", r".*\.npy", path=0),  # a finished shard takes its place
 }
 

@@ -13,7 +13,7 @@ from faults.launches import GONE_SECONDS, Launch, python_command
 from faults.points import Moment, Order, moments_of
 from faults.table import Trial
 from faults.workplace import Failure, Workplace
-from lm1b.data.shards import TokenDirectory
+from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.errors import UserError
 from lm1b.files import read_json
 

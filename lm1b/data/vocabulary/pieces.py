@@ -26,10 +26,9 @@ import numpy as np
 import pyarrow as pa
 from sentencepiece import SentencePieceProcessor
 
-from lm1b.data.arrow import compute
-from lm1b.data.text import END, START, UNKNOWN
-from lm1b.data.vocabulary import Label, Spelling, Vocabulary
-from lm1b.data.word_vocabulary import WordVocabulary
+from lm1b.data.text.tokenized import END, START, UNKNOWN, compute
+from lm1b.data.vocabulary.vocabulary import Label, Spelling, Vocabulary
+from lm1b.data.vocabulary.words import WordVocabulary
 from lm1b.errors import UserError
 from lm1b.files import atomic_file, digest_of_file
 

@@ -8,10 +8,10 @@ from typing import Any
 import pyarrow as pa
 
 from lm1b.config import VocabularyConfig
-from lm1b.data.arrow import as_numpy, compute
-from lm1b.data.piece_training import build_piece_vocabulary
-from lm1b.data.vocabulary import Vocabulary
-from lm1b.data.word_vocabulary import GivenVocabulary, build_vocabulary
+from lm1b.data.text.tokenized import as_numpy, compute
+from lm1b.data.vocabulary.piece_training import build_piece_vocabulary
+from lm1b.data.vocabulary.vocabulary import Vocabulary
+from lm1b.data.vocabulary.words import GivenVocabulary, build_vocabulary
 from lm1b.errors import UserError
 from lm1b.files import digest_of_file
 

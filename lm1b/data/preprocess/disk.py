@@ -8,16 +8,32 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from lm1b.data.preprocess.ledger import Ledger
+from lm1b.data.text.benchmark import ArchiveCorpus
+from lm1b.data.text.corpus import Corpus
 from lm1b.errors import UserError
 from lm1b.files import NO_SPACE, megabytes
 
 # Bytes written for a byte of English text (measured on news): a word and its space take 5.3 bytes.
-RAW_TEXT_COST = 2.1  # sentences sorted, then merged into files
-FIRST_PASS_COST = 0.9  # 4 bytes a token, and each piece's words
-SECOND_PASS_COST = 0.9  # 4 bytes a token (2 where the vocabulary is small), 8 a sentence
-PACKED_TEXT = 2.4  # bytes of text in a byte of .tar.gz
+_RAW_TEXT_COST = 2.1  # sentences sorted, then merged into files
+_FIRST_PASS_COST = 0.9  # 4 bytes a token, and each chunk's words
+_SECOND_PASS_COST = 0.9  # 4 bytes a token (2 where the vocabulary is small), 8 a sentence
+_PACKED_TEXT = 2.4  # bytes of text in a byte of .tar.gz
 
-NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
+_NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def bytes_of_conversion(num_bytes: int) -> float:
+    """About how much is written for so many bytes of raw text or rows: tokenized files, and both passes over them."""
+    return num_bytes * (_RAW_TEXT_COST + _FIRST_PASS_COST + _SECOND_PASS_COST)
+
+
+def bytes_of_passes(corpus: Corpus, ledger: Ledger) -> float:
+    """About how much the two passes have still to write."""
+    packed = _PACKED_TEXT if isinstance(corpus, ArchiveCorpus) and corpus.is_packed else 1.0
+    to_count = corpus.total_bytes * packed - sum(text.num_bytes for text in ledger.counted.values())
+    to_encode = corpus.total_bytes * packed - sum(ledger.counted[name].num_bytes for name in ledger.shards)
+    return max(0.0, to_count) * _FIRST_PASS_COST + max(0.0, to_encode) * _SECOND_PASS_COST
 
 
 @contextlib.contextmanager
@@ -38,7 +54,7 @@ def explaining_faults(directory: Path, still_to_write: Callable[[], float]) -> I
                 f"{directory}: {error.strerror}: about {needed} were still to be written and {free} are free; "
                 "make room, or choose another tokens.directory, and run again: what is done is not done twice"
             ) from None
-        if error.errno in NOT_ALLOWED and error.filename is not None and Path(error.filename).is_relative_to(directory):
+        if error.errno in _NOT_ALLOWED and error.filename is not None and Path(error.filename).is_relative_to(directory):
             raise UserError(
                 f"{directory}: cannot be written to ({error.strerror}); make it writable or choose another tokens.directory"
             ) from None

@@ -15,11 +15,12 @@ from typing import Any
 
 from lm1b.config import Config
 from lm1b.corpus_config import LOCAL_SOURCES
-from lm1b.data.converted import converted_origin, is_converted
-from lm1b.data.corpus import ArchiveCorpus, Corpus, Piece, open_corpus
-from lm1b.data.official import TARBALL_NAME, TRAINING_FOLDER
-from lm1b.data.shards import TokenDirectory
-from lm1b.data.verified import HashMemory, status_of
+from lm1b.data.text.benchmark import TARBALL_NAME, TRAINING_FOLDER, ArchiveCorpus
+from lm1b.data.text.corpus import Corpus, TextChunk
+from lm1b.data.text.sources import converted_origin, is_converted, open_corpus
+from lm1b.data.tokens.directory import TokenDirectory
+from lm1b.data.tokens.manifest import CountedText
+from lm1b.data.tokens.verified import HashMemory, status_of
 from lm1b.errors import UserError
 
 WHAT_TO_DO = "run launch/preprocess.py again, or name the corpus the shards were made of"
@@ -27,17 +28,17 @@ WHAT_TO_DO = "run launch/preprocess.py again, or name the corpus the shards were
 
 @dataclass(frozen=True)
 class _MadeFile:
-    """A corpus file as preprocessing saw it, and its pieces' records."""
+    """A corpus file as preprocessing saw it, and what was found in its chunks."""
 
     name: str
     num_bytes: int
     changed_ns: int
-    pieces: list[dict[str, Any]]
+    chunks: list[CountedText]
 
 
 def check_corpus_unchanged(config: Config, tokens: TokenDirectory) -> None:
     """Raise UserError naming the first corpus file that is not what `tokens` were made of; do nothing where the corpus is not here."""
-    origin = tokens.manifest["made_from"].get("origin")
+    origin = tokens.manifest.made_from.origin
     _check_vocabulary(config, tokens)
     if not origin or not _is_here(config):
         return
@@ -55,10 +56,9 @@ def check_corpus_unchanged(config: Config, tokens: TokenDirectory) -> None:
 
 def _check_vocabulary(config: Config, tokens: TokenDirectory) -> None:
     """Settings of the vocabulary; a given file may not be on this machine."""
-    kind = tokens.manifest["vocabulary"].get("kind", "words")
-    then: dict[str, Any] = {"kind": kind} | tokens.manifest["made_from"].get("vocabulary", {})
-    if set(then) == {"kind"}:
+    if not tokens.manifest.made_from.vocabulary:
         return  # something else than preprocessing made it
+    then: dict[str, Any] = {"kind": tokens.manifest.vocabulary.kind} | tokens.manifest.made_from.vocabulary
     then = then | (then.get("closed") or {}) | {"closed": then.get("closed") is not None}
     for name, value in then.items():
         now = getattr(config.vocabulary, name, value)
@@ -109,56 +109,52 @@ def _check_archive(path: str, corpus: ArchiveCorpus, origin: dict[str, Any]) -> 
 def _check_files(corpus: Corpus, tokens: TokenDirectory) -> None:
     """Files: names and sizes, and where one was touched or copied since, what is in it."""
     then = _made_files(tokens)
-    now: dict[str, Piece] = {}
-    for piece in corpus.pieces(lambda piece: True, lambda num_bytes: None):
-        now.setdefault(piece.shard.partition(".")[0], piece)
-    for shard, piece in now.items():
+    now: dict[str, TextChunk] = {}
+    for chunk in corpus.chunks(lambda num_bytes: None):
+        now.setdefault(chunk.shard.partition(".")[0], chunk)
+    for shard, chunk in now.items():
         made = then.get(shard)
-        found = [Path(piece.source).name, piece.file_bytes]
+        found = [Path(chunk.source).name, chunk.file_bytes]
         if made is None or [made.name, made.num_bytes] != found:
-            raise _changed(piece.source, [made.name, made.num_bytes] if made else None, found)
+            raise _changed(chunk.source, [made.name, made.num_bytes] if made else None, found)
     if missing := sorted(then.keys() - now.keys()):
         raise UserError(f"{then[missing[0]].name}: {tokens.directory} was made of it too, now it is empty or not named; {WHAT_TO_DO}")
     memory = HashMemory()
     try:
-        for shard, piece in now.items():
-            if piece.changed_ns != then[shard].changed_ns:
-                _check_contents(piece, then[shard], memory)
+        for shard, chunk in now.items():
+            if chunk.changed_ns != then[shard].changed_ns:
+                _check_contents(chunk, then[shard], memory)
     finally:
         memory.save()
 
 
 def _made_files(tokens: TokenDirectory) -> dict[str, _MadeFile]:
-    """Shard name, without the number of a piece -> the file it was made of."""
+    """Shard name, without the number of a chunk -> the file it was made of."""
     files: dict[str, _MadeFile] = {}
-    for record in tokens.manifest["made_from"]["pieces"]:
-        identity = record["identity"]
-        made = _MadeFile(identity["name"], identity["bytes"], identity["changed_ns"], [])
-        files.setdefault(record["shard"].partition(".")[0], made).pieces.append(record)
+    for text in tokens.manifest.made_from.texts:
+        made = _MadeFile(text.identity.name, text.identity.bytes, text.identity.changed_ns, [])
+        files.setdefault(text.shard.partition(".")[0], made).chunks.append(text)
     return files
 
 
-def _check_contents(piece: Piece, made: _MadeFile, memory: HashMemory) -> None:
-    """Hash a file as preprocessing did, piece by piece, or remember that this was done."""
-    assert piece.path is not None
-    sums = [record["sha256"] for record in made.pieces]
-    expected = _together(sums)
-    if memory.remembers(piece.path, expected):
+def _check_contents(chunk: TextChunk, made: _MadeFile, memory: HashMemory) -> None:
+    """Hash a file as preprocessing did, chunk by chunk, or remember that this was done."""
+    assert chunk.path is not None
+    expected = _together([text.sha256 for text in made.chunks])
+    if memory.remembers(chunk.path, expected):
         return
-    before, found = status_of(piece.path), []
-    for record in made.pieces:
-        part = Piece(piece.split, record["shard"], piece.source, record["identity"]["start"], record["identity"]["stop"],
-                     made.num_bytes, 0, piece.path)  # fmt: skip
+    before, found = status_of(chunk.path), []
+    for text in made.chunks:
+        part = TextChunk(chunk.split, text.shard, chunk.source, text.identity.start, text.identity.stop,
+                     made.num_bytes, 0, chunk.path)  # fmt: skip
         found.append(hashlib.sha256(part.read()).hexdigest())
-        if found[-1] != record["sha256"]:
-            raise UserError(
-                f"{piece.source}: changed since preprocessing, SHA-256 expected {record['sha256']}, found {found[-1]}; {WHAT_TO_DO}"
-            )
-    memory.note(piece.path, before, _together(found))
+        if found[-1] != text.sha256:
+            raise UserError(f"{chunk.source}: changed since preprocessing, SHA-256 expected {text.sha256}, found {found[-1]}; {WHAT_TO_DO}")
+    memory.note(chunk.path, before, _together(found))
 
 
 def _together(sums: list[str]) -> str:
-    """One SHA-256 for a file: its own, or where it was cut into pieces that of theirs."""
+    """One SHA-256 for a file: its own, or where it was cut into chunks that of theirs."""
     return sums[0] if len(sums) == 1 else hashlib.sha256("\n".join(sums).encode()).hexdigest()
 
 

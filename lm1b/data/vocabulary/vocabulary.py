@@ -1,6 +1,6 @@
 """What a vocabulary is to the rest of the program: text becomes a stream of ids, ids become text, and words are counted.
 
-There are two: of words (word_vocabulary.py), where every word is one id, and of pieces of words (piece_vocabulary.py), where a word is
+There are two: of words (words.py), where every word is one id, and of pieces of words (pieces.py), where a word is
 spelled by one id or more. In both
 
 1. ids fall by training count, because the log-uniform sampler takes id k for the k-th most frequent; ties go by bytes;
@@ -24,9 +24,9 @@ from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from lm1b.data.text import check_utf8, number_words
+from lm1b.data.text.tokenized import check_utf8, number_words
 
-VOCABULARY_NAME = "vocabulary.txt"  # what else a vocabulary needs lies beside it: vocabulary_files.py
+VOCABULARY_NAME = "vocabulary.txt"  # what else a vocabulary needs lies beside it: files.py
 WORDS_AT_ONCE = 1 << 18  # translated at a time: bounded memory, and arrays that stay in the processor's cache
 
 Label = Literal["closed", "open"]

@@ -7,12 +7,11 @@
 4. A sentence's split is the one that the config names its file for, or else told by a keyed hash of the sentence, so that the same
    sentence is always in the same split.
 5. Files are cut at about 40 MB, so that what follows keeps all cores busy. A part that an earlier, killed run has written is not read
-   again, where its files' SHA-256 are still what a record beside them says.
+   again (receipts.py).
 """
 
 from __future__ import annotations
 
-import contextlib
 import glob
 import hashlib
 import json
@@ -22,15 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from tqdm import tqdm
 
-from lm1b.config import Split
+from lm1b.config import SPLITS, Split
 from lm1b.corpus_config import LOCAL_SOURCES, CorpusConfig
 from lm1b.data.crew import Crew
-from lm1b.data.shards import SPLITS
-from lm1b.data.text import LONGEST_LINE_BYTES
+from lm1b.data.receipts import read_receipt, write_receipt
+from lm1b.data.text.tokenized import LONGEST_LINE_BYTES
 from lm1b.errors import UserError
-from lm1b.files import atomic_file, digest_of_file, read_sealed_json, write_sealed_json
+from lm1b.files import atomic_file
+from lm1b.progress import Progress
 from lm1b.workers import Workers
 
 RULES = "datasets 1"  # changes where the same rows would give other sentences
@@ -185,7 +184,8 @@ class _Files:
         self._folder, self._part = folder, part
         self._waiting: dict[Split, list[bytes]] = {split: [] for split in SPLITS}
         self._num_bytes: dict[Split, int] = dict.fromkeys(SPLITS, 0)
-        self.written: list[list[Any]] = []
+        self._sums: dict[str, str] = {}
+        self._splits: list[tuple[Split, str]] = []
 
     def add(self, split: Split, sentence: bytes) -> None:
         self._waiting[split].append(sentence)
@@ -195,22 +195,24 @@ class _Files:
 
     def _write(self, split: Split) -> None:
         text = b"\n".join([*self._waiting[split], b""])
-        name = f"part-{self._part.number:05d}-{split}-{len(self.written):05d}.txt"
+        name = f"part-{self._part.number:05d}-{split}-{len(self._splits):05d}.txt"
         with atomic_file(self._folder / name) as file:
             file.write(text)
-        self.written.append([split, name, hashlib.sha256(text).hexdigest()])
+        self._splits.append((split, name))
+        self._sums[name] = hashlib.sha256(text).hexdigest()
         self._waiting[split], self._num_bytes[split] = [], 0
 
-    def finish(self) -> list[list[Any]]:
-        """-> [split, name, SHA-256] of each file."""
+    def finish(self, key: str) -> list[tuple[Split, str]]:
+        """Write what is left, and the receipt. -> (split, name) of each file."""
         for split in SPLITS:
             if self._waiting[split]:
                 self._write(split)
-        return self.written
+        write_receipt(_receipt_of(self._folder, self._part), key, self._sums, self._splits)
+        return self._splits
 
 
-def convert_part(part: Part, config: CorpusConfig, folder: Path, key: str) -> list[list[Any]]:
-    """Read a part and write its sentences. -> [split, name, SHA-256] of each file. Raises UserError that names the part."""
+def convert_part(part: Part, config: CorpusConfig, folder: Path, key: str) -> tuple[int, list[tuple[Split, str]]]:
+    """Read a part and write its sentences. -> (the part's number, split and name of each file). Raises UserError that names the part."""
     files = _Files(folder, part)
     for number, text in _texts(config, part):
         for line in text.split(b"\n"):
@@ -222,22 +224,17 @@ def convert_part(part: Part, config: CorpusConfig, folder: Path, key: str) -> li
             if sentence:
                 # Raw text is split after it has been cut into sentences: raw_text.py.
                 files.add(part.split or (split_of(sentence, config) if config.tokenized else "train"), sentence)
-    written = files.finish()
-    write_sealed_json(_record_of(folder, part), {"key": key, "files": written})
-    return written
+    return part.number, files.finish(key)
 
 
-def _record_of(folder: Path, part: Part) -> Path:
+def _receipt_of(folder: Path, part: Part) -> Path:
     return folder / f"part-{part.number:05d}.json"
 
 
-def _recall(folder: Path, part: Part, key: str) -> list[list[Any]] | None:
-    """What an earlier run has written of the same part, where it is there, undamaged."""
-    with contextlib.suppress(UserError, OSError, KeyError, TypeError, ValueError):
-        record = read_sealed_json(_record_of(folder, part))
-        if record["key"] == key and all(digest_of_file(folder / name) == sha256 for _, name, sha256 in record["files"]):
-            return record["files"]
-    return None
+def _recall(folder: Path, part: Part, key: str) -> list[tuple[Split, str]] | None:
+    """Split and name of the files that an earlier run has written of the same part, where they are there, undamaged."""
+    receipt = read_receipt(_receipt_of(folder, part), key, lambda files: [(split, name) for split, name in files])
+    return receipt.result if receipt else None
 
 
 def _key(part: Part, origin: dict[str, Any]) -> str:
@@ -258,19 +255,19 @@ def convert_rows(config: CorpusConfig, directory: Path, crew: Crew, workers: Wor
     crew.first(lambda: folder.mkdir(parents=True, exist_ok=True))
     keys = {part.number: _key(part, origin) for part in parts}
 
-    def convert_mine() -> dict[str, list[list[Any]]]:
-        found = {part.number: _recall(folder, part, keys[part.number]) for part in parts if crew.has(part.number)}
-        todo = [part for part in parts if crew.has(part.number) and found[part.number] is None]
-        with tqdm(total=len(todo), desc="reading rows", unit="part", disable=not progress, mininterval=0.5) as bar:
-            for _ in workers.run(convert_part, ((part, config, folder, keys[part.number]) for part in todo)):
+    def convert_mine() -> list[tuple[int, list[tuple[Split, str]]]]:
+        mine = [part for part in parts if crew.has(part.number)]
+        found = {part.number: files for part in mine if (files := _recall(folder, part, keys[part.number])) is not None}
+        todo = [part for part in mine if part.number not in found]
+        with Progress("reading rows", len(todo), "part", shown=progress) as bar:
+            for number, files in workers.run(convert_part, ((part, config, folder, keys[part.number]) for part in todo)):
+                found[number] = files
                 bar.update()
-        return {str(part.number): _recall(folder, part, keys[part.number]) or [] for part in parts if crew.has(part.number)}
+        return list(found.items())
 
-    made: dict[str, list[list[Any]]] = {}
-    for share in crew.each(convert_mine):
-        made |= share
-    files = [file for part in parts for file in made[str(part.number)]]
-    splits: dict[Split, list[Path]] = {split: [folder / name for of, name, _ in files if of == split] for split in SPLITS}
+    made = dict(files for share in crew.each(convert_mine) for files in share)
+    files = [file for part in parts for file in made[part.number]]
+    splits: dict[Split, list[Path]] = {split: [folder / name for of, name in files if of == split] for split in SPLITS}
     _check_splits(config, splits)
     return splits
 

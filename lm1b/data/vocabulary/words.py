@@ -22,9 +22,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from lm1b.data.arrow import as_numpy, compute
-from lm1b.data.text import END, RESERVED, START, UNKNOWN, check_utf8
-from lm1b.data.vocabulary import Label, Spelling, Vocabulary
+from lm1b.data.text.tokenized import END, RESERVED, START, UNKNOWN, as_numpy, check_utf8, compute
+from lm1b.data.vocabulary.vocabulary import Label, Spelling, Vocabulary
 from lm1b.errors import UserError
 from lm1b.files import atomic_file
 

@@ -16,10 +16,9 @@ import pyarrow as pa
 import sentencepiece
 
 from lm1b.config import VocabularyConfig
-from lm1b.data.arrow import as_numpy, compute
-from lm1b.data.piece_vocabulary import SPACE, PieceVocabulary
-from lm1b.data.text import END, RESERVED, START, UNKNOWN
-from lm1b.data.word_vocabulary import WordVocabulary
+from lm1b.data.text.tokenized import END, RESERVED, START, UNKNOWN, as_numpy, compute
+from lm1b.data.vocabulary.pieces import SPACE, PieceVocabulary
+from lm1b.data.vocabulary.words import WordVocabulary
 from lm1b.errors import UserError
 from lm1b.workers import usable_cores
 

@@ -1,62 +1,41 @@
-"""The two passes over a piece of text, each run in a worker process and remembered on disk, so that a killed run goes on.
+"""The two passes over a chunk of text, each run in a worker process and remembered on disk, so that a killed run goes on.
 
-1. `count_piece` reads the text once: checks UTF-8, numbers the piece's own words in order of appearance, and writes
+1. `count_chunk` reads the text once: checks UTF-8, numbers the chunk's own words in order of appearance, and writes
    `NAME.codes.npy` (the text as those numbers) and `NAME.words.arrow` (the words and how often each occurs).
-2. `merge_counts` adds up the words of all training pieces.
-3. `encode_pieces` has the vocabulary spell only each piece's distinct words and translates the numbers: the text is not
+2. `merge_counts` adds up the words of all training chunks.
+3. `encode_chunks` has the vocabulary spell only each chunk's distinct words and translates the numbers: the text is not
    read, and not looked up word by word, a second time. It writes the token shard and removes the numbers.
 
-A piece here is a piece of text; a vocabulary may have pieces of words besides (piece_vocabulary.py).
-
-A `NAME.count.json` or `NAME.shard.json` is written after what it vouches for, sealed, and says which text and vocabulary it is of
-and the files' SHA-256. A later run that finds anything else than that does the piece again: nothing left over is opened unchecked.
+When a chunk is counted or its shard written, a receipt says so (`NAME.count.json`, `NAME.shard.json`): see receipts.py.
 Peak disk: the numbers (4 bytes a token) beside the shards.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from pyarrow import ipc
 
-from lm1b.data.arrow import as_numpy
-from lm1b.data.corpus import Piece
-from lm1b.data.official import official_md5
-from lm1b.data.shards import ShardInfo, map_array, write_array, write_shard
-from lm1b.data.text import check_lines, check_utf8, code_dtype, number_words
-from lm1b.data.vocabulary import Vocabulary
-from lm1b.data.vocabulary_files import load_vocabulary
+from lm1b.data.receipts import is_sound, read_receipt, write_receipt
+from lm1b.data.text.benchmark import official_md5
+from lm1b.data.text.corpus import TextChunk
+from lm1b.data.text.tokenized import as_numpy, check_lines, check_utf8, code_dtype, number_words
+from lm1b.data.tokens.arrays import map_array, write_array
+from lm1b.data.tokens.directory import write_shard
+from lm1b.data.tokens.manifest import CountedText, Shard
+from lm1b.data.vocabulary.files import load_vocabulary
+from lm1b.data.vocabulary.vocabulary import Vocabulary
 from lm1b.errors import UserError
-from lm1b.files import atomic_file, digest_of_file, read_sealed_json, write_sealed_json
+from lm1b.files import atomic_file
 
-PIECES_TO_ENCODE_TOGETHER = 8  # one look-up table of the vocabulary is built for so many
+CHUNKS_TO_ENCODE_TOGETHER = 8  # one look-up table of the vocabulary is built for so many
 WORDS_TO_MERGE_TOGETHER = 1 << 20  # or as many as there are already, so that no word is added up often
 _WORDS_SCHEMA = pa.schema([("word", pa.binary()), ("count", pa.int64())])
-
-
-@dataclass(frozen=True)
-class CountedPiece:
-    """What the first pass found. sha256, md5: of the piece's bytes (md5 where held out, or where the benchmark has a file of that name).
-
-    num_tokens: words and sentence ends.
-    """
-
-    split: str
-    shard: str
-    identity: dict[str, Any]
-    official_name: str | None
-    num_bytes: int
-    sha256: str
-    md5: str | None
-    num_tokens: int
 
 
 def _codes_path(work: Path, shard: str) -> Path:
@@ -92,46 +71,46 @@ def read_words(path: Path) -> pa.Table:
         raise UserError(f"{path}: damaged ({error}): run launch/preprocess.py again") from None
 
 
-def count_piece(piece: Piece, work: Path) -> CountedPiece:
-    """First pass over a piece. Raises UserError where the text is not UTF-8 or has endless lines, OSError where the disk is full."""
-    data = piece.read()
-    check_utf8(data, piece.source, piece.start)
-    check_lines(data, piece.source)
+def count_chunk(chunk: TextChunk, work: Path) -> CountedText:
+    """First pass over a chunk. Raises UserError where the text is not UTF-8 or has endless lines, OSError where the disk is full."""
+    data = chunk.read()
+    check_utf8(data, chunk.source, chunk.start)
+    check_lines(data, chunk.source)
     words, codes, counts = number_words(data)
-    words_sha256 = write_words(_words_path(work, piece.shard), words, counts)
-    _, codes_sha256 = write_array(_codes_path(work, piece.shard), codes, outlives_power=False)
-    may_be_official = piece.official_name in official_md5() or piece.split != "train"
-    counted = CountedPiece(
-        split=piece.split,
-        shard=piece.shard,
-        identity=piece.identity,
-        official_name=piece.official_name,
+    words_sha256 = write_words(_words_path(work, chunk.shard), words, counts)
+    _, codes_sha256 = write_array(_codes_path(work, chunk.shard), codes, outlives_power=False)
+    may_be_official = chunk.official_name in official_md5() or chunk.split != "train"
+    counted = CountedText(
+        split=chunk.split,
+        shard=chunk.shard,
+        identity=chunk.identity,
+        official_name=chunk.official_name,
         num_bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
         md5=hashlib.md5(data, usedforsecurity=False).hexdigest() if may_be_official else None,
         num_tokens=len(codes),
     )
-    sums = {"words_sha256": words_sha256, "codes_sha256": codes_sha256}
-    write_sealed_json(work / f"{piece.shard}.count.json", {"counted": asdict(counted)} | sums, outlives_power=False)
+    files = {_words_path(work, chunk.shard).name: words_sha256, _codes_path(work, chunk.shard).name: codes_sha256}
+    write_receipt(_count_receipt(work, chunk.shard), _count_key(chunk), files, counted.as_json(), outlives_power=False)
     return counted
 
 
-def recall_count(piece: Piece, work: Path) -> tuple[CountedPiece, bool] | None:
-    """What an earlier run's first pass found for the same piece, where that still holds and its words are there, undamaged.
+def _count_receipt(work: Path, shard: str) -> Path:
+    return work / f"{shard}.count.json"
+
+
+def _count_key(chunk: TextChunk) -> list[object]:
+    return [chunk.shard, chunk.split, chunk.identity.model_dump()]
+
+
+def recall_count(chunk: TextChunk, work: Path) -> tuple[CountedText, bool] | None:
+    """What an earlier run's first pass found for the same chunk, where that still holds and its words are there, undamaged.
 
     With it, whether its numbers are there, undamaged, too, so that the second pass can be made.
     """
-    with contextlib.suppress(UserError, OSError, KeyError, TypeError):
-        record = read_sealed_json(work / f"{piece.shard}.count.json")
-        counted = CountedPiece(**record["counted"])
-        same = (counted.shard, counted.split, counted.identity) == (piece.shard, piece.split, piece.identity)
-        if same and _is_sound(_words_path(work, piece.shard), record["words_sha256"]):
-            return counted, _is_sound(_codes_path(work, piece.shard), record["codes_sha256"])
-    return None
-
-
-def _is_sound(path: Path, sha256: str) -> bool:
-    return path.is_file() and digest_of_file(path) == sha256
+    codes = _codes_path(work, chunk.shard).name  # removed when the shard is written
+    receipt = read_receipt(_count_receipt(work, chunk.shard), _count_key(chunk), CountedText.model_validate, may_be_gone=[codes])
+    return (receipt.result, codes in receipt.files) if receipt else None
 
 
 def merge_counts(tables: Iterable[pa.Table]) -> pa.Table:
@@ -152,7 +131,7 @@ def merge_counts(tables: Iterable[pa.Table]) -> pa.Table:
 
 
 def count_words(work: Path, shards: list[str]) -> pa.Table:
-    """Words (with trailing space) and counts of several counted pieces together."""
+    """Words (with trailing space) and counts of several counted chunks together."""
     return merge_counts(read_words(_words_path(work, shard)) for shard in shards)
 
 
@@ -168,7 +147,7 @@ def write_share(work: Path, rank: int, words: pa.Table) -> str:
 def read_share(work: Path, rank: int, sha256: str) -> pa.Table:
     """What `write_share` wrote. Raises UserError where it is not there, or something else is."""
     path = _share_path(work, rank)
-    if not _is_sound(path, sha256):
+    if not is_sound(path, sha256):
         raise UserError(f"{path}: not what rank {rank} has written; is the folder shared by all machines? Run it again")
     return read_words(path)
 
@@ -182,10 +161,10 @@ def _vocabulary_at(path: Path, fingerprint: str) -> Vocabulary:
     return vocabulary
 
 
-def encode_pieces(shards: dict[str, int], work: Path, vocabulary_path: Path, fingerprint: str) -> list[ShardInfo]:
-    """Second pass over counted pieces: write their token shards into `work`. Raises OSError where the disk is full.
+def encode_chunks(shards: dict[str, int], work: Path, vocabulary_path: Path, fingerprint: str) -> list[Shard]:
+    """Second pass over counted chunks: write their token shards into `work`. Raises OSError where the disk is full.
 
-    shards: names, and how many tokens each has.
+    shards: names, and the length of each one's stream.
     """
     vocabulary = _vocabulary_at(vocabulary_path, fingerprint)
     words = [read_words(_words_path(work, shard))["word"].combine_chunks() for shard in shards]
@@ -193,32 +172,28 @@ def encode_pieces(shards: dict[str, int], work: Path, vocabulary_path: Path, fin
     spelling = spelling._replace(ids_K=spelling.ids_K.astype(vocabulary.token_dtype))
     infos = []
     start = 0
-    for (shard, num_tokens), own_words in zip(shards.items(), words, strict=True):
-        codes = map_array(_codes_path(work, shard), code_dtype(len(own_words)), num_tokens)
+    for (shard, stream_length), own_words in zip(shards.items(), words, strict=True):
+        codes = map_array(_codes_path(work, shard), code_dtype(len(own_words)), stream_length)
         tokens = spelling.part(start, start + len(own_words)).ids_of(codes)
         start += len(own_words)
-        info = write_shard(work, shard, tokens, vocabulary.end_id, vocabulary.unknown_id, stream_length=num_tokens)
-        write_sealed_json(_shard_record(work, shard), {"fingerprint": fingerprint, "info": asdict(info)}, outlives_power=False)
+        info = write_shard(work, shard, tokens, vocabulary.end_id, vocabulary.unknown_id, stream_length=stream_length)
+        files = {path.name: sha256 for path, _, sha256 in info.files(work)}
+        write_receipt(_shard_receipt(work, shard), [shard, fingerprint], files, info.as_json(), outlives_power=False)
         _codes_path(work, shard).unlink()
         infos.append(info)
     return infos
 
 
-def _shard_record(work: Path, shard: str) -> Path:
+def _shard_receipt(work: Path, shard: str) -> Path:
     return work / f"{shard}.shard.json"
 
 
 def may_have_shard(shard: str, work: Path) -> bool:
     """Whether an earlier run has written the shard, of whatever vocabulary."""
-    return _shard_record(work, shard).is_file()
+    return _shard_receipt(work, shard).is_file()
 
 
-def recall_shard(shard: str, work: Path, fingerprint: str) -> ShardInfo | None:
+def recall_shard(shard: str, work: Path, fingerprint: str) -> Shard | None:
     """The shard that an earlier run wrote into `work` with the same vocabulary, where it is there, undamaged."""
-    with contextlib.suppress(UserError, OSError, KeyError, TypeError):
-        record = read_sealed_json(_shard_record(work, shard))
-        info = ShardInfo(**record["info"])
-        files = list(info.files(work))
-        if record["fingerprint"] == fingerprint and info.name == shard and all(_is_sound(path, sha256) for path, _, sha256 in files):
-            return info
-    return None
+    receipt = read_receipt(_shard_receipt(work, shard), [shard, fingerprint], Shard.model_validate)
+    return receipt.result if receipt else None

@@ -1,7 +1,7 @@
 """Tokenized text as bytes: checked, tidied, and seen as an array of words without copying them one by one.
 
 1. `check_utf8` refuses bytes that are not UTF-8 and says where.
-2. `tidy` brings a piece of text into one shape: words parted by one space, every sentence ended by one newline.
+2. `tidy` brings text into one shape: words parted by one space, every sentence ended by one newline.
    Words part at ASCII white space only; blank lines are no sentences; `</S>` and `<S>` written in the text are read
    as `<UNK>`, since those two symbols are the stream's own.
 3. `words_of` views that as an Arrow array whose items are `word + b" "`, with `</S> ` where each sentence ends. The
@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 
-from lm1b.data.arrow import as_numpy
 from lm1b.errors import UserError
 
 END = "</S>"
@@ -28,9 +29,10 @@ START = "<S>"
 UNKNOWN = "<UNK>"
 RESERVED = (END, START, UNKNOWN)
 
-PIECE_BYTES = 64 << 20  # the benchmark's files hold 42 MB; what is longer is worked through in pieces
 BLOCK_BYTES = 1 << 20  # worked on at a time: large arrays would spend their time in page faults (measured: 28 against 600 MB/s)
 LONGEST_LINE_BYTES = 16 << 20
+
+compute: Any = pyarrow.compute  # its functions are made at import, where no type checker sees them
 
 _OTHER_SPACE = b"\t\r\v\f"
 _AS_SPACE = bytes.maketrans(_OTHER_SPACE, b" " * len(_OTHER_SPACE))
@@ -38,8 +40,13 @@ _WRITTEN_SYMBOL = re.compile(rb"(?<=[ \n])</?S>(?=[ \n])")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
+def as_numpy(array: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Numbers without nulls as a view of Arrow's memory, read-only; copied where they lie in several chunks."""
+    return np.from_dlpack(array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array)
+
+
 def check_utf8(data: bytes, source: str, first_byte: int = 0) -> None:
-    """Raise UserError naming the line (or, for a piece from inside a file, the byte) where `data` stops being UTF-8."""
+    """Raise UserError naming the line (or, for a chunk from inside a file, the byte) where `data` stops being UTF-8."""
     if not data:
         return
     offsets = np.array([0, len(data)], dtype=np.int64)
@@ -87,7 +94,10 @@ def blank_lines(data: bytes) -> list[bool]:
 
 
 def _has_written_symbol(data: bytes) -> bool:
-    """Whether `</S>` or `<S>` is in the text, perhaps inside a word. One byte is found at 30 GB/s, a string at 2, so each `<` is tried."""
+    """Whether `</S>` or `<S>` is in the text, perhaps inside a word.
+
+    Searching for one byte runs at 30 GB/s, for a string at 2 GB/s; so find each `<` first and look at what follows.
+    """
     place = data.find(b"<")
     while place >= 0 and not data.startswith((b"</S>", b"<S>"), place):
         place = data.find(b"<", place + 1)

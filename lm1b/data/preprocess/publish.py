@@ -16,45 +16,66 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lm1b.data.manifest import MANIFEST_NAME, read_manifest
-from lm1b.data.shards import SPLITS, ShardInfo, TokenDirectory
-from lm1b.data.vocabulary import VOCABULARY_NAME
-from lm1b.data.vocabulary_files import ALL_NAMES, check_vocabulary, remove_other_files
+from lm1b.data.tokens.directory import TokenDirectory
+from lm1b.data.tokens.manifest import MANIFEST_NAME, MadeFrom, Manifest, Shard
+from lm1b.data.vocabulary.files import ALL_NAMES, check_vocabulary, remove_other_files
+from lm1b.data.vocabulary.vocabulary import VOCABULARY_NAME
 from lm1b.errors import UserError
-from lm1b.files import flush_folder, write_sealed_json
+from lm1b.files import flush_folder
 
 UNFINISHED_NAME = "unfinished"
 _SHARD_FILE = re.compile(r"(train|validation|test)-\d{5}(\.\d{3})?\.(tokens|ends)\.npy")
 
 
 @contextlib.contextmanager
-def only_one(directory: Path) -> Iterator[None]:
-    """Hold the directory's lock, and clear what a killed run left half-written."""
+def lock_directory(directory: Path) -> Iterator[None]:
+    """Hold the directory, made where it is not there. Raises UserError where another preprocessing does."""
+    directory.mkdir(parents=True, exist_ok=True)
     with open(directory / ".lock", "wb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{directory}: another preprocessing is at work here; wait for it, or use another tokens.directory") from None
-        for folder in (directory, directory / UNFINISHED_NAME):
-            for partial in folder.glob("*.partial"):
-                partial.unlink()
         yield
 
 
-def matching_manifest(folder: Path, made_from: dict[str, Any]) -> dict[str, Any] | None:
+def matching_manifest(folder: Path, made_from: MadeFrom) -> Manifest | None:
     """The manifest in `folder` where it is sound, of the same text and settings, and the vocabulary beside it is its own."""
     with contextlib.suppress(UserError, OSError):
-        manifest = read_manifest(folder / MANIFEST_NAME)
-        if _made_from(manifest) == made_from:
-            check_vocabulary(folder / VOCABULARY_NAME, manifest["vocabulary"]["sha256"])
+        manifest = Manifest.read(folder / MANIFEST_NAME)
+        if manifest.made_from.is_same(made_from):
+            check_vocabulary(folder / VOCABULARY_NAME, manifest.vocabulary.sha256)
             return manifest
     return None
 
 
-def is_complete(directory: Path, made_from: dict[str, Any]) -> bool:
+def is_complete(directory: Path, made_from: MadeFrom) -> bool:
     """Whether all that this text and these settings make is there."""
     with contextlib.suppress(UserError, OSError):
         return matching_manifest(directory, made_from) is not None and TokenDirectory.open(directory) is not None
+    return False
+
+
+def left_of_complete_run(directory: Path, made_from: MadeFrom) -> tuple[dict[str, Any] | None, list[str]]:
+    """The manifest (as JSON) of a complete run on the same text, and which of its shards are there; (None, []) where there is none."""
+    manifest = matching_manifest(directory, made_from)
+    return (manifest.as_json(), [shard.name for shard in manifest.shards() if shard.is_there(directory)]) if manifest else (None, [])
+
+
+def finish_earlier_run(directory: Path, made_from: MadeFrom) -> bool:
+    """Clear up what a killed run has left, under the directory's lock. -> whether the directory is complete now.
+
+    Half-written files are removed; where all was made and was being moved to its place, the rest is moved. If the directory is not
+    complete after that, there is an `unfinished/`.
+    """
+    for folder in (directory, directory / UNFINISHED_NAME):
+        for partial in folder.glob("*.partial"):
+            partial.unlink()
+    _publish_what_was_finished(directory, made_from)
+    if is_complete(directory, made_from):
+        clear(directory)
+        return True
+    (directory / UNFINISHED_NAME).mkdir(exist_ok=True)
     return False
 
 
@@ -72,14 +93,14 @@ def _move_in(directory: Path) -> None:
     flush_folder(directory)
 
 
-def publish_what_was_finished(directory: Path, made_from: dict[str, Any]) -> None:
+def _publish_what_was_finished(directory: Path, made_from: MadeFrom) -> None:
     """Where an earlier run of the same text and settings was killed while its parts changed places: move the rest."""
     path = directory / UNFINISHED_NAME / MANIFEST_NAME
     if not path.is_file():
         return
     with contextlib.suppress(UserError):
-        manifest = read_manifest(path)
-        if _made_from(manifest) == made_from:
+        manifest = Manifest.read(path)
+        if manifest.made_from.is_same(made_from):
             _move_in(directory)
     path.unlink(missing_ok=True)
     if matching_manifest(directory, made_from) is not None:
@@ -89,12 +110,7 @@ def publish_what_was_finished(directory: Path, made_from: dict[str, Any]) -> Non
             (directory / MANIFEST_NAME).unlink()
 
 
-def _made_from(manifest: dict[str, Any]) -> dict[str, Any]:
-    """What tells whether text and settings are the same."""
-    return {key: value for key, value in manifest["made_from"].items() if key != "pieces"}
-
-
-def publish(directory: Path, manifest: dict[str, Any], moved: Iterable[ShardInfo], *, with_vocabulary: bool) -> None:
+def publish(directory: Path, manifest: Manifest, moved: Iterable[Shard], *, with_vocabulary: bool) -> None:
     """Make the directory what `manifest` says. moved: the shards that lie in `unfinished/`; the others are in their place already.
 
     with_vocabulary: the vocabulary lies in `unfinished/` too.
@@ -104,12 +120,12 @@ def publish(directory: Path, manifest: dict[str, Any], moved: Iterable[ShardInfo
     if not with_vocabulary:
         for name in ALL_NAMES:
             (unfinished / name).unlink(missing_ok=True)
-    write_sealed_json(unfinished / MANIFEST_NAME, manifest)
+    manifest.write(unfinished / MANIFEST_NAME)
     _move_in(directory)
     clear(directory)
 
 
-def _remove_other_shards(folder: Path, shards: Iterable[ShardInfo]) -> None:
+def _remove_other_shards(folder: Path, shards: Iterable[Shard]) -> None:
     """Remove shards of another corpus or vocabulary."""
     kept = {path.name for info in shards for path, _, _ in info.files(folder)}
     for path in folder.iterdir():
@@ -120,6 +136,6 @@ def _remove_other_shards(folder: Path, shards: Iterable[ShardInfo]) -> None:
 def clear(directory: Path) -> None:
     """Remove what only an unfinished run needs, and shards and vocabulary of an earlier corpus, from a complete directory."""
     tokens = TokenDirectory.open(directory)
-    _remove_other_shards(directory, [info for name in SPLITS for info in tokens.split(name).shards])
+    _remove_other_shards(directory, tokens.manifest.shards())
     remove_other_files(directory / VOCABULARY_NAME)
     shutil.rmtree(directory / UNFINISHED_NAME, ignore_errors=True)

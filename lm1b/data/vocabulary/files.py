@@ -9,9 +9,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from lm1b.data.piece_vocabulary import HEAD, Head, PieceVocabulary, known_words_path, model_path
-from lm1b.data.vocabulary import VOCABULARY_NAME, Vocabulary
-from lm1b.data.word_vocabulary import WordVocabulary, read_vocabulary_file
+from lm1b.data.vocabulary.pieces import HEAD, Head, PieceVocabulary, known_words_path, model_path
+from lm1b.data.vocabulary.vocabulary import VOCABULARY_NAME, Vocabulary
+from lm1b.data.vocabulary.words import WordVocabulary, read_vocabulary_file
 from lm1b.errors import UserError
 from lm1b.files import digest_of_file
 

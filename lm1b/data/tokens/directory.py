@@ -3,7 +3,7 @@
 1. A tokens directory holds `manifest.json` (written last), `vocabulary.txt` (of pieces also `vocabulary.model`, and `vocabulary.words.txt`
    where it is closed) and, for every shard, `NAME.tokens.npy` (ids,
    uint16 where the vocabulary fits, else uint32) and `NAME.ends.npy` (int64: where each sentence ends, exclusive).
-2. `write_shard` writes one pair of files atomically and returns its `ShardInfo`.
+2. `write_shard` writes one pair of files atomically and returns its `Shard`.
 3. `TokenDirectory.open` reads the manifest and checks format, vocabulary and file sizes; `verify` also checks every SHA-256;
    `verify_once` does that for what this machine has not verified before.
 4. `TokenSplit.tokens(i)` maps shard i into memory: nothing is read until it is used.
@@ -14,66 +14,23 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import Any, Protocol
 
 import numpy as np
 
 from lm1b.config import Split
-from lm1b.data.arrays import digests_of_pieces, map_array, write_array
-from lm1b.data.manifest import FORMAT, MANIFEST_NAME, VERSION, read_manifest
-from lm1b.data.verified import HashMemory
-from lm1b.data.vocabulary import VOCABULARY_NAME, Vocabulary
-from lm1b.data.vocabulary_files import check_vocabulary, load_vocabulary
+from lm1b.data.tokens.arrays import digests_of_pages, map_array, write_array
+from lm1b.data.tokens.manifest import MANIFEST_NAME, Manifest, Shard
+from lm1b.data.tokens.verified import HashMemory
+from lm1b.data.vocabulary.files import check_vocabulary, load_vocabulary
+from lm1b.data.vocabulary.vocabulary import VOCABULARY_NAME, Vocabulary
 from lm1b.errors import UserError
 
-SPLITS: tuple[Split, ...] = get_args(Split)
 
-
-@dataclass(frozen=True)
-class ShardInfo:
-    """One shard. num_tokens: ids; num_words + num_sentences of them, or more where words have several. Bytes and hashes: of the .npy files.
-
-    tokens_pieces, ends_pieces: SHA-256 of every PIECE_BYTES of those files, for whoever reads only a part (remote_tokens.py).
-    """
-
-    name: str
-    num_tokens: int
-    num_words: int
-    num_sentences: int
-    num_unknown: int
-    tokens_bytes: int
-    tokens_sha256: str
-    ends_bytes: int
-    ends_sha256: str
-    tokens_pieces: list[str]
-    ends_pieces: list[str]
-
-    @property
-    def tokens_name(self) -> str:
-        return f"{self.name}.tokens.npy"
-
-    @property
-    def ends_name(self) -> str:
-        return f"{self.name}.ends.npy"
-
-    def files(self, directory: Path) -> Iterator[tuple[Path, int, str]]:
-        """(path, size in bytes, SHA-256) of both files."""
-        yield directory / self.tokens_name, self.tokens_bytes, self.tokens_sha256
-        yield directory / self.ends_name, self.ends_bytes, self.ends_sha256
-
-    def is_there(self, directory: Path) -> bool:
-        """Whether both files are there with their size (contents are not read)."""
-        return all(path.is_file() and path.stat().st_size == size for path, size, _ in self.files(directory))
-
-
-def write_shard(
-    directory: Path, name: str, tokens: np.ndarray, end_id: int, unknown_id: int, *, stream_length: int | None = None
-) -> ShardInfo:
+def write_shard(directory: Path, name: str, tokens: np.ndarray, end_id: int, unknown_id: int, *, stream_length: int | None = None) -> Shard:
     """Write the shard `name`. tokens: uint16 or uint32 (n,), ending with `end_id`. Raises OSError where the disk is full.
 
     stream_length: words and sentence ends; None: n, every id is one.
@@ -82,10 +39,19 @@ def write_shard(
     assert len(tokens) == (int(ends[-1]) if len(ends) else 0), "a shard holds whole sentences"
     ends_bytes, ends_sha256 = write_array(directory / f"{name}.ends.npy", ends)
     tokens_bytes, tokens_sha256 = write_array(directory / f"{name}.tokens.npy", tokens)
-    num_unknown = int(np.count_nonzero(tokens == unknown_id))
-    counts = (len(tokens), (len(tokens) if stream_length is None else stream_length) - len(ends), len(ends), num_unknown)
-    hashes = (tokens_bytes, tokens_sha256, ends_bytes, ends_sha256)
-    return ShardInfo(name, *counts, *hashes, digests_of_pieces(tokens), digests_of_pieces(ends))
+    return Shard(
+        name=name,
+        num_tokens=len(tokens),
+        num_words=(len(tokens) if stream_length is None else stream_length) - len(ends),
+        num_sentences=len(ends),
+        num_unknown=int(np.count_nonzero(tokens == unknown_id)),
+        tokens_bytes=tokens_bytes,
+        tokens_sha256=tokens_sha256,
+        ends_bytes=ends_bytes,
+        ends_sha256=ends_sha256,
+        tokens_pieces=digests_of_pages(tokens),
+        ends_pieces=digests_of_pages(ends),
+    )
 
 
 class Sliceable(Protocol):
@@ -101,7 +67,7 @@ class TokenSplit:
 
     wants_hints = False  # whether `will_need` is of any use
 
-    def __init__(self, name: str, folder: Path, shards: list[ShardInfo], token_dtype: np.dtype) -> None:
+    def __init__(self, name: str, folder: Path, shards: list[Shard], token_dtype: np.dtype) -> None:
         self.name = name
         self._folder = folder
         self.shards = shards
@@ -136,7 +102,7 @@ class TokenDirectory:
     directory: as its user names it, a path or a URL. folder: where the vocabulary, and here the shards too, lie on this machine.
     """
 
-    def __init__(self, folder: Path, manifest: dict[str, Any], directory: Path | str | None = None) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, directory: Path | str | None = None) -> None:
         self.directory = folder if directory is None else directory
         self.folder = folder
         self.manifest = manifest
@@ -150,15 +116,14 @@ class TokenDirectory:
             raise UserError(
                 f"{directory}: no {MANIFEST_NAME}, so no prepared tokens here: run `python launch/preprocess.py --config ...` first"
             )
-        tokens = cls(directory, read_manifest(path))
+        tokens = cls(directory, Manifest.read(path))
         tokens._check_files()
         return tokens
 
     def _files(self) -> Iterator[tuple[Path, int, str]]:
         """(path, size in bytes, SHA-256) of every shard's files."""
-        for name in SPLITS:
-            for shard in self.split(name).shards:
-                yield from shard.files(self.folder)
+        for shard in self.manifest.shards():
+            yield from shard.files(self.folder)
 
     def _check_files(self) -> None:
         """The vocabulary is the manifest's, and every shard has its size."""
@@ -170,7 +135,7 @@ class TokenDirectory:
                 raise UserError(f"{path}: damaged, {size} bytes expected, found {path.stat().st_size}: run launch/preprocess.py again")
 
     def _check_vocabulary(self) -> None:
-        check_vocabulary(self.folder / VOCABULARY_NAME, self.manifest["vocabulary"]["sha256"])
+        check_vocabulary(self.folder / VOCABULARY_NAME, self.manifest.vocabulary.sha256)
 
     def _refuse(self, path: Path, expected: str, found: str) -> UserError:
         """What is wrong with a shard whose SHA-256 is another."""
@@ -215,12 +180,12 @@ class TokenDirectory:
     @property
     def fingerprint(self) -> str:
         """The vocabulary's fingerprint."""
-        return self.manifest["vocabulary"]["fingerprint"]
+        return self.manifest.vocabulary.fingerprint
 
     @property
     def corpus(self) -> dict[str, Any]:
         """The corpus's identity: kind, whether official, and every file's split, name, bytes and SHA-256."""
-        return self.manifest["corpus"]
+        return self.manifest.corpus.model_dump(exclude_unset=True)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -235,36 +200,4 @@ class TokenDirectory:
 
     def split(self, name: Split) -> TokenSplit:
         """The shards of `train`, `validation` or `test`."""
-        return TokenSplit(name, self.folder, self._shards(name), np.dtype(self.manifest["token_dtype"]))
-
-    def _shards(self, name: Split) -> list[ShardInfo]:
-        return [ShardInfo(**record) for record in self.manifest["splits"][name]["shards"]]
-
-
-def make_manifest(
-    vocabulary: Vocabulary, vocabulary_sha256: str, shards: dict[Split, list[ShardInfo]], corpus: dict[str, Any], made_from: dict[str, Any]
-) -> dict[str, Any]:
-    """The manifest of a complete directory. `made_from`: whatever tells preprocessing that nothing has changed since."""
-    totals = ("num_tokens", "num_words", "num_sentences", "num_unknown")
-    splits = {
-        name: {total: sum(getattr(shard, total) for shard in shards[name]) for total in totals}
-        | {"shards": [asdict(shard) for shard in shards[name]]}
-        for name in SPLITS
-    }
-    digest = hashlib.sha256("".join(shard.tokens_sha256 for name in SPLITS for shard in shards[name]).encode()).hexdigest()
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "vocabulary": {
-            "kind": vocabulary.kind,
-            "label": vocabulary.label,
-            "size": vocabulary.size,
-            "fingerprint": vocabulary.fingerprint,
-            "sha256": vocabulary_sha256,
-        },
-        "token_dtype": vocabulary.token_dtype.name,
-        "tokens_sha256": digest,
-        "corpus": corpus,
-        "splits": splits,
-        "made_from": made_from,
-    }
+        return TokenSplit(name, self.folder, self.manifest.splits[name].shards, np.dtype(self.manifest.token_dtype))

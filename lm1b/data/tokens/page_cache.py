@@ -1,10 +1,10 @@
-"""Pieces of remote files on this machine's disk: named by their SHA-256, verified when read, bounded in all, shared by processes.
+"""Pages of remote files on this machine's disk: named by their SHA-256, verified when read, bounded in all, shared by processes.
 
     pieces/3f/3fb0...   total   locks/00.lock ... 63.lock
 
-1. A piece's name is its checksum, so whatever is under that name is either right or found out; corpora may share a cache.
+1. A page's name is its checksum, so whatever is under that name is either right or found out; corpora may share a cache.
 2. `add` makes room first: the total is kept in one small file under a lock. Where it would pass the limit, everything is counted
-   anew and the pieces longest not read go, down to nine tenths of the limit.
+   anew and the pages longest not read go, down to nine tenths of the limit.
 3. A process killed at any point leaves at most a total that is too high, which the next count mends.
 """
 
@@ -22,57 +22,57 @@ from lm1b.files import atomic_file
 
 LOCKS = 64
 POLL_SECONDS = 0.005
-KEPT_SHARE = 0.9  # of the limit, after making room: counting all files is not for every piece
+KEPT_SHARE = 0.9  # of the limit, after making room: counting all files is not for every page
 PARTIAL = ".partial"
 
 
-class PieceCache:
-    """A folder of at most limit_bytes of pieces. Raises OSError where it cannot be written to."""
+class PageCache:
+    """A folder of at most limit_bytes of pages. Raises OSError where it cannot be written to."""
 
     def __init__(self, folder: Path, limit_bytes: int):
         self.folder, self._limit_bytes = Path(folder), limit_bytes
-        self._pieces, self._locks = self.folder / "pieces", self.folder / "locks"
-        for place in (self._pieces, self._locks):
+        self._pages, self._locks = self.folder / "pieces", self.folder / "locks"
+        for place in (self._pages, self._locks):
             place.mkdir(parents=True, exist_ok=True)
         with self._total() as total:
             total.bytes = self._make_room(limit_bytes)  # the limit may be lower than it was
 
     def path(self, sha256: str) -> Path:
-        """Where a piece lies, if it is here."""
-        return self._pieces / sha256[:2] / sha256
+        """Where a page lies, if it is here."""
+        return self._pages / sha256[:2] / sha256
 
     def has(self, sha256: str) -> bool:
-        """Whether a piece is here; it has not been looked at."""
+        """Whether a page is here; it has not been looked at."""
         return self.path(sha256).exists()
 
     def read(self, sha256: str) -> bytes | None:
-        """A piece as it was added; None where it is not here. A damaged one is removed."""
+        """A page as it was added; None where it is not here. A damaged one is removed."""
         path = self.path(sha256)
         try:
             data = path.read_bytes()
         except FileNotFoundError:
             return None
         with contextlib.suppress(OSError):  # another process may just have let go of it, or made it with a user's rights that are not ours
-            os.utime(path)  # which pieces were read last: not every file system notes it
+            os.utime(path)  # which pages were read last: not every file system notes it
         if hashlib.sha256(data).hexdigest() == sha256:
             return data
         path.unlink(missing_ok=True)
         return None
 
     def add(self, sha256: str, data: bytes) -> None:
-        """Keep a piece, whose checksum the caller has seen, and let go of others where there is no room."""
+        """Keep a page, whose checksum the caller has seen, and let go of others where there is no room."""
         with self._total() as total:
             if self.has(sha256):
                 return
             if total.bytes + len(data) > self._limit_bytes:
                 total.bytes = self._make_room(int(KEPT_SHARE * self._limit_bytes) - len(data))
             total.bytes += len(data)
-            total.write()  # before the piece: a kill between the two makes the total too high, never too low
+            total.write()  # before the page: a kill between the two makes the total too high, never too low
             with atomic_file(self.path(sha256), outlives_power=False) as file:
                 file.write(data)
 
     def total_bytes(self) -> int:
-        """Bytes of all pieces, counted."""
+        """Bytes of all pages, counted."""
         with self._total():
             return sum(status.st_size for status in self._files().values())
 
@@ -92,7 +92,7 @@ class PieceCache:
 
     def _files(self) -> dict[Path, os.stat_result]:
         found = {}
-        for folder in self._pieces.iterdir():
+        for folder in self._pages.iterdir():
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # what else lies there is none of ours
                 for entry in os.scandir(folder):
                     with contextlib.suppress(FileNotFoundError):
@@ -101,7 +101,7 @@ class PieceCache:
         return found
 
     def _make_room(self, wanted_bytes: int) -> int:
-        """Remove the pieces longest not read until at most wanted_bytes are left -> what is left. Under the total's lock."""
+        """Remove the pages longest not read until at most wanted_bytes are left -> what is left. Under the total's lock."""
         files = self._files()
         total = 0
         for path in [path for path in files if path.name.endswith(PARTIAL)]:
