@@ -14,9 +14,9 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
+from lm1b.config.strict import Section
 from lm1b.console import is_json, say_error, use_log_format
 from lm1b.explain import explain, field_paths, values_of
-from lm1b.strict_config import Section
 
 Completer = Callable[..., Iterable[str]]
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from lm1b.config.strict import parse
 from lm1b.distributed import Ranks
 from lm1b.errors import UserError
 from lm1b.sequence_tasks.config import TaskExperiment
@@ -24,7 +25,6 @@ from lm1b.sequence_tasks.engine_run import EngineRun
 from lm1b.sequence_tasks.runs import train_run
 from lm1b.sequence_tasks.tasks import load_task
 from lm1b.sequence_tasks.trainer import SequenceRun
-from lm1b.strict_config import parse
 
 UPDATES, HALF = 8, 4
 RATE, WILD_RATE = 0.01, 1e30

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_run import made_checkpoint, made_config, made_text, made_tokens
 
+from lm1b.config.strict import override
 from lm1b.errors import UserError
 from lm1b.evaluation.breakdown import by_frequency, by_position, compare, confidence
 from lm1b.evaluation.report import report
 from lm1b.evaluation.token_nats import TokenNats, path_of, read_token_nats
 from lm1b.evaluation.watcher import Evaluator
 from lm1b.files import read_json_lines
-from lm1b.strict_config import override
 
 END, UNKNOWN = 1, 3
 

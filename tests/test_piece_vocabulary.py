@@ -19,6 +19,7 @@ from tiny import write_corpus
 
 import lm1b
 from lm1b.config import Config, TokensConfig, VocabularyConfig, parse_config
+from lm1b.config.strict import override
 from lm1b.data.preprocess.preprocess import preprocess
 from lm1b.data.text.tokenized import number_words
 from lm1b.data.tokens.directory import TokenDirectory
@@ -38,7 +39,6 @@ from lm1b.evaluation.sampling import SamplingSettings, sample_sentence
 from lm1b.evaluation.texts import text_of_files, text_of_split
 from lm1b.evaluation.token_nats import TokenNats
 from lm1b.model.language_model import LanguageModel
-from lm1b.strict_config import override
 from lm1b.training.checkpoint import Checkpoint
 
 SENTENCES = [

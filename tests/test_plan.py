@@ -15,11 +15,11 @@ from made_run import made_config, made_tokens
 from tiny import REPOSITORY
 
 from lm1b.config import Config, ModelConfig, SoftmaxConfig, load_config
+from lm1b.config.strict import override
 from lm1b.data.batches import Batches
 from lm1b.launchers import Place
 from lm1b.model.costs import core_parameters, flops_per_word, table_parameters
 from lm1b.model.language_model import LanguageModel
-from lm1b.strict_config import override
 from lm1b.training.plan import _bytes_a_rank, make_plan
 
 SHAPES = [

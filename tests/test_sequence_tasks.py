@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from tiny import REPOSITORY, environment
 from torch import Tensor
 
+from lm1b.config.strict import override, parse
 from lm1b.errors import UserError
 from lm1b.sequence_tasks.config import NetworkConfig, TaskExperiment, load_task_experiment
 from lm1b.sequence_tasks.data import NO_LABEL, Batch, constant_answer_nats, stored
@@ -28,7 +29,6 @@ from lm1b.sequence_tasks.runs import train_run
 from lm1b.sequence_tasks.search import Experiment, summarize
 from lm1b.sequence_tasks.tasks import load_task
 from lm1b.sequence_tasks.trainer import SequenceRun
-from lm1b.strict_config import override, parse
 from lm1b.workers import Workers
 
 CONFIGS = sorted((REPOSITORY / "configs" / "tasks").glob("*.json"))

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from lm1b.config import ModelConfig, SoftmaxConfig
+from lm1b.config.strict import parse
 from lm1b.data.vocabulary.files import load_vocabulary
 from lm1b.data.vocabulary.vocabulary import VOCABULARY_NAME
 from lm1b.devices import best_device
@@ -37,7 +38,6 @@ from lm1b.evaluation.perplexity import Weights
 from lm1b.evaluation.shape import Shape
 from lm1b.files import read_json, read_sealed_json
 from lm1b.model.language_model import LanguageModel
-from lm1b.strict_config import parse
 from lm1b.training.checkpoint import damage_of, is_file_list
 from lm1b.training.tensor_file import read_tensor
 

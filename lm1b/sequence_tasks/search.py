@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from lm1b.config.strict import parse
 from lm1b.devices import best_device
 from lm1b.distributed import Ranks, agree, all_gather_objects, from_first, local_rank, single_process
 from lm1b.errors import UserError
@@ -32,7 +33,6 @@ from lm1b.sequence_tasks.data import Task
 from lm1b.sequence_tasks.provenance import provenance, task_facts
 from lm1b.sequence_tasks.runs import train_run
 from lm1b.sequence_tasks.tasks import load_task
-from lm1b.strict_config import parse
 from lm1b.workers import Workers
 
 SEARCH_SEED = 0

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lm1b.config import Config
+from lm1b.config.strict import Section
 from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.distributed import Ranks, agree, all_gather_objects
 from lm1b.errors import UserError
@@ -19,7 +20,6 @@ from lm1b.host_facts import package_folder, program_facts, source_digests
 from lm1b.peers import ANSWER_SECONDS
 from lm1b.processes import host_name
 from lm1b.remote import PATIENCE_VARIABLE, is_url, patience_seconds
-from lm1b.strict_config import Section
 from lm1b.training.checkpoint import list_checkpoints
 from lm1b.training.process_group import TIME_LIMIT_VARIABLE, time_limit
 from lm1b.training.run_state import LOCK

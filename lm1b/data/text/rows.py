@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow as pa
 
 from lm1b.config import SPLITS, Split
-from lm1b.corpus_config import LOCAL_SOURCES, CorpusConfig
+from lm1b.config.text import LOCAL_SOURCES, CorpusConfig
 from lm1b.data.crew import Crew
 from lm1b.data.receipts import read_receipt, write_receipt
 from lm1b.data.text.tokenized import LONGEST_LINE_BYTES

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lm1b.config import Config
-from lm1b.corpus_config import LOCAL_SOURCES
+from lm1b.config.text import LOCAL_SOURCES
 from lm1b.data.text.benchmark import TARBALL_NAME, TRAINING_FOLDER, ArchiveCorpus
 from lm1b.data.text.corpus import Corpus, TextChunk
 from lm1b.data.text.sources import converted_origin, is_converted, open_corpus

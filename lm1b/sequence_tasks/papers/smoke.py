@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from lm1b.config.strict import override
 from lm1b.errors import UserError
 from lm1b.sequence_tasks.config import GeneratedConfig, MnistConfig, TaskExperiment, load_task_experiment
 from lm1b.sequence_tasks.mnist import WHEEL
 from lm1b.sequence_tasks.papers.kept import KeptResult, shorten
 from lm1b.sequence_tasks.papers.tables import markdown_table
 from lm1b.sequence_tasks.search import Experiment
-from lm1b.strict_config import override
 from lm1b.workers import Workers
 
 TINY = {

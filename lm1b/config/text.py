@@ -1,13 +1,15 @@
-"""The sections of a config that say what text there is, what its ids are and where the tokens go (config.py has the others)."""
+"""Sections of the config about text: what there is of it, how it is split, what its ids are and where the tokens go."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from lm1b.strict_config import FilePath, Positive, Probability, Section
+from lm1b.config.strict import FilePath, Positive, Probability, Section
 
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 LOCAL_SOURCES = ("text", "json", "parquet", "arrow")  # of corpus.kind=datasets; any other source is a name on the hub
 
 
