@@ -42,12 +42,13 @@ def main() -> int:
     from lm1b.evaluation.texts import count_test_looks
     from lm1b.evaluation.watcher import Evaluator, choose_checkpoint, describe, evaluating_ranks, watch
     from lm1b.files import read_json_lines
-    from lm1b.training.run_log import best_step, read_run_config
+    from lm1b.training.run_folder import RunFolder
+    from lm1b.training.run_log import best_step
 
     def tell(line: dict[str, Any]) -> None:
         say(describe(line), event="evaluation", step=line["step"], metrics=line)
 
-    config = _with_overrides(read_run_config(arguments.run), arguments)
+    config = _with_overrides(RunFolder(arguments.run).read_config(), arguments)
     with evaluating_ranks(arguments.device) as ranks:
         if arguments.watch:
             if ranks.size > 1:
@@ -62,7 +63,7 @@ def main() -> int:
             for line in lines:
                 tell(line)
             if evaluator.text.is_test:
-                looks = count_test_looks(read_json_lines(evaluator.log))
+                looks = count_test_looks(read_json_lines(evaluator.folder.evaluations))
                 say(f"looks at test by this run so far: {looks}; choose nothing by them")
     return 0
 

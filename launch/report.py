@@ -14,8 +14,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="folder for report.html, report.md and curves.png (default: report/ of the first run)")
     arguments = parser.parse_args()
     from lm1b.evaluation.report import report
+    from lm1b.training.run_folder import RunFolder
 
-    out = arguments.out or arguments.runs[0] / "report"
+    out = arguments.out or RunFolder(arguments.runs[0]).report
     print(report(arguments.runs, out))
     print(f"\nwritten: {out / 'report.html'}, {out / 'report.md'}, {out / 'curves.png'}")
     return 0

@@ -26,6 +26,7 @@ from settings_search import try_settings
 from lm1b.config import load_config
 from lm1b.errors import UserError, run_command
 from lm1b.files import read_json, read_json_lines, write_json
+from lm1b.training.run_folder import RunFolder
 from lm1b.training.run_log import git_revision
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -124,10 +125,10 @@ class Table:
         self.launch("train.py", "--config", str(CONFIG), *(word for setting in settings for word in ("--set", setting)))
         for what in (["--split", "validation"], ["--split", "test"], *(["--files", file] for file in self.files)):
             self.launch("evaluate.py", "--run", str(folder), *what)
-        lines = read_json_lines(folder / "evaluations.jsonl")
+        lines = read_json_lines(RunFolder(folder).evaluations)
         kept = ("split", "predictions", "unknown", "word_perplexity", "precision", "weights", "lanes", "state")
         scored = [{**{key: line[key] for key in kept}, "files": [Path(file).name for file in line["files"]]} for line in lines]
-        metrics = read_json_lines(folder / "metrics.jsonl")[-1]
+        metrics = read_json_lines(RunFolder(folder).metrics)[-1]
         told = [setting for setting in settings if not setting.startswith(("corpus.path", "tokens.directory", "run.directory"))]
         runs[name] = {"seed": seed, "epochs": epochs, "settings": told, "scored": scored, "last_metrics": metrics}
         self.save()

@@ -22,8 +22,8 @@ from lm1b.files import atomic_file
 from lm1b.markdown import literal
 from lm1b.metrics import EVALUATED
 from lm1b.training.board import Board
+from lm1b.training.run_folder import RunFolder
 
-FOLDER = Path("tensorboard") / "evaluation"  # of its own: a trainer that goes on from a checkpoint hides later points of its own folder
 LONGEST_SENTENCE = 40
 ProjectorConfig: Any = projector_config_pb2.ProjectorConfig  # type: ignore[attr-defined]  # generated, with no types
 EMBEDDING, WORDS, PROJECTOR = "input_rows.bytes", "words.tsv", "projector_config.pbtxt"
@@ -35,7 +35,7 @@ def show(run_directory: Path, config: Config, lines: list[dict[str, Any]], *, wi
     with_model: its sentences and its words' rows too, which reads the whole checkpoint once more, in the memory that scoring it took;
     left out where it has been deleted meanwhile.
     """
-    with Board(Path(run_directory) / FOLDER) as board:
+    with Board(RunFolder(run_directory).evaluator_board) as board:
         for line in lines:
             if line["word_perplexity"] is not None:
                 name = f"{line['split']}_{line['state']}_{line['weights']}"
@@ -59,7 +59,7 @@ def _show_model(board: Board, run_directory: Path, config: Config, step: int) ->
         sentences = [" ".join(sample_sentence(model, "", drawing, number)) for number in range(settings.samples)]
         board.text("samples", "\n".join(f"{number}. {literal(sentence)}" for number, sentence in enumerate(sentences, 1)), step)
     if settings.projector_words:
-        write_projector(run_directory / FOLDER, model, settings.projector_words)
+        write_projector(RunFolder(run_directory).evaluator_board, model, settings.projector_words)
 
 
 def _one_line(text: str) -> str:

@@ -20,7 +20,7 @@ EXPLAINED = (
 def kept_nats(run: RunRecord) -> list[tuple[dict[str, Any], TokenNats]]:
     """Lines of evaluations.jsonl whose nats of every token are still there. Raises UserError for a damaged file."""
     latest = {(line["split"], tuple(line["files"]), line["state"], line["weights"], line["precision"]): line for line in run.evaluations}
-    found = ((line, read_token_nats(run.directory, line)) for line in latest.values())
+    found = ((line, read_token_nats(run.folder.path, line)) for line in latest.values())
     return [(line, tokens) for line, tokens in found if tokens is not None]
 
 
@@ -37,7 +37,7 @@ def _compared(kept: list[tuple[RunRecord, dict[str, Any], TokenNats]]) -> list[s
     """Every pair of runs on the same text, scored alike."""
     rows = []
     for (one, line, tokens), (other, other_line, other_tokens) in itertools.combinations(kept, 2):
-        same_way = all(line[key] == other_line[key] for key in ("state", "precision", "weights")) and one.directory != other.directory
+        same_way = all(line[key] == other_line[key] for key in ("state", "precision", "weights")) and one.folder.path != other.folder.path
         if same_way and tokens.text_key == other_tokens.text_key:
             ratio = compare(tokens, other_tokens)
             verdict = (

@@ -39,6 +39,7 @@ from lm1b.files import read_json, read_sealed_json
 from lm1b.model.language_model import LanguageModel
 from lm1b.strict_config import parse
 from lm1b.training.checkpoint import damage_of, is_file_list
+from lm1b.training.run_folder import RunFolder
 from lm1b.training.tensor_file import read_tensor
 
 FORMAT_VERSION = 1
@@ -49,7 +50,7 @@ CORE, INPUT_TABLE, OUTPUT_TABLE, OUTPUT_BIAS = "core.", "input_table.weight", "o
 
 def is_export(path: Path) -> bool:
     """Whether a folder is (or was meant to be) an exported model; a run has checkpoints."""
-    return not (path / "checkpoints").exists() and any((path / name).exists() for name in (TENSORS, INDEX, MANIFEST))
+    return not RunFolder(path).checkpoints.exists() and any((path / name).exists() for name in (TENSORS, INDEX, MANIFEST))
 
 
 def shape_of_facts(facts: dict[str, Any], vocabulary_size: int, source: str) -> Shape:

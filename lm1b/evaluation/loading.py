@@ -31,7 +31,8 @@ from lm1b.model.full_softmax import VOCABULARY_BLOCK
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.products import keep_float32_exact
 from lm1b.training.checkpoint import Checkpoint
-from lm1b.training.run_log import best_step, read_run_config
+from lm1b.training.run_folder import RunFolder
+from lm1b.training.run_log import best_step
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -108,7 +109,7 @@ def load_run(
     """
     if precision not in DTYPES:
         raise UserError(f"precision must be one of {', '.join(DTYPES)}, found {precision}")
-    config = read_run_config(run_directory)
+    config = RunFolder(run_directory).read_config()
     tokens = open_tokens(config.tokens)
     found = choose_checkpoint(run_directory, checkpoint, best_step(run_directory))
     ranks = single_process(device or best_device())

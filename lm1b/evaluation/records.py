@@ -10,7 +10,8 @@ import numpy as np
 
 from lm1b.config import Config
 from lm1b.files import read_json, read_json_lines
-from lm1b.training.run_log import best_result, read_run_config
+from lm1b.training.run_folder import RunFolder
+from lm1b.training.run_log import best_result
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class RunRecord:
     """What a run directory tells. evaluations: sorted by text and step; metrics: as logged."""
 
     name: str
-    directory: Path
+    folder: RunFolder
     config: Config
     evaluations: list[dict[str, Any]]
     metrics: list[dict[str, Any]]
@@ -27,18 +28,17 @@ class RunRecord:
     @classmethod
     def read(cls, directory: Path) -> RunRecord:
         """Raises UserError where the folder holds no run."""
-        directory = Path(directory)
-        config = read_run_config(directory)
-        lines = read_json_lines(directory / "evaluations.jsonl")
+        folder = RunFolder(directory)
+        config = folder.read_config()
+        lines = read_json_lines(folder.evaluations)
         evaluations = sorted(lines, key=lambda line: (line["split"], line["files"], line["state"], line["step"], line["weights"]))
-        path = directory / "environment.json"
-        environment = read_json(path) if path.exists() else {}
+        environment = read_json(folder.environment) if folder.environment.exists() else {}
         return cls(
-            directory.resolve().name,
-            directory,
+            folder.path.resolve().name,
+            folder,
             config,
             evaluations,
-            read_json_lines(directory / "metrics.jsonl"),
+            read_json_lines(folder.metrics),
             environment if isinstance(environment, dict) else {},
         )
 

@@ -24,13 +24,13 @@ CURVES = "![Training loss and validation perplexity against words, steps and tim
 def report(run_directories: list[Path], out: Path | None = None) -> str:
     """Write report.md, curves.png and report.html into `out` (default: the first run's report/). Returns the table as text."""
     runs = [RunRecord.read(directory) for directory in run_directories]
-    out = out or runs[0].directory / "report"
+    out = out or runs[0].folder.report
     rows: list[list[str]] = []
     notes: list[str] = []
     levels: Levels = {}
     seen: set[str] = set()
     for run in runs:
-        baselines, problems = find_baselines(run, run.directory / "report" / "baselines.json")
+        baselines, problems = find_baselines(run, run.folder.baselines)
         notes += problems
         levels |= levels_of(run, baselines)
         rows += table_rows(run, baselines)

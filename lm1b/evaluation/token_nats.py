@@ -21,8 +21,8 @@ from safetensors.numpy import save
 
 from lm1b.errors import UserError
 from lm1b.files import atomic_file
+from lm1b.training.run_folder import RunFolder
 
-FOLDER = "token_nats"
 LARGEST_TOKENS = 5_000_000
 FACTS = ("step", "split", "files", "state", "lanes", "precision", "weights", "vocabulary")  # of the line in evaluations.jsonl
 
@@ -59,7 +59,7 @@ def path_of(run_directory: Path, line: dict[str, Any]) -> Path:
     """Where the nats of a line of evaluations.jsonl are kept."""
     text = line["split"] if line["split"] != "files" else hashlib.sha256("\n".join(line["files"]).encode()).hexdigest()[:12]
     way = "_".join(str(line[key]) for key in ("state", "weights", "precision"))
-    return Path(run_directory) / FOLDER / f"{text}_{way}.safetensors"
+    return RunFolder(run_directory).token_nats / f"{text}_{way}.safetensors"
 
 
 def write_token_nats(

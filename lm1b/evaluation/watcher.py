@@ -34,7 +34,8 @@ from lm1b.model.products import keep_float32_exact
 from lm1b.peers import naming_the_guilty
 from lm1b.progress import Progress
 from lm1b.training.checkpoint import Checkpoint, checkpoint_folder, list_checkpoints
-from lm1b.training.run_log import is_scored_by, kinds_scored, read_run_config
+from lm1b.training.run_folder import RunFolder
+from lm1b.training.run_log import is_scored_by, kinds_scored
 from lm1b.training.run_state import trainer_state, training_has_finished
 
 POLL_SECONDS = 2.0
@@ -56,7 +57,7 @@ class Evaluator:
         *,
         ranks: Ranks | None = None,
     ) -> None:
-        self.run_directory = Path(run_directory)
+        self.folder = RunFolder(run_directory)
         self.config = config
         self.ranks = ranks or single_process()
         tokens = open_tokens(config.tokens)
@@ -64,10 +65,6 @@ class Evaluator:
         self.fingerprint = tokens.fingerprint
         self.symbols = {"end_id": tokens.vocabulary.end_id, "unknown_id": tokens.vocabulary.unknown_id}
         self.text: ScoredText = text_of_files(tokens.vocabulary, files or []) if split is None else text_of_split(tokens, split)
-
-    @property
-    def log(self) -> Path:
-        return self.run_directory / "evaluations.jsonl"
 
     def score(self, checkpoint: Checkpoint, kinds: Sequence[Weights] | None = None) -> list[dict[str, Any]]:
         """Score one checkpoint; its lines are written to the run's logs. Raises UserError where it cannot be read.
@@ -92,22 +89,22 @@ class Evaluator:
             look = uuid.uuid4().hex
             for line in lines:
                 line["look"] = look
-                append_json_line(self.log, seal(line))
+                append_json_line(self.folder.evaluations, seal(line))
             from lm1b.evaluation.board import show  # which loads models, and so chooses among checkpoints as below
 
-            show(self.run_directory, self.config, lines, with_model=self.text.split == "validation" and self.ranks.size == 1)
+            show(self.folder.path, self.config, lines, with_model=self.text.split == "validation" and self.ranks.size == 1)
         return lines
 
     def _keep_nats(self, line: dict[str, Any], pieces: list[np.ndarray]) -> None:
         """For the report's breakdowns; the first rank's."""
         if self.ranks.is_first and line["nats"] is not None:
-            write_token_nats(self.run_directory, line, pieces, self.text.tokens_N, self.symbols, self.text.begins_N)
+            write_token_nats(self.folder.path, line, pieces, self.text.tokens_N, self.symbols, self.text.begins_N)
 
     def scored(self) -> set[tuple[int, str]]:
         """(step, kind of weights) that evaluations.jsonl already has for this text and these settings."""
         wanted = (self.text.split, self.fingerprint, self.text.predictions)
         found: set[tuple[int, str]] = set()
-        for line in read_json_lines(self.log):
+        for line in read_json_lines(self.folder.evaluations):
             text = (line.get("split"), line.get("vocabulary"), line.get("predictions"))
             if text == wanted and is_scored_by(line, self.config.evaluation):
                 found |= {(line["step"], kind) for kind in kinds_scored(line)}
@@ -181,7 +178,7 @@ def _choose(run_directory: Path, wanted: str, best_step: int | None) -> Checkpoi
 @contextlib.contextmanager
 def only_watcher(run_directory: Path) -> Iterator[None]:
     """Wait until no other process watches this run, then keep others waiting: two would score the same checkpoints twice."""
-    with open(Path(run_directory) / ".watcher.lock", "ab") as lock:
+    with open(RunFolder(run_directory).watcher_lock, "ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -231,7 +228,7 @@ def watch(
 
 def _why_ended(run_directory: Path, checkpoints: list[Checkpoint], trainer: str, waited_enough: bool) -> str | None:
     """Why there is nothing more to come once all checkpoints are scored, or None."""
-    if training_has_finished(checkpoints, read_run_config(run_directory)):
+    if training_has_finished(checkpoints, RunFolder(run_directory).read_config()):
         return "the training has ended and every checkpoint is scored"
     if trainer == "dead":
         return "the trainer died before the end of the training (its process is gone); every checkpoint that it left is scored"

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from lm1b.config import Config
 from lm1b.errors import UserError
 from lm1b.files import read_json_lines
+from lm1b.training.run_folder import RunFolder
 
 PACKAGES = {"wandb": "wandb", "mlflow": "mlflow-skinny (or mlflow)"}
 
@@ -66,7 +67,7 @@ class MLflow:
     def __init__(self, config: Config, directory: Path) -> None:
         import mlflow  # type: ignore[import-not-found]
 
-        kept = directory / "mlflow_run_id"
+        kept = RunFolder(directory).mlflow_run_id
         run_id = kept.read_text().strip() if kept.exists() else None
         self._mlflow = mlflow
         run = mlflow.start_run(run_id=run_id, run_name=None if run_id else directory.resolve().name, log_system_metrics=False)
@@ -90,7 +91,7 @@ class Services:
 
     def __init__(self, config: Config, directory: Path, tell: Callable[[str], object]) -> None:
         """Raises UserError where a service cannot be reached at the start."""
-        self._evaluations, self._size, self._seen = directory / "evaluations.jsonl", -1, 0
+        self._evaluations, self._size, self._seen = RunFolder(directory).evaluations, -1, 0
         self._tell = tell
         self._services: dict[str, Service] = {}
         for name in config.logging.services:
