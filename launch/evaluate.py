@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from lm1b.command_line import CommandParser, completes, folders, overrides_of
 from lm1b.config import Config, override_config
@@ -39,14 +38,12 @@ def main() -> int:
     arguments = parse_arguments()
     if arguments.watch and (arguments.files or arguments.split != "validation" or arguments.checkpoint != "latest"):
         raise UserError("--watch scores every new checkpoint on validation; leave out --checkpoint, --split and --files")
-    from lm1b.evaluation.texts import count_test_looks
-    from lm1b.evaluation.watcher import Evaluator, choose_checkpoint, describe, evaluating_ranks, watch
-    from lm1b.files import read_json_lines
+    from lm1b.evaluation.watcher import Evaluator, choose_checkpoint, evaluating_ranks, watch
+    from lm1b.training.evaluations import Evaluation, count_test_looks
     from lm1b.training.run_folder import RunFolder
-    from lm1b.training.run_log import best_step
 
-    def tell(line: dict[str, Any]) -> None:
-        say(describe(line), event="evaluation", step=line["step"], metrics=line)
+    def tell(evaluation: Evaluation) -> None:
+        say(evaluation.in_words(), event="evaluation", step=evaluation.step, metrics=evaluation.as_line())
 
     config = _with_overrides(RunFolder(arguments.run).read_config(), arguments)
     with evaluating_ranks(arguments.device) as ranks:
@@ -56,14 +53,14 @@ def main() -> int:
             evaluator = Evaluator(arguments.run, config, ranks=ranks)
             say(f"watching ended: {watch(arguments.run, evaluator, tell)}")
             return 0
-        checkpoint = choose_checkpoint(arguments.run, arguments.checkpoint, best_step(arguments.run), ranks)
+        checkpoint = choose_checkpoint(arguments.run, arguments.checkpoint, RunFolder(arguments.run).best_step(), ranks)
         evaluator = Evaluator(arguments.run, config, None if arguments.files else arguments.split, arguments.files, ranks=ranks)
-        lines = evaluator.score(checkpoint)
+        found = evaluator.score(checkpoint)
         if ranks.is_first:
-            for line in lines:
-                tell(line)
+            for evaluation in found:
+                tell(evaluation)
             if evaluator.text.is_test:
-                looks = count_test_looks(read_json_lines(evaluator.folder.evaluations))
+                looks = count_test_looks(evaluator.folder.read_evaluations())
                 say(f"looks at test by this run so far: {looks}; choose nothing by them")
     return 0
 

@@ -88,6 +88,7 @@ def test_it_is_evaluated_as_any_run_and_has_no_gap_to_check(tiny_folder: Path, s
         config = parse_config(tiny_settings(tiny_folder, run, softmax=FULL, evaluation={"weights": "raw"}))
         checkpoint, text = list_checkpoints(tiny_folder / run)[-1], text_of_split(tokens, "validation")
         (result,) = evaluate_checkpoint(checkpoint, config, text, fingerprint=tokens.fingerprint, end_id=tokens.vocabulary.end_id)
-        nats.append(result["nats"] / result["predictions"])
+        assert result.nats is not None
+        nats.append(result.nats / result.predictions)
     assert nats == pytest.approx([nats[0]] * 3, rel=1e-5)
     assert nats[0] < losses(tiny_folder, "full_1")[0] - 1.0

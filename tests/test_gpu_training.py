@@ -76,8 +76,8 @@ def test_what_was_trained_there_is_scored_alike_there_and_on_the_cpu(trained: tu
     run = folder / list(GOLDEN_RUNS)[number]
     evaluator = Evaluator(run, RunFolder(run).read_config(), ranks=single_process())
     (scored,) = evaluator.score(list_checkpoints(run)[-1])
-    assert scored["weights"] == "ema"
-    assert report[number]["word_perplexity"] == pytest.approx(scored["word_perplexity"], rel=1e-5)
+    assert scored.weights == "ema"
+    assert report[number]["word_perplexity"] == pytest.approx(scored.word_perplexity, rel=1e-5)
 
 
 def test_bf16_stays_by_fp32(trained: tuple[str, Path, list[Any]]) -> None:

@@ -25,6 +25,7 @@ from lm1b.evaluation.texts import ScoredText, text_of_files, text_of_split
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.output_layer import TableOutput
 from lm1b.training.checkpoint import Checkpoint
+from lm1b.training.evaluations import Evaluation
 
 ALONE = single_process()
 
@@ -129,7 +130,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, TokenDirecto
     return config, tokens, made_checkpoint(config, 10)
 
 
-def evaluate(config: Config, tokens: TokenDirectory, checkpoint: Checkpoint, text: ScoredText) -> list[dict]:
+def evaluate(config: Config, tokens: TokenDirectory, checkpoint: Checkpoint, text: ScoredText) -> list[Evaluation]:
     return evaluate_checkpoint(checkpoint, config, text, fingerprint=tokens.fingerprint, end_id=tokens.vocabulary.end_id)
 
 
@@ -139,22 +140,22 @@ def test_a_checkpoint_scored_is_the_brute_force_figure(made: tuple[Config, Token
     config = override_config(config, [f"evaluation.state={state}", "evaluation.weights=both"])
     text = text_of_split(tokens, "validation")
     lines = evaluate(config, tokens, checkpoint, text)
-    assert [line["weights"] for line in lines] == ["ema", "raw"]
+    assert [line.weights for line in lines] == ["ema", "raw"]
     split = tokens.split("validation")
     for line in lines:
         model = LanguageModel(config.model, 0)
-        model.load_state_dict(checkpoint.core({"ema": "ema", "raw": "weights"}[line["weights"]]) or {})
+        model.load_state_dict(checkpoint.core({"ema": "ema", "raw": "weights"}[line.weights]) or {})
         tables = [checkpoint.read_table(name) for name in ("input_table", "output_table", "output_bias")]
         sequences = [sequence.tolist() for sequence in cut_for_scoring(text, state, 3)]
         nats = sum(brute_force_nats(model, tables[0], tables[1], tables[2].flatten(), s, tokens.vocabulary.end_id) for s in sequences)
-        assert line["nats"] == pytest.approx(nats, rel=1e-6)
-        assert line["word_perplexity"] == pytest.approx(math.exp(nats / (split.num_words + split.num_sentences)), rel=1e-5)
-        assert (line["words"], line["sentences"], line["unknown"]) == (split.num_words, split.num_sentences, split.num_unknown)
-        assert line["predictions"] == split.num_tokens == split.num_words + split.num_sentences
-        assert (line["step"], line["split"], line["state"], line["precision"]) == (10, "validation", state, "fp32")
-        assert line["vocabulary"] == tokens.fingerprint
-        assert line["files"] == ["validation-2", "validation-3"]
-    assert lines[0]["nats"] != lines[1]["nats"]
+        assert line.nats == pytest.approx(nats, rel=1e-6)
+        assert line.word_perplexity == pytest.approx(math.exp(nats / (split.num_words + split.num_sentences)), rel=1e-5)
+        assert (line.words, line.sentences, line.unknown) == (split.num_words, split.num_sentences, split.num_unknown)
+        assert line.predictions == split.num_tokens == split.num_words + split.num_sentences
+        assert (line.step, line.split, line.state, line.precision) == (10, "validation", state, "fp32")
+        assert line.vocabulary == tokens.fingerprint
+        assert line.files == ["validation-2", "validation-3"]
+    assert lines[0].nats != lines[1].nats
 
 
 def test_no_rank_holds_more_than_its_output_rows(made: tuple[Config, TokenDirectory, Checkpoint]) -> None:
@@ -174,16 +175,16 @@ def test_bfloat16_is_close_and_no_average_falls_back_to_raw(made: tuple[Config, 
     text = text_of_split(tokens, "validation")
     (exact,) = evaluate(config, tokens, checkpoint, text)
     (rough,) = evaluate(override_config(config, ["evaluation.precision=bf16"]), tokens, checkpoint, text)
-    assert (exact["weights"], rough["weights"], rough["precision"]) == ("raw", "raw", "bf16")
-    assert rough["nats"] == pytest.approx(exact["nats"], rel=1e-2)
-    assert rough["nats"] != exact["nats"]
+    assert (exact.weights, rough.weights, rough.precision) == ("raw", "raw", "bf16")
+    assert rough.nats == pytest.approx(exact.nats, rel=1e-2)
+    assert rough.nats != exact.nats
 
 
 def test_the_checkpoint_knows_its_own_shape(made: tuple[Config, TokenDirectory, Checkpoint]) -> None:
     config, tokens, checkpoint = made
     text = text_of_split(tokens, "validation")
     other = config.model_copy(update={"model": config.model.model_copy(update={"hidden": 99, "cell": "irnn"})})
-    assert evaluate(other, tokens, checkpoint, text)[0]["nats"] == evaluate(config, tokens, checkpoint, text)[0]["nats"]
+    assert evaluate(other, tokens, checkpoint, text)[0].nats == evaluate(config, tokens, checkpoint, text)[0].nats
 
 
 def test_files_give_what_a_split_of_the_same_text_gives(made: tuple[Config, TokenDirectory, Checkpoint], tmp_path: Path) -> None:
@@ -195,7 +196,7 @@ def test_files_give_what_a_split_of_the_same_text_gives(made: tuple[Config, Toke
     np.testing.assert_array_equal(by_files.tokens_N, by_split.tokens_N)
     np.testing.assert_array_equal(by_files.sentence_ends, by_split.sentence_ends)
     assert by_files.unknown == by_split.unknown > 0
-    assert evaluate(config, tokens, checkpoint, by_files)[0]["nats"] == evaluate(config, tokens, checkpoint, by_split)[0]["nats"]
+    assert evaluate(config, tokens, checkpoint, by_files)[0].nats == evaluate(config, tokens, checkpoint, by_split)[0].nats
 
 
 def test_a_user_s_mistakes_are_told_in_one_line(made: tuple[Config, TokenDirectory, Checkpoint], tmp_path: Path) -> None:

@@ -255,11 +255,11 @@ def test_scores_are_per_word_and_add_up_to_the_exact_evaluation(made: Checkpoint
     scores = lm1b.load(folder / "run").score(lines)
     assert [score.words for score in scores] == [len(each.split()) for each in lines]
     assert all(len(score.log_probabilities) == score.words + 1 for score in scores)
-    assert sum(score.unknown for score in scores) == line["unknown"]
-    assert math.fsum(score.nats for score in scores) == pytest.approx(line["nats"], rel=1e-9)
-    assert line["word_perplexity"] == pytest.approx(math.exp(line["nats"] / (line["words"] + line["sentences"])))
-    assert (line["predictions"], line["label"]) == (line["words"] + line["sentences"], "closed")
-    assert line["tokens"] == len(text.tokens_N) > line["predictions"]
+    assert sum(score.unknown for score in scores) == line.unknown
+    assert math.fsum(score.nats for score in scores) == pytest.approx(line.nats, rel=1e-9)
+    assert line.word_perplexity == pytest.approx(math.exp(line.nats / (line.words + line.sentences)))
+    assert (line.predictions, line.label) == (line.words + line.sentences, "closed")
+    assert line.tokens == len(text.tokens_N) > line.predictions
 
 
 def test_drawn_sentences_are_whole_words(made: Checkpoint, folder: Path) -> None:

@@ -50,10 +50,10 @@ def test_scores_add_up_to_the_exact_evaluation(run: Path, tmp_path: Path, weight
     text = text_of_files(tokens.vocabulary, [path])
     (line,) = evaluate_checkpoint(found, config, text, fingerprint=tokens.fingerprint, end_id=tokens.vocabulary.end_id)
     scores = lm1b.load(run, weights=weights, checkpoint=checkpoint).score(path.read_text().splitlines())
-    assert len(scores) == line["sentences"] == 60
-    assert sum(score.words for score in scores) == line["words"]
-    assert sum(score.unknown for score in scores) == line["unknown"] > 0
-    assert math.fsum(score.nats for score in scores) == pytest.approx(line["nats"], rel=1e-9)
+    assert len(scores) == line.sentences == 60
+    assert sum(score.words for score in scores) == line.words
+    assert sum(score.unknown for score in scores) == line.unknown > 0
+    assert math.fsum(score.nats for score in scores) == pytest.approx(line.nats, rel=1e-9)
 
 
 def test_a_sentence_does_not_depend_on_its_company(model: LoadedModel) -> None:

@@ -108,7 +108,8 @@ def test_they_are_evaluated_as_any_run(tiny_folder: Path, seen: dict[str, Any]) 
         config = parse_config(tiny_settings(tiny_folder, run, evaluation={"weights": "raw"}))
         checkpoint, text = list_checkpoints(tiny_folder / run)[-1], text_of_split(tokens, "validation")
         (result,) = evaluate_checkpoint(checkpoint, config, text, fingerprint=tokens.fingerprint, end_id=tokens.vocabulary.end_id)
-        return result["nats"] / result["predictions"]
+        assert result.nats is not None
+        return result.nats / result.predictions
 
     for kind in ("tied", "tied_full", "adaptive", "unigram"):
         assert nats(f"{kind}_4") == pytest.approx(nats(f"{kind}_1"), rel=1e-4)

@@ -125,9 +125,8 @@ class Table:
         self.launch("train.py", "--config", str(CONFIG), *(word for setting in settings for word in ("--set", setting)))
         for what in (["--split", "validation"], ["--split", "test"], *(["--files", file] for file in self.files)):
             self.launch("evaluate.py", "--run", str(folder), *what)
-        lines = read_json_lines(RunFolder(folder).evaluations)
         kept = ("split", "predictions", "unknown", "word_perplexity", "precision", "weights", "lanes", "state")
-        scored = [{**{key: line[key] for key in kept}, "files": [Path(file).name for file in line["files"]]} for line in lines]
+        scored = [{**each.only(kept), "files": [Path(file).name for file in each.files]} for each in RunFolder(folder).read_evaluations()]
         metrics = read_json_lines(RunFolder(folder).metrics)[-1]
         told = [setting for setting in settings if not setting.startswith(("corpus.path", "tokens.directory", "run.directory"))]
         runs[name] = {"seed": seed, "epochs": epochs, "settings": told, "scored": scored, "last_metrics": metrics}

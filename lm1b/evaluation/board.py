@@ -22,6 +22,7 @@ from lm1b.files import atomic_file
 from lm1b.markdown import literal
 from lm1b.metrics import EVALUATED
 from lm1b.training.board import Board
+from lm1b.training.evaluations import Evaluation
 from lm1b.training.run_folder import RunFolder
 
 LONGEST_SENTENCE = 40
@@ -29,21 +30,20 @@ ProjectorConfig: Any = projector_config_pb2.ProjectorConfig  # type: ignore[attr
 EMBEDDING, WORDS, PROJECTOR = "input_rows.bytes", "words.tsv", "projector_config.pbtxt"
 
 
-def show(run_directory: Path, config: Config, lines: list[dict[str, Any]], *, with_model: bool) -> None:
-    """Lines of evaluations.jsonl of one checkpoint as points: perplexities by split, state and weights, spectral radii by layer.
+def show(run_directory: Path, config: Config, evaluations: list[Evaluation], *, with_model: bool) -> None:
+    """Results of one checkpoint as points: perplexities by split, state and weights, spectral radii by layer.
 
     with_model: its sentences and its words' rows too, which reads the whole checkpoint once more, in the memory that scoring it took;
     left out where it has been deleted meanwhile.
     """
     with Board(RunFolder(run_directory).evaluator_board) as board:
-        for line in lines:
-            if line["word_perplexity"] is not None:
-                name = f"{line['split']}_{line['state']}_{line['weights']}"
-                board.scalar(f"{EVALUATED['word_perplexity'].tag}/{name}", line["word_perplexity"], line["step"])
-            for layer, radius in line["spectral_radius"].items():
-                board.scalar(f"{EVALUATED['spectral_radius'].tag}/{layer}, {line['weights']}", radius, line["step"])
-        if with_model and lines:
-            _show_model(board, Path(run_directory), config, lines[0]["step"])
+        for each in evaluations:
+            if each.word_perplexity is not None:
+                board.scalar(each.tag, each.word_perplexity, each.step)
+            for layer, radius in each.spectral_radius.items():
+                board.scalar(f"{EVALUATED['spectral_radius'].tag}/{layer}, {each.weights}", radius, each.step)
+        if with_model and evaluations:
+            _show_model(board, Path(run_directory), config, evaluations[0].step)
 
 
 def _show_model(board: Board, run_directory: Path, config: Config, step: int) -> None:

@@ -40,13 +40,12 @@ from lm1b.evaluation.exported import (
 )
 from lm1b.evaluation.loading import DTYPES, chosen_core
 from lm1b.evaluation.model_card import model_card
-from lm1b.evaluation.perplexity import Weights
 from lm1b.evaluation.shape import Shape, shape_of
 from lm1b.evaluation.watcher import choose_checkpoint
-from lm1b.files import digest_of_file, flush_folder, needing_space, read_json_lines, write_json, write_sealed_json
+from lm1b.files import digest_of_file, flush_folder, needing_space, write_json, write_sealed_json
 from lm1b.training.checkpoint import Checkpoint, table_file
+from lm1b.training.evaluations import Weights
 from lm1b.training.run_folder import RunFolder
-from lm1b.training.run_log import best_step
 from lm1b.training.tensor_file import DTYPE_NAMES, ELEMENT_BYTES, MatrixInFile, TensorFile, bytes_of
 
 LARGEST_FILE_BYTES = 2_000_000_000  # more is sharded; a table that is larger has a file of its own
@@ -97,7 +96,7 @@ def export_run(
         raise UserError(f"{run_directory}: an exported model already; expected a run's directory")
     config = RunFolder(run_directory).read_config()
     tokens = open_tokens(config.tokens)
-    found = choose_checkpoint(run_directory, checkpoint, best_step(run_directory))
+    found = choose_checkpoint(run_directory, checkpoint, RunFolder(run_directory).best_step())
     partial = out.with_name(f"{out.name}.{os.getpid()}.partial")
     with found.lease():
         state = found.state()
@@ -106,8 +105,7 @@ def export_run(
         found.verify()
         core, kind = chosen_core(found, weights)
         shape = shape_of(found, state)
-        lines = read_json_lines(RunFolder(run_directory).evaluations)
-        facts = export_facts(found, state, shape, tokens, kind, precision, lines)
+        facts = export_facts(found, state, shape, tokens, kind, precision, RunFolder(run_directory).read_evaluations())
         sources = _sources(found, shape, state["ranks"], core, DTYPES[precision])
         try:
             with needing_space(out.parent, sum(source.num_bytes for source in sources.values())):

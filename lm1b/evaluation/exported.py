@@ -33,12 +33,12 @@ from lm1b.devices import best_device
 from lm1b.distributed import single_process
 from lm1b.errors import UserError
 from lm1b.evaluation.loading import DTYPES, LoadedModel, in_memory, load_run
-from lm1b.evaluation.perplexity import Weights
 from lm1b.evaluation.shape import Shape
 from lm1b.files import read_json, read_sealed_json
 from lm1b.model.language_model import LanguageModel
 from lm1b.strict_config import parse
 from lm1b.training.checkpoint import damage_of, is_file_list
+from lm1b.training.evaluations import Weights
 from lm1b.training.run_folder import RunFolder
 from lm1b.training.tensor_file import read_tensor
 

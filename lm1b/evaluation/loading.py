@@ -23,7 +23,6 @@ from lm1b.data.vocabulary import Vocabulary
 from lm1b.devices import best_device
 from lm1b.distributed import Ranks, single_process
 from lm1b.errors import UserError
-from lm1b.evaluation.perplexity import Weights
 from lm1b.evaluation.scorer import Scorer
 from lm1b.evaluation.shape import output_layer, output_table_name, shape_of
 from lm1b.evaluation.watcher import choose_checkpoint
@@ -31,8 +30,8 @@ from lm1b.model.full_softmax import VOCABULARY_BLOCK
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.products import keep_float32_exact
 from lm1b.training.checkpoint import Checkpoint
+from lm1b.training.evaluations import Weights
 from lm1b.training.run_folder import RunFolder
-from lm1b.training.run_log import best_step
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -111,7 +110,7 @@ def load_run(
         raise UserError(f"precision must be one of {', '.join(DTYPES)}, found {precision}")
     config = RunFolder(run_directory).read_config()
     tokens = open_tokens(config.tokens)
-    found = choose_checkpoint(run_directory, checkpoint, best_step(run_directory))
+    found = choose_checkpoint(run_directory, checkpoint, RunFolder(run_directory).best_step())
     ranks = single_process(device or best_device())
     vocabulary = tokens.vocabulary
     with found.lease():

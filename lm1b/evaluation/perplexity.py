@@ -17,13 +17,14 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lm1b.config import Config
+from lm1b.console import now
 from lm1b.distributed import Ranks, agree, all_reduce_sum, single_process
 from lm1b.errors import UserError
 from lm1b.evaluation.scorer import Scorer, cut_for_scoring
@@ -31,10 +32,7 @@ from lm1b.evaluation.shape import Shape, output_layer, shape_of
 from lm1b.evaluation.spectrum import spectral_radii
 from lm1b.evaluation.texts import ScoredText
 from lm1b.training.checkpoint import Checkpoint
-from lm1b.training.run_log import now
-
-Weights = Literal["raw", "ema"]
-KINDS: dict[str, list[Weights]] = {"raw": ["raw"], "ema": ["ema"], "both": ["ema", "raw"]}  # by evaluation.weights
+from lm1b.training.evaluations import KINDS, Evaluation, Weights
 
 
 @dataclass(frozen=True)
@@ -97,9 +95,9 @@ def evaluate_checkpoint(
     kinds: Sequence[Weights] | None = None,
     ranks: Ranks | None = None,
     on_scored: Callable[[int], object] = lambda n: None,
-    on_nats: Callable[[dict[str, Any], list[np.ndarray]], object] | None = None,
-) -> list[dict[str, Any]]:
-    """Score `text` with one checkpoint: one result a kind of weights asked for, as evaluations.jsonl keeps them.
+    on_nats: Callable[[Evaluation, list[np.ndarray]], object] | None = None,
+) -> list[Evaluation]:
+    """Score `text` with one checkpoint: one result a kind of weights asked for.
 
     config: the run's, its `evaluation` section says how. kinds: of weights to score, where not all that it asks for.
     on_scored is told of every number of predictions done; on_nats of each result and the nats of every token, piece by piece of the text.
@@ -140,33 +138,33 @@ def evaluate_checkpoint(
             found = dict(scorer.nats_of_each(sequences, settings.lanes, on_scored))
             pieces = [found[number] for number in range(len(sequences))]
             nats = float(sum(piece.sum() for piece in pieces))
-        result = {
-            "step": checkpoint.step,
-            "checkpoint": checkpoint.path.name,
-            "split": text.split,
-            "files": text.files,
-            "state": settings.state,
-            "lanes": settings.lanes if settings.state == "carry" else None,
-            "precision": settings.precision,
-            "weights": kind,
-            "has_average": "ema" in reading.cores,
-            "nats": nats if math.isfinite(nats) else None,
-            "predictions": text.predictions,
-            "tokens": len(text.tokens_N),
-            "words": text.words,
-            "sentences": text.sentences,
-            "unknown": text.unknown,
-            "word_perplexity": _perplexity(nats, text.predictions),
-            "label": text.label,
-            "official": text.official,
-            "trained_on_official": reading.state.get("corpus", {}).get("official", False),
-            "vocabulary": fingerprint,
-            "vocabulary_size": reading.shape.vocabulary_size,
-            "epoch": reading.state.get("epoch"),
-            "spectral_radius": spectral_radii(reading.cores[kind], reading.shape.model),
-            "seconds": round(loading_seconds + time.monotonic() - started, 3),
-            "finished_at": now(),
-        }
+        result = Evaluation(
+            step=checkpoint.step,
+            checkpoint=checkpoint.path.name,
+            split=text.split,
+            files=text.files,
+            state=settings.state,
+            lanes=settings.lanes if settings.state == "carry" else None,
+            precision=settings.precision,
+            weights=kind,
+            has_average="ema" in reading.cores,
+            nats=nats if math.isfinite(nats) else None,
+            predictions=text.predictions,
+            tokens=len(text.tokens_N),
+            words=text.words,
+            sentences=text.sentences,
+            unknown=text.unknown,
+            word_perplexity=_perplexity(nats, text.predictions),
+            label=text.label,
+            official=text.official,
+            trained_on_official=reading.state.get("corpus", {}).get("official", False),
+            vocabulary=fingerprint,
+            vocabulary_size=reading.shape.vocabulary_size,
+            epoch=reading.state.get("epoch"),
+            spectral_radius=spectral_radii(reading.cores[kind], reading.shape.model),
+            seconds=round(loading_seconds + time.monotonic() - started, 3),
+            finished_at=now(),
+        )
         results.append(result)
         if on_nats is not None:
             on_nats(result, pieces)

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lm1b.evaluation.baselines import baseline_key, find_baselines, levels_of
+from lm1b.evaluation.baselines import find_baselines, levels_of
 from lm1b.evaluation.curves import HEALTH, LOSS, PERPLEXITY, Levels, axes_of, draw_curves, panel_svg
 from lm1b.evaluation.page import Charts, render_page
 from lm1b.evaluation.records import RunRecord
 from lm1b.evaluation.report_parts import Place, report_parts, title_of
-from lm1b.evaluation.report_tables import as_text, baseline_rows, is_comparable, table_rows
+from lm1b.evaluation.report_tables import as_text, baseline_rows, table_rows
 from lm1b.files import atomic_file
 
-__all__ = ["baseline_key", "find_baselines", "is_comparable", "report"]
 CURVES = "![Training loss and validation perplexity against words, steps and time](curves.png)"
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
@@ -18,9 +18,7 @@ from lm1b.data.official import HELD_OUT_COUNTS, VOCABULARY_SIZE, official_name_o
 from lm1b.data.shards import TokenDirectory
 from lm1b.data.vocabulary import Label, Vocabulary
 from lm1b.errors import UserError
-
-# The benchmark's test file: every look at it is counted.
-TEST_FILE = "news.en.heldout-00000-of-00050"
+from lm1b.training.evaluations import is_test_text
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class ScoredText:
     begins_N: bool (N,), where a word begins or a sentence ends; None: everywhere, each id is a word. label: of the vocabulary.
     """
 
-    split: str
+    split: Split | Literal["files"]
     files: list[str]
     tokens_N: np.ndarray
     sentence_ends: np.ndarray
@@ -55,13 +53,7 @@ class ScoredText:
     @property
     def is_test(self) -> bool:
         """Whether this is a look at a test text."""
-        return self.split == "test" or self.official == TEST_FILE
-
-
-def count_test_looks(lines: list[dict[str, Any]]) -> int:
-    """How often a run was scored on a test text, by its evaluations.jsonl: all results of one call are one look."""
-    on_test = [line for line in lines if line["split"] == "test" or line.get("official") == TEST_FILE]
-    return len({line.get("look", number) for number, line in enumerate(on_test)})
+        return is_test_text(self.split, self.official)
 
 
 def text_of_split(tokens: TokenDirectory, name: Split) -> ScoredText:

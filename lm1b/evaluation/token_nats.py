@@ -21,10 +21,11 @@ from safetensors.numpy import save
 
 from lm1b.errors import UserError
 from lm1b.files import atomic_file
+from lm1b.training.evaluations import Evaluation
 from lm1b.training.run_folder import RunFolder
 
 LARGEST_TOKENS = 5_000_000
-FACTS = ("step", "split", "files", "state", "lanes", "precision", "weights", "vocabulary")  # of the line in evaluations.jsonl
+FACTS = ("step", "split", "files", "state", "lanes", "precision", "weights", "vocabulary")  # of the evaluation
 
 
 @dataclass(frozen=True)
@@ -55,39 +56,39 @@ class TokenNats:
         return np.add.reduceat(values_N.astype(np.float64), starts)
 
 
-def path_of(run_directory: Path, line: dict[str, Any]) -> Path:
-    """Where the nats of a line of evaluations.jsonl are kept."""
-    text = line["split"] if line["split"] != "files" else hashlib.sha256("\n".join(line["files"]).encode()).hexdigest()[:12]
-    way = "_".join(str(line[key]) for key in ("state", "weights", "precision"))
-    return RunFolder(run_directory).token_nats / f"{text}_{way}.safetensors"
+def path_of(folder: RunFolder, evaluation: Evaluation) -> Path:
+    """Where the nats of an evaluation are kept."""
+    files = hashlib.sha256("\n".join(evaluation.files).encode()).hexdigest()[:12]
+    text = files if evaluation.is_of_files else evaluation.split
+    return folder.token_nats / f"{text}_{evaluation.state}_{evaluation.weights}_{evaluation.precision}.safetensors"
 
 
 def write_token_nats(
-    run_directory: Path,
-    line: dict[str, Any],
+    folder: RunFolder,
+    evaluation: Evaluation,
     parts: Sequence[np.ndarray],
     ids_N: np.ndarray,
     symbols: dict[str, int],
     begins_N: np.ndarray | None = None,
 ) -> None:
-    """Keep the nats of a line of evaluations.jsonl. parts: nats of the text's parts, in order. symbols: end_id and unknown_id.
+    """Keep the nats of an evaluation. parts: nats of the text's parts, in order. symbols: end_id and unknown_id.
 
     begins_N: as of TokenNats.
     """
-    facts = {**{key: line[key] for key in FACTS}, **symbols}
+    facts = {**evaluation.only(FACTS), **symbols}
     tensors = {"nats": np.concatenate(parts).astype(np.float32), "ids": ids_N.astype(np.uint32)}
     if begins_N is not None:
         tensors["begins"] = begins_N.astype(np.uint8)
-    with atomic_file(path_of(run_directory, line), outlives_power=False) as file:
+    with atomic_file(path_of(folder, evaluation), outlives_power=False) as file:
         file.write(save(tensors, {"facts": json.dumps(facts)}))
 
 
-def read_token_nats(run_directory: Path, line: dict[str, Any]) -> TokenNats | None:
-    """The nats of a line of evaluations.jsonl; None where a later evaluation has taken their place, or none were kept.
+def read_token_nats(folder: RunFolder, evaluation: Evaluation) -> TokenNats | None:
+    """The nats of an evaluation; None where a later evaluation has taken their place, or none were kept.
 
     Raises UserError for a file that is not whole.
     """
-    path = path_of(run_directory, line)
+    path = path_of(folder, evaluation)
     if not path.exists():
         return None
     try:
@@ -98,5 +99,5 @@ def read_token_nats(run_directory: Path, line: dict[str, Any]) -> TokenNats | No
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: damaged ({error}); evaluate again") from None
     lengths = {len(found.nats_N), len(found.ids_N), len(found.counts_N)}
-    is_of_line = all(facts.get(key) == line[key] for key in FACTS) and int(found.counts_N.sum()) == line["predictions"]
+    is_of_line = {key: facts.get(key) for key in FACTS} == evaluation.only(FACTS) and int(found.counts_N.sum()) == evaluation.predictions
     return found if is_of_line and len(lengths) == 1 else None

@@ -13,29 +13,28 @@ import fcntl
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from lm1b.config import Config, Split
-from lm1b.data.official import HELD_OUT_COUNTS, VOCABULARY_SIZE
 from lm1b.data.remote_tokens import open_tokens
 from lm1b.devices import best_device
 from lm1b.distributed import Ranks, agree, all_gather_objects, single_process
 from lm1b.errors import UserError
-from lm1b.evaluation.perplexity import KINDS, Weights, evaluate_checkpoint
+from lm1b.evaluation.perplexity import evaluate_checkpoint
 from lm1b.evaluation.texts import ScoredText, text_of_files, text_of_split
 from lm1b.evaluation.token_nats import LARGEST_TOKENS, write_token_nats
-from lm1b.files import append_json_line, read_json_lines, seal
+from lm1b.files import append_json_line, seal
 from lm1b.launchers import here
 from lm1b.model.products import keep_float32_exact
 from lm1b.peers import naming_the_guilty
 from lm1b.progress import Progress
 from lm1b.training.checkpoint import Checkpoint, checkpoint_folder, list_checkpoints
+from lm1b.training.evaluations import KINDS, Evaluation, Weights
 from lm1b.training.run_folder import RunFolder
-from lm1b.training.run_log import is_scored_by, kinds_scored
 from lm1b.training.run_state import trainer_state, training_has_finished
 
 POLL_SECONDS = 2.0
@@ -66,7 +65,7 @@ class Evaluator:
         self.symbols = {"end_id": tokens.vocabulary.end_id, "unknown_id": tokens.vocabulary.unknown_id}
         self.text: ScoredText = text_of_files(tokens.vocabulary, files or []) if split is None else text_of_split(tokens, split)
 
-    def score(self, checkpoint: Checkpoint, kinds: Sequence[Weights] | None = None) -> list[dict[str, Any]]:
+    def score(self, checkpoint: Checkpoint, kinds: Sequence[Weights] | None = None) -> list[Evaluation]:
         """Score one checkpoint; its lines are written to the run's logs. Raises UserError where it cannot be read.
 
         kinds: of weights, where not all that the config asks for.
@@ -74,7 +73,7 @@ class Evaluator:
         kinds = kinds or KINDS[self.config.evaluation.weights]
         what, total = f"{checkpoint.path.name} on {self.text.split}", len(kinds) * len(self.text.tokens_N)
         with Progress(what, total, "word", shown=self.ranks.is_first) as bar:
-            lines = evaluate_checkpoint(
+            found = evaluate_checkpoint(
                 checkpoint,
                 self.config,
                 self.text,
@@ -87,28 +86,28 @@ class Evaluator:
             )
         if self.ranks.is_first:
             look = uuid.uuid4().hex
-            for line in lines:
-                line["look"] = look
-                append_json_line(self.folder.evaluations, seal(line))
+            found = [replace(each, look=look) for each in found]
+            for each in found:
+                append_json_line(self.folder.evaluations, seal(each.as_line()))
             from lm1b.evaluation.board import show  # which loads models, and so chooses among checkpoints as below
 
-            show(self.folder.path, self.config, lines, with_model=self.text.split == "validation" and self.ranks.size == 1)
-        return lines
+            show(self.folder.path, self.config, found, with_model=self.text.split == "validation" and self.ranks.size == 1)
+        return found
 
-    def _keep_nats(self, line: dict[str, Any], pieces: list[np.ndarray]) -> None:
+    def _keep_nats(self, evaluation: Evaluation, pieces: list[np.ndarray]) -> None:
         """For the report's breakdowns; the first rank's."""
-        if self.ranks.is_first and line["nats"] is not None:
-            write_token_nats(self.folder.path, line, pieces, self.text.tokens_N, self.symbols, self.text.begins_N)
+        if self.ranks.is_first and evaluation.nats is not None:
+            write_token_nats(self.folder, evaluation, pieces, self.text.tokens_N, self.symbols, self.text.begins_N)
 
-    def scored(self) -> set[tuple[int, str]]:
+    def scored(self) -> set[tuple[int, Weights]]:
         """(step, kind of weights) that evaluations.jsonl already has for this text and these settings."""
         wanted = (self.text.split, self.fingerprint, self.text.predictions)
-        found: set[tuple[int, str]] = set()
-        for line in read_json_lines(self.folder.evaluations):
-            text = (line.get("split"), line.get("vocabulary"), line.get("predictions"))
-            if text == wanted and is_scored_by(line, self.config.evaluation):
-                found |= {(line["step"], kind) for kind in kinds_scored(line)}
-        return found
+        return {
+            (each.step, kind)
+            for each in self.folder.read_evaluations()
+            if (each.split, each.vocabulary, each.predictions) == wanted and each.made_with(self.config.evaluation)
+            for kind in each.stands_for
+        }
 
 
 @contextlib.contextmanager
@@ -131,23 +130,6 @@ def evaluating_ranks(device: str | None) -> Iterator[Ranks]:
             yield ranks
     finally:
         stop_ranks()
-
-
-def describe(line: dict[str, Any]) -> str:
-    """A result in words, one line."""
-    on = line["official"] or (line["split"] if line["split"] != "files" else ", ".join(Path(file).name for file in line["files"]))
-    perplexity = "not a finite number" if line["word_perplexity"] is None else f"{line['word_perplexity']:.2f}"
-    pieces = f", {line['lanes']} lanes" if line["lanes"] else ""
-    checked = ""
-    if line["official"]:
-        counted = line["official"] in HELD_OUT_COUNTS and line["vocabulary_size"] == VOCABULARY_SIZE
-        checked = " (official by its MD5" + (", and its counts are the published ones)" if counted else ")")
-    spelled = f" in {line['tokens']:,} pieces ({line['label']})" if line.get("tokens", line["predictions"]) != line["predictions"] else ""
-    return (
-        f"step {line['step']}: word perplexity {perplexity} on {on}{checked}: {line['predictions']:,} predictions{spelled}, "
-        f"{100 * line['unknown'] / line['predictions']:.2f} % unknown, {line['state']}{pieces}, {line['weights']} weights, "
-        f"{line['precision']}, {line['seconds']:.1f} s"
-    )
 
 
 def choose_checkpoint(run_directory: Path, wanted: str, best_step: int | None, ranks: Ranks | None = None) -> Checkpoint:
@@ -186,7 +168,7 @@ def only_watcher(run_directory: Path) -> Iterator[None]:
 def watch(
     run_directory: Path,
     evaluator: Evaluator,
-    on_line: Callable[[dict[str, Any]], object],
+    on_result: Callable[[Evaluation], object],
     *,
     poll_seconds: float = POLL_SECONDS,
     grace_seconds: float = GRACE_SECONDS,
@@ -209,8 +191,8 @@ def watch(
                 missing: list[Weights] = [kind for kind in asked if (newest.step, kind) not in done]
                 done |= {(newest.step, kind) for kind in missing}
                 try:
-                    for line in evaluator.score(newest, missing):
-                        on_line(line)
+                    for evaluation in evaluator.score(newest, missing):
+                        on_result(evaluation)
                 except UserError as error:
                     # Retention may have been faster; what is still there and cannot be scored is told at the end.
                     if (newest.path / "manifest.json").exists():

@@ -33,7 +33,6 @@ from lm1b.files import LARGEST_JSON_BYTES, atomic_file, flush_folder, megabytes,
 from lm1b.remote import DamagedInStore, Store, StoreError, WrongBytes
 from lm1b.training.checkpoint import Checkpoint, DamagedCheckpoint, checkpoint_folder, list_checkpoints, steps_to_keep
 from lm1b.training.run_folder import RunFolder
-from lm1b.training.run_log import best_step
 
 T = TypeVar("T")
 CLOSE_SECONDS = 10.0  # that an end in an error waits for a copy under way
@@ -248,7 +247,7 @@ class Mirror:
     def _let_go(self) -> None:
         """Delete what the run's own retention would not keep, the manifest first; and what was never finished."""
         steps, settings = self.steps(), self._config.checkpoints
-        best = best_step(self._directory, self._config) if settings.keep_best else None
+        best = RunFolder(self._directory).best_step(self._config) if settings.keep_best else None
         kept = steps_to_keep(steps, settings.keep_last, settings.keep_every, best)
         kept |= {checkpoint.step for checkpoint in list_checkpoints(self._directory)}
         unfinished = [step for step in self._folders() if step not in steps and DAMAGED not in self._store.list(_place(step))]

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from lm1b.config import Config, parse_config
 from lm1b.errors import UserError
-from lm1b.files import read_json
+from lm1b.files import read_json, read_json_lines
+from lm1b.training.evaluations import Evaluation, best_on_validation
 
 
 class RunFolder:
@@ -55,3 +56,14 @@ class RunFolder:
         if not isinstance(written, dict) or "config" not in written:
             raise UserError(f"{self.config}: not the config.json of a run; expected the directory that launch/train.py has made")
         return parse_config(written["config"], str(self.config))
+
+    def read_evaluations(self) -> list[Evaluation]:
+        """Every result so far, in the order in which they came. Raises UserError for a line that is damaged or is none."""
+        lines = enumerate(read_json_lines(self.evaluations), 1)
+        return [Evaluation.from_line(line, f"{self.evaluations}:{number}") for number, line in lines]
+
+    def best_step(self, config: Config | None = None) -> int | None:
+        """Step of the best result on validation so far; see `best_on_validation`. config None: the run's own."""
+        evaluations = self.read_evaluations()
+        best = best_on_validation(evaluations, config or self.read_config()) if evaluations else None
+        return None if best is None else best.step

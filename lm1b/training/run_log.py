@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lm1b.config import Config, EvaluationConfig
+from lm1b.config import Config
 from lm1b.console import now, say
 from lm1b.errors import UserError, describe_os_error
 from lm1b.files import append_json_line, atomic_file, read_json, read_json_lines, write_json
@@ -20,43 +20,6 @@ from lm1b.processes import RankProcess, write_processes
 from lm1b.training.board import Board
 from lm1b.training.run_folder import RunFolder
 from lm1b.training.services import Services
-
-
-def is_scored_by(line: dict[str, Any], settings: EvaluationConfig) -> bool:
-    """Whether a line of evaluations.jsonl was made with these settings, whatever the text and the weights."""
-    lanes = settings.lanes if settings.state == "carry" else None
-    return (line.get("state"), line.get("precision"), line.get("lanes")) == (settings.state, settings.precision, lanes)
-
-
-def kinds_scored(line: dict[str, Any]) -> set[str]:
-    """Kinds of weights that a line stands for: its own, and `ema` too where the checkpoint holds no average."""
-    return {line["weights"]} if line.get("has_average", True) else {line["weights"], "ema"}
-
-
-def best_result(lines: list[dict[str, Any]], config: Config) -> dict[str, Any] | None:
-    """The line of evaluations.jsonl with the lowest word perplexity on validation, among those that compare.
-
-    Those made with the config's own evaluation settings, averaged weights where it asks for both. The earliest of equals.
-    """
-    settings = config.evaluation
-    kind = "raw" if settings.weights == "raw" or config.training.ema_decay is None else "ema"
-    fitting = [
-        line
-        for line in lines
-        if line["split"] == "validation"
-        and line["word_perplexity"] is not None
-        and is_scored_by(line, settings)
-        and kind in kinds_scored(line)
-    ]
-    return min(fitting, key=lambda line: (line["word_perplexity"], line["step"]), default=None)
-
-
-def best_step(run_directory: Path, config: Config | None = None) -> int | None:
-    """Step of the best result on validation so far, by evaluations.jsonl; see `best_result`. config None: that of config.json."""
-    folder = RunFolder(run_directory)
-    lines = read_json_lines(folder.evaluations)
-    best = best_result(lines, config or folder.read_config()) if lines else None
-    return None if best is None else best["step"]
 
 
 def git_revision() -> str | None:

@@ -15,7 +15,6 @@ from typing import Any, Protocol
 
 from lm1b.config import Config
 from lm1b.errors import UserError
-from lm1b.files import read_json_lines
 from lm1b.training.run_folder import RunFolder
 
 PACKAGES = {"wandb": "wandb", "mlflow": "mlflow-skinny (or mlflow)"}
@@ -91,7 +90,7 @@ class Services:
 
     def __init__(self, config: Config, directory: Path, tell: Callable[[str], object]) -> None:
         """Raises UserError where a service cannot be reached at the start."""
-        self._evaluations, self._size, self._seen = RunFolder(directory).evaluations, -1, 0
+        self._folder, self._size, self._seen = RunFolder(directory), -1, 0
         self._tell = tell
         self._services: dict[str, Service] = {}
         for name in config.logging.services:
@@ -109,15 +108,15 @@ class Services:
 
     def evaluations(self) -> None:
         """Lines of evaluations.jsonl that have not been sent yet by this process."""
-        size = self._evaluations.stat().st_size if self._services and self._evaluations.exists() else self._size
+        path = self._folder.evaluations
+        size = path.stat().st_size if self._services and path.exists() else self._size
         if size != self._size:
             self._size = size
-            lines = read_json_lines(self._evaluations)
-            for line in lines[self._seen :]:
-                if line.get("word_perplexity") is not None:
-                    name = f"exact_perplexity/{line['split']}_{line['state']}_{line['weights']}"
-                    self._send({name: line["word_perplexity"]}, line["step"])
-            self._seen = len(lines)
+            found = self._folder.read_evaluations()
+            for evaluation in found[self._seen :]:
+                if evaluation.word_perplexity is not None:
+                    self._send({evaluation.tag: evaluation.word_perplexity}, evaluation.step)
+            self._seen = len(found)
 
     def _send(self, numbers: dict[str, float], step: int) -> None:
         self._each(lambda service: service.send(numbers, step), "no more is sent there")
