@@ -38,7 +38,8 @@ def main() -> int:
     arguments = parse_arguments()
     if arguments.watch and (arguments.files or arguments.split != "validation" or arguments.checkpoint != "latest"):
         raise UserError("--watch scores every new checkpoint on validation; leave out --checkpoint, --split and --files")
-    from lm1b.evaluation.watcher import Evaluator, choose_checkpoint, evaluating_ranks, watch
+    from lm1b.evaluation.trained import choose_checkpoint
+    from lm1b.evaluation.watcher import Evaluator, evaluating_ranks, watch
     from lm1b.training.evaluations import Evaluation, count_test_looks
     from lm1b.training.run_folder import RunFolder
 
@@ -53,7 +54,7 @@ def main() -> int:
             evaluator = Evaluator(arguments.run, config, ranks=ranks)
             say(f"watching ended: {watch(arguments.run, evaluator, tell)}")
             return 0
-        checkpoint = choose_checkpoint(arguments.run, arguments.checkpoint, RunFolder(arguments.run).best_step(), ranks)
+        checkpoint = choose_checkpoint(arguments.run, arguments.checkpoint, ranks)
         evaluator = Evaluator(arguments.run, config, None if arguments.files else arguments.split, arguments.files, ranks=ranks)
         found = evaluator.score(checkpoint)
         if ranks.is_first:

@@ -87,7 +87,7 @@ def test_it_is_evaluated_as_any_run_and_has_no_gap_to_check(tiny_folder: Path, s
     for run in ("full_1", "full_all_sampled", "full_4"):
         config = parse_config(tiny_settings(tiny_folder, run, softmax=FULL, evaluation={"weights": "raw"}))
         checkpoint, text = list_checkpoints(tiny_folder / run)[-1], text_of_split(tokens, "validation")
-        (result,) = evaluate_checkpoint(checkpoint, config, text, fingerprint=tokens.fingerprint, end_id=tokens.vocabulary.end_id)
+        (result,) = evaluate_checkpoint(checkpoint, config.evaluation, text)
         assert result.nats is not None
         nats.append(result.nats / result.predictions)
     assert nats == pytest.approx([nats[0]] * 3, rel=1e-5)

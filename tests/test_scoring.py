@@ -48,7 +48,7 @@ def test_scores_add_up_to_the_exact_evaluation(run: Path, tmp_path: Path, weight
     config = override(made_config(tmp_path), ["evaluation.state=reset", f"evaluation.weights={weights}"])
     found = list_checkpoints(run)[0 if checkpoint == "10" else -1]
     text = text_of_files(tokens.vocabulary, [path])
-    (line,) = evaluate_checkpoint(found, config, text, fingerprint=tokens.fingerprint, end_id=tokens.vocabulary.end_id)
+    (line,) = evaluate_checkpoint(found, config.evaluation, text)
     scores = lm1b.load(run, weights=weights, checkpoint=checkpoint).score(path.read_text().splitlines())
     assert len(scores) == line.sentences == 60
     assert sum(score.words for score in scores) == line.words

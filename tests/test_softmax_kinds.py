@@ -107,7 +107,7 @@ def test_they_are_evaluated_as_any_run(tiny_folder: Path, seen: dict[str, Any]) 
     def nats(run: str) -> float:
         config = parse_config(tiny_settings(tiny_folder, run, evaluation={"weights": "raw"}))
         checkpoint, text = list_checkpoints(tiny_folder / run)[-1], text_of_split(tokens, "validation")
-        (result,) = evaluate_checkpoint(checkpoint, config, text, fingerprint=tokens.fingerprint, end_id=tokens.vocabulary.end_id)
+        (result,) = evaluate_checkpoint(checkpoint, config.evaluation, text)
         assert result.nats is not None
         return result.nats / result.predictions
 

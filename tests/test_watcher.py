@@ -19,7 +19,8 @@ from tiny import environment, free_port, run_ranks
 
 from lm1b.config import Config, override_config
 from lm1b.errors import UserError
-from lm1b.evaluation.watcher import Evaluator, choose_checkpoint, trainer_state, watch
+from lm1b.evaluation.trained import choose_checkpoint
+from lm1b.evaluation.watcher import Evaluator, trainer_state, watch
 from lm1b.files import append_json_line, read_json_lines, write_json
 from lm1b.training.checkpoint import Checkpoint, list_checkpoints
 from lm1b.training.evaluations import count_test_looks
@@ -102,8 +103,9 @@ def test_checkpoints_that_come_while_it_watches(config: Config) -> None:
     leave_mark(config, os.getpid())
 
     def train() -> None:
-        for step in (20, 30):
-            time.sleep(0.3)
+        for scored_before, step in ((1, 20), (2, 30)):  # each when the one before is scored: the newest would be first else
+            while len(RunFolder(run_of(config)).read_evaluations()) < scored_before:
+                time.sleep(0.05)
             made_checkpoint(config, step, finished=step == 30)
 
     trainer = threading.Thread(target=train)
@@ -241,20 +243,20 @@ def test_trainer_state(config: Config) -> None:
 
 def test_choosing_a_checkpoint(config: Config) -> None:
     with pytest.raises(UserError, match="no checkpoint to evaluate"):
-        choose_checkpoint(run_of(config), "latest", None)
+        choose_checkpoint(run_of(config), "latest")
     for step in (10, 20):
         made_checkpoint(config, step)
-    assert choose_checkpoint(run_of(config), "latest", None).step == 20
-    assert choose_checkpoint(run_of(config), "10", None).step == 10
-    assert choose_checkpoint(run_of(config), "best", 10).step == 10
-    for wanted, best, message in [
-        ("11", None, r"10, 20.*found 11"),
-        ("best", None, "nothing has been scored"),
-        ("best", 5, "not there any more"),
-        ("x", None, "x"),
-    ]:
+    assert choose_checkpoint(run_of(config), "latest").step == 20
+    assert choose_checkpoint(run_of(config), "10").step == 10
+    for wanted, message in [("11", r"10, 20.*found 11"), ("best", "nothing has been scored"), ("x", "x")]:
         with pytest.raises(UserError, match=message):
-            choose_checkpoint(run_of(config), wanted, best)
+            choose_checkpoint(run_of(config), wanted)
+    results = RunFolder(run_of(config)).evaluations
+    append_json_line(results, made_evaluation(step=10, word_perplexity=80.0).as_line())
+    assert choose_checkpoint(run_of(config), "best").step == 10
+    append_json_line(results, made_evaluation(step=5, word_perplexity=70.0).as_line())
+    with pytest.raises(UserError, match="not there any more"):
+        choose_checkpoint(run_of(config), "best")
 
 
 def test_looks_at_the_test_split_are_counted(config: Config) -> None:
@@ -278,7 +280,7 @@ def test_a_figure_that_is_no_number_is_null_and_never_the_best(config: Config) -
     assert line.word_perplexity is None
     assert "not a finite number" in line.in_words()
     assert RunFolder(run_of(config)).best_step() is None
-    evaluator.score(choose_checkpoint(run_of(config), "10", None))
+    evaluator.score(choose_checkpoint(run_of(config), "10"))
     assert RunFolder(run_of(config)).best_step() == 10
     json.loads((run_of(config) / "evaluations.jsonl").read_text().splitlines()[0], parse_constant=lambda name: pytest.fail(name))
 

@@ -52,7 +52,7 @@ def _show_model(board: Board, run_directory: Path, config: Config, step: int) ->
         return
     try:
         model = load_run(run_directory, checkpoint=str(step))
-    except (UserError, FileNotFoundError):
+    except UserError:
         return
     if settings.samples:
         drawing = SamplingSettings(seed=config.run.seed, longest=LONGEST_SENTENCE)

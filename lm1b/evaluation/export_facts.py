@@ -7,9 +7,8 @@ from typing import Any
 from lm1b import __version__
 from lm1b.data.shards import TokenDirectory
 from lm1b.evaluation.exported import FORMAT_VERSION
-from lm1b.evaluation.shape import Shape
-from lm1b.training.checkpoint import Checkpoint
-from lm1b.training.evaluations import Evaluation, count_test_looks
+from lm1b.evaluation.trained import Trained
+from lm1b.training.evaluations import Evaluation, Weights, count_test_looks
 
 # Of an evaluation; the files' names stay behind.
 EVALUATION_FACTS = ("split", "official", "state", "lanes", "precision", "weights", "nats", "predictions", "words", "sentences", "unknown")
@@ -26,23 +25,15 @@ def _known_perplexities(evaluations: list[Evaluation], step: int, kind: str, fin
     return list(newest.values())
 
 
-def export_facts(
-    checkpoint: Checkpoint,
-    state: dict[str, Any],
-    shape: Shape,
-    tokens: TokenDirectory,
-    kind: str,
-    precision: str,
-    evaluations: list[Evaluation],
-) -> dict[str, Any]:
+def export_facts(trained: Trained, tokens: TokenDirectory, kind: Weights, precision: str, evaluations: list[Evaluation]) -> dict[str, Any]:
     """Ours of config.json: whatever tells what the model is and what its figures mean. evaluations: of the run."""
-    vocabulary = tokens.vocabulary
+    vocabulary, architecture, step = tokens.vocabulary, trained.architecture, trained.checkpoint.step
     counts = ("num_sentences", "num_words", "num_tokens", "num_unknown")
     return {
         "format_version": FORMAT_VERSION,
         "program": f"lm1b {__version__}",
-        "model": shape.model.as_json(),
-        "softmax": shape.softmax.as_json(),
+        "model": architecture.model.as_json(),
+        "softmax": architecture.softmax.as_json(),
         "vocabulary": {
             "size": vocabulary.size,
             "fingerprint": vocabulary.fingerprint,
@@ -52,8 +43,8 @@ def export_facts(
             "kind": vocabulary.kind,
             "label": vocabulary.label,
         },
-        "step": checkpoint.step,
-        "epoch": state.get("epoch"),
+        "step": step,
+        "epoch": trained.state.get("epoch"),
         "weights": kind,
         "precision": precision,
         "corpus": {
@@ -61,7 +52,7 @@ def export_facts(
             "official": bool(tokens.corpus.get("official")),
             "train": {count: tokens.manifest["splits"]["train"][count] for count in counts},
         },
-        "evaluations": _known_perplexities(evaluations, checkpoint.step, kind, vocabulary.fingerprint),
+        "evaluations": _known_perplexities(evaluations, step, kind, vocabulary.fingerprint),
         "looks_at_test": count_test_looks(evaluations),
     }
 

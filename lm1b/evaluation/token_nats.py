@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from lm1b.errors import UserError
+from lm1b.evaluation.texts import ScoredText
 from lm1b.files import atomic_file
 from lm1b.training.evaluations import Evaluation
 from lm1b.training.run_folder import RunFolder
@@ -66,19 +67,14 @@ def path_of(folder: RunFolder, evaluation: Evaluation) -> Path:
 def write_token_nats(
     folder: RunFolder,
     evaluation: Evaluation,
-    parts: Sequence[np.ndarray],
-    ids_N: np.ndarray,
-    symbols: dict[str, int],
-    begins_N: np.ndarray | None = None,
+    text: ScoredText,
+    nats: Sequence[np.ndarray],
 ) -> None:
-    """Keep the nats of an evaluation. parts: nats of the text's parts, in order. symbols: end_id and unknown_id.
-
-    begins_N: as of TokenNats.
-    """
-    facts = {**evaluation.only(FACTS), **symbols}
-    tensors = {"nats": np.concatenate(parts).astype(np.float32), "ids": ids_N.astype(np.uint32)}
-    if begins_N is not None:
-        tensors["begins"] = begins_N.astype(np.uint8)
+    """Keep the nats of an evaluation. nats: of each token of the text's sequences, in order."""
+    facts = {**evaluation.only(FACTS), "end_id": text.end_id, "unknown_id": text.unknown_id}
+    tensors = {"nats": np.concatenate(nats).astype(np.float32), "ids": text.tokens_N.astype(np.uint32)}
+    if text.begins_N is not None:
+        tensors["begins"] = text.begins_N.astype(np.uint8)
     with atomic_file(path_of(folder, evaluation), outlives_power=False) as file:
         file.write(save(tensors, {"facts": json.dumps(facts)}))
 

@@ -22,8 +22,9 @@ import torch
 from lm1b.config import Config, Split
 from lm1b.data.remote_tokens import open_tokens
 from lm1b.devices import best_device
-from lm1b.distributed import Ranks, agree, all_gather_objects, single_process
+from lm1b.distributed import Ranks, single_process
 from lm1b.errors import UserError
+from lm1b.evaluation.board import show
 from lm1b.evaluation.perplexity import evaluate_checkpoint
 from lm1b.evaluation.texts import ScoredText, text_of_files, text_of_split
 from lm1b.evaluation.token_nats import LARGEST_TOKENS, write_token_nats
@@ -32,7 +33,7 @@ from lm1b.launchers import here
 from lm1b.model.products import keep_float32_exact
 from lm1b.peers import naming_the_guilty
 from lm1b.progress import Progress
-from lm1b.training.checkpoint import Checkpoint, checkpoint_folder, list_checkpoints
+from lm1b.training.checkpoint import Checkpoint, list_checkpoints
 from lm1b.training.evaluations import KINDS, Evaluation, Weights
 from lm1b.training.run_folder import RunFolder
 from lm1b.training.run_state import trainer_state, training_has_finished
@@ -61,8 +62,6 @@ class Evaluator:
         self.ranks = ranks or single_process()
         tokens = open_tokens(config.tokens)
         tokens.verify_once()
-        self.fingerprint = tokens.fingerprint
-        self.symbols = {"end_id": tokens.vocabulary.end_id, "unknown_id": tokens.vocabulary.unknown_id}
         self.text: ScoredText = text_of_files(tokens.vocabulary, files or []) if split is None else text_of_split(tokens, split)
 
     def score(self, checkpoint: Checkpoint, kinds: Sequence[Weights] | None = None) -> list[Evaluation]:
@@ -70,16 +69,15 @@ class Evaluator:
 
         kinds: of weights, where not all that the config asks for.
         """
-        kinds = kinds or KINDS[self.config.evaluation.weights]
+        settings = self.config.evaluation
+        kinds = kinds or KINDS[settings.weights]
+        settings = settings.model_copy(update={"weights": "both" if len(kinds) > 1 else kinds[0]})
         what, total = f"{checkpoint.path.name} on {self.text.split}", len(kinds) * len(self.text.tokens_N)
         with Progress(what, total, "word", shown=self.ranks.is_first) as bar:
             found = evaluate_checkpoint(
                 checkpoint,
-                self.config,
+                settings,
                 self.text,
-                fingerprint=self.fingerprint,
-                end_id=self.symbols["end_id"],
-                kinds=kinds,
                 ranks=self.ranks,
                 on_scored=bar.update,
                 on_nats=self._keep_nats if len(self.text.tokens_N) <= LARGEST_TOKENS else None,
@@ -89,19 +87,17 @@ class Evaluator:
             found = [replace(each, look=look) for each in found]
             for each in found:
                 append_json_line(self.folder.evaluations, seal(each.as_line()))
-            from lm1b.evaluation.board import show  # which loads models, and so chooses among checkpoints as below
-
             show(self.folder.path, self.config, found, with_model=self.text.split == "validation" and self.ranks.size == 1)
         return found
 
-    def _keep_nats(self, evaluation: Evaluation, pieces: list[np.ndarray]) -> None:
+    def _keep_nats(self, evaluation: Evaluation, nats: list[np.ndarray]) -> None:
         """For the report's breakdowns; the first rank's."""
         if self.ranks.is_first and evaluation.nats is not None:
-            write_token_nats(self.folder, evaluation, pieces, self.text.tokens_N, self.symbols, self.text.begins_N)
+            write_token_nats(self.folder, evaluation, self.text, nats)
 
     def scored(self) -> set[tuple[int, Weights]]:
         """(step, kind of weights) that evaluations.jsonl already has for this text and these settings."""
-        wanted = (self.text.split, self.fingerprint, self.text.predictions)
+        wanted = (self.text.split, self.text.fingerprint, self.text.predictions)
         return {
             (each.step, kind)
             for each in self.folder.read_evaluations()
@@ -130,31 +126,6 @@ def evaluating_ranks(device: str | None) -> Iterator[Ranks]:
             yield ranks
     finally:
         stop_ranks()
-
-
-def choose_checkpoint(run_directory: Path, wanted: str, best_step: int | None, ranks: Ranks | None = None) -> Checkpoint:
-    """`latest`, `best` (by validation so far) or a step; the first rank's choice. Raises UserError that lists what there is."""
-    ranks = ranks or single_process()
-    found = agree(ranks, lambda: _choose(run_directory, wanted, best_step))
-    steps = all_gather_objects(found.step, ranks)
-    return Checkpoint(int(str(steps[0])), checkpoint_folder(run_directory, int(str(steps[0]))))
-
-
-def _choose(run_directory: Path, wanted: str, best_step: int | None) -> Checkpoint:
-    checkpoints = list_checkpoints(run_directory)
-    if not checkpoints:
-        raise UserError(f"{run_directory}: no checkpoint to evaluate; train first, or wait for its first checkpoint with --watch")
-    if wanted == "latest":
-        return checkpoints[-1]
-    if wanted == "best" and best_step is None:
-        raise UserError(f"{run_directory}: nothing has been scored on validation by the run's own settings yet; use --checkpoint latest")
-    step = best_step if wanted == "best" else int(wanted) if wanted.isdecimal() else None
-    for checkpoint in checkpoints:
-        if checkpoint.step == step:
-            return checkpoint
-    there = ", ".join(str(checkpoint.step) for checkpoint in checkpoints)
-    found = f"the best one, of step {step}, is not there any more" if wanted == "best" else f"found {wanted}"
-    raise UserError(f"{run_directory}: --checkpoint must be latest, best or a step that is there ({there}); {found}")
 
 
 @contextlib.contextmanager
