@@ -6,11 +6,10 @@ import argparse
 from pathlib import Path
 
 from lm1b.command_line import CommandParser, completes, folders, overrides_of
-from lm1b.config import Config, override_config
+from lm1b.config import Config
 from lm1b.console import say
 from lm1b.errors import UserError, run_command
-
-CHANGEABLE = ("evaluation", "tokens")  # sections that --set changes
+from lm1b.evaluation.overrides import CHANGEABLE, with_overrides
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -34,46 +33,26 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> int:
+def main() -> None:
+    """Score one checkpoint, or every new one beside the training."""
     arguments = parse_arguments()
     if arguments.watch and (arguments.files or arguments.split != "validation" or arguments.checkpoint != "latest"):
         raise UserError("--watch scores every new checkpoint on validation; leave out --checkpoint, --split and --files")
+
+    from lm1b.evaluation.evaluator import Evaluator, evaluating_ranks, score_and_say  # after the arguments: torch takes seconds to load
     from lm1b.evaluation.trained import choose_checkpoint
-    from lm1b.evaluation.watcher import Evaluator, evaluating_ranks, watch
-    from lm1b.training.evaluations import Evaluation, count_test_looks
+    from lm1b.evaluation.watch import watch
     from lm1b.training.run_folder import RunFolder
 
-    def tell(evaluation: Evaluation) -> None:
-        say(evaluation.in_words(), event="evaluation", step=evaluation.step, metrics=evaluation.as_line())
-
-    config = _with_overrides(RunFolder(arguments.run).read_config(), arguments)
+    settings = {name: getattr(arguments, name) for name in ("state", "weights", "precision", "lanes")}
+    config = with_overrides(RunFolder(arguments.run).read_config(), arguments.set, **settings)
     with evaluating_ranks(arguments.device) as ranks:
         if arguments.watch:
-            if ranks.size > 1:
-                raise UserError("--watch runs as one process; start it with python, not with a launcher of ranks")
-            evaluator = Evaluator(arguments.run, config, ranks=ranks)
-            say(f"watching ended: {watch(arguments.run, evaluator, tell)}")
-            return 0
-        checkpoint = choose_checkpoint(arguments.run, arguments.checkpoint, ranks)
-        evaluator = Evaluator(arguments.run, config, None if arguments.files else arguments.split, arguments.files, ranks=ranks)
-        found = evaluator.score(checkpoint)
-        if ranks.is_first:
-            for evaluation in found:
-                tell(evaluation)
-            if evaluator.text.is_test:
-                looks = count_test_looks(evaluator.folder.read_evaluations())
-                say(f"looks at test by this run so far: {looks}; choose nothing by them")
-    return 0
-
-
-def _with_overrides(config: Config, arguments: argparse.Namespace) -> Config:
-    """The run's config with what the command line asks for. Raises UserError for what a checkpoint has fixed."""
-    for override in arguments.set:
-        if override.split(".")[0] not in CHANGEABLE:
-            raise UserError(f"--set {override}: evaluation changes evaluation.* and tokens.* alone; the rest is as the run was trained")
-    names = ("state", "weights", "precision", "lanes")
-    asked = [f"evaluation.{name}={getattr(arguments, name)}" for name in names if getattr(arguments, name) is not None]
-    return override_config(config, [*arguments.set, *asked])
+            say(f"watching ended: {watch(Evaluator(arguments.run, config, ranks=ranks))}")
+        else:
+            checkpoint = choose_checkpoint(arguments.run, arguments.checkpoint, ranks)
+            split = None if arguments.files else arguments.split
+            score_and_say(Evaluator(arguments.run, config, split, arguments.files, ranks=ranks), checkpoint)
 
 
 if __name__ == "__main__":

@@ -19,11 +19,11 @@ from lm1b.data.shards import TokenDirectory
 from lm1b.distributed import Ranks, single_process
 from lm1b.errors import UserError
 from lm1b.evaluation import scorer as scorer_module
+from lm1b.evaluation.evaluator import Evaluator
 from lm1b.evaluation.perplexity import evaluate_checkpoint
 from lm1b.evaluation.scorer import Scorer, cut_for_scoring
 from lm1b.evaluation.texts import ScoredText, text_of_files, text_of_split
 from lm1b.evaluation.trained import open_trained
-from lm1b.evaluation.watcher import Evaluator
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.output_layer import TableOutput
 from lm1b.training.checkpoint import Checkpoint

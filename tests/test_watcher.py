@@ -19,12 +19,14 @@ from tiny import environment, free_port, run_ranks
 
 from lm1b.config import Config, override_config
 from lm1b.errors import UserError
+from lm1b.evaluation.evaluator import Evaluator
 from lm1b.evaluation.trained import choose_checkpoint
-from lm1b.evaluation.watcher import Evaluator, trainer_state, watch
+from lm1b.evaluation.watch import watch
 from lm1b.files import append_json_line, read_json_lines, write_json
 from lm1b.training.checkpoint import Checkpoint, list_checkpoints
 from lm1b.training.evaluations import count_test_looks
 from lm1b.training.run_folder import RunFolder
+from lm1b.training.run_state import trainer_state
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -43,7 +45,6 @@ def watched(config: Config, **arguments: Any) -> tuple[list[int], str]:
     """Steps in the order in which a watcher scored them, and why it ended."""
     steps: list[int] = []
     reason = watch(
-        run_of(config),
         Evaluator(run_of(config), config),
         lambda evaluation: steps.append(evaluation.step),
         **{"poll_seconds": 0.05, "grace_seconds": 0.0} | arguments,

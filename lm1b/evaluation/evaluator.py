@@ -1,18 +1,18 @@
-"""Scores of a run: one checkpoint on demand, or every new one beside the training.
+"""Scores of a run's checkpoints on one text, written where the run's results are kept.
 
-1. `Evaluator` holds what stays the same from one checkpoint to the next: the run's config, its vocabulary, the text.
-2. Every result goes to evaluations.jsonl and TensorBoard as soon as it is there.
-3. `watch` takes the newest checkpoint that has no result yet, again and again, until the training has ended and all that
-   is left on disk is scored. What evaluations.jsonl already has is not scored again, so a killed watcher goes on.
+1. `Evaluator` holds what stays the same from one checkpoint to the next: the run's config, its vocabulary, the text, the ranks.
+2. Every result goes to evaluations.jsonl, token_nats/ and TensorBoard as soon as it is there.
+3. launch/evaluate.py scores one checkpoint (`score_and_say`); watch.py all of them, beside the training.
+
+    evaluator = Evaluator(Path("runs/irnn_lm"), config)            # validation, by the config's `evaluation` section
+    (evaluation,) = evaluator.score(choose_checkpoint(Path("runs/irnn_lm"), "latest"))
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from lm1b.config import Config, Split
+from lm1b.console import say
 from lm1b.data.remote_tokens import open_tokens
 from lm1b.devices import best_device
 from lm1b.distributed import Ranks, single_process
@@ -33,13 +34,9 @@ from lm1b.launchers import here
 from lm1b.model.products import keep_float32_exact
 from lm1b.peers import naming_the_guilty
 from lm1b.progress import Progress
-from lm1b.training.checkpoint import Checkpoint, list_checkpoints
-from lm1b.training.evaluations import KINDS, Evaluation, Weights
+from lm1b.training.checkpoint import Checkpoint
+from lm1b.training.evaluations import KINDS, Evaluation, Weights, count_test_looks
 from lm1b.training.run_folder import RunFolder
-from lm1b.training.run_state import trainer_state, training_has_finished
-
-POLL_SECONDS = 2.0
-GRACE_SECONDS = 30.0  # no trainer and no end: how long a watcher waits for one to start
 
 
 class Evaluator:
@@ -128,63 +125,18 @@ def evaluating_ranks(device: str | None) -> Iterator[Ranks]:
         stop_ranks()
 
 
-@contextlib.contextmanager
-def only_watcher(run_directory: Path) -> Iterator[None]:
-    """Wait until no other process watches this run, then keep others waiting: two would score the same checkpoints twice."""
-    with open(RunFolder(run_directory).watcher_lock, "ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def say_result(evaluation: Evaluation) -> None:
+    """The result in words, or as an object of `--log-format json`."""
+    say(evaluation.in_words(), event="evaluation", step=evaluation.step, metrics=evaluation.as_line())
 
 
-def watch(
-    run_directory: Path,
-    evaluator: Evaluator,
-    on_result: Callable[[Evaluation], object],
-    *,
-    poll_seconds: float = POLL_SECONDS,
-    grace_seconds: float = GRACE_SECONDS,
-) -> str:
-    """Score every new checkpoint, newest first, until the training has ended and all is scored. Returns why it ended.
-
-    Raises UserError at the end where a checkpoint could not be scored although it is still there.
-    """
-    with only_watcher(run_directory):
-        asked = KINDS[evaluator.config.evaluation.weights]
-        done, problems = evaluator.scored(), []
-        give_up_at = time.monotonic() + grace_seconds
-        while True:
-            # Asked before the checkpoints are listed: what a trainer wrote before it ended is then always seen.
-            trainer = trainer_state(run_directory)
-            checkpoints = list_checkpoints(run_directory)
-            pending = [checkpoint for checkpoint in checkpoints if not done.issuperset((checkpoint.step, kind) for kind in asked)]
-            if pending:
-                newest = pending[-1]
-                missing: list[Weights] = [kind for kind in asked if (newest.step, kind) not in done]
-                done |= {(newest.step, kind) for kind in missing}
-                try:
-                    for evaluation in evaluator.score(newest, missing):
-                        on_result(evaluation)
-                except UserError as error:
-                    # Retention may have been faster; what is still there and cannot be scored is told at the end.
-                    if (newest.path / "manifest.json").exists():
-                        problems.append(str(error))
-                continue
-            reason = _why_ended(run_directory, checkpoints, trainer, time.monotonic() > give_up_at)
-            if reason and problems:
-                raise UserError("; ".join(problems))
-            if reason:
-                return reason
-            if trainer == "alive":
-                give_up_at = 0.0  # it was here: when it has gone there is nothing to wait for
-            time.sleep(poll_seconds)
-
-
-def _why_ended(run_directory: Path, checkpoints: list[Checkpoint], trainer: str, waited_enough: bool) -> str | None:
-    """Why there is nothing more to come once all checkpoints are scored, or None."""
-    if training_has_finished(checkpoints, RunFolder(run_directory).read_config()):
-        return "the training has ended and every checkpoint is scored"
-    if trainer == "dead":
-        return "the trainer died before the end of the training (its process is gone); every checkpoint that it left is scored"
-    if trainer == "absent" and waited_enough:
-        return "no training is running here and it had not reached its end; every checkpoint that is there is scored"
-    return None
+def score_and_say(evaluator: Evaluator, checkpoint: Checkpoint) -> None:
+    """Score one checkpoint and say what came out, with the number of looks at a test text. Raises UserError as `Evaluator.score`."""
+    found = evaluator.score(checkpoint)
+    if not evaluator.ranks.is_first:
+        return
+    for evaluation in found:
+        say_result(evaluation)
+    if evaluator.text.is_test:
+        looks = count_test_looks(evaluator.folder.read_evaluations())
+        say(f"looks at test by this run so far: {looks}; choose nothing by them")
