@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lm1b.command_line import CommandParser, completes, folders, overrides_of
+from lm1b.command_line import CommandParser, completes, overrides_of
 from lm1b.config import Config
 from lm1b.console import say
 from lm1b.errors import UserError, run_command
@@ -14,19 +14,19 @@ from lm1b.evaluation.overrides import CHANGEABLE, with_overrides
 
 def parse_arguments() -> argparse.Namespace:
     """The command line: which run, which checkpoint, which text, and how."""
-    parser = CommandParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    completes(parser.add_argument("--run", type=Path, required=True, help="the run's directory"), folders)
+    parser = CommandParser(description=__doc__)
+    parser.add_run("the run's directory")
     parser.add_argument("--checkpoint", default="latest", help="latest, best (by validation so far) or a step")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--split", choices=["validation", "test", "train"], default="validation", help="looks at test are counted")
     what.add_argument("--files", nargs="+", type=Path, help="tokenized text files, one sentence a line, instead of a split")
-    parser.add_argument("--state", choices=["carry", "reset"], help="of the run's config where not given, like the next three")
+    parser.add_argument("--state", choices=["carry", "reset"], help="default: the run's config (also for --weights, --precision, --lanes)")
     parser.add_argument("--weights", choices=["ema", "raw", "both"])
     parser.add_argument("--precision", choices=["fp32", "bf16"])
     parser.add_argument("--lanes", type=int)
-    parser.add_argument("--device", choices=["cpu", "cuda"], help="a GPU if there is one where not given")
+    parser.add_device()
     parser.add_log_format()
-    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+    parser.add_local_rank()
     parser.add_argument("--watch", action="store_true", help="score every new checkpoint beside the training, until it has ended")
     override = parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="override evaluation.* or tokens.*")
     completes(override, overrides_of(Config, CHANGEABLE))

@@ -8,7 +8,8 @@ from lm1b.command_line import CommandParser, completes, folders
 from lm1b.errors import run_command
 
 
-def main() -> int:
+def main() -> None:
+    """Write the report and print its table."""
     parser = CommandParser(description=__doc__)
     completes(parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories"), folders)
     parser.add_argument("--out", type=Path, help="folder for report.html, report.md and curves.png (default: report/ of the first run)")
@@ -19,7 +20,6 @@ def main() -> int:
     out = arguments.out or RunFolder(arguments.runs[0]).report
     print(report(arguments.runs, out))
     print(f"\nwritten: {out / 'report.html'}, {out / 'report.md'}, {out / 'curves.png'}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from tiny import REPOSITORY, environment
 
 import lm1b
 from lm1b.evaluation.export import export_run
-from lm1b.evaluation.sampling import SamplingSettings, sample_sentence
+from lm1b.evaluation.sampling import sample_sentence
+from lm1b.evaluation.sampling_settings import SamplingSettings
 
 pytest.importorskip("transformers")
 

@@ -34,7 +34,8 @@ from lm1b.evaluation.breakdown import by_position
 from lm1b.evaluation.export import export_run
 from lm1b.evaluation.loading import LoadedModel
 from lm1b.evaluation.perplexity import evaluate_checkpoint
-from lm1b.evaluation.sampling import SamplingSettings, sample_sentence
+from lm1b.evaluation.sampling import sample_sentence
+from lm1b.evaluation.sampling_settings import SamplingSettings
 from lm1b.evaluation.scorer import Rows, Scorer
 from lm1b.evaluation.texts import text_of_files, text_of_split
 from lm1b.evaluation.token_nats import TokenNats

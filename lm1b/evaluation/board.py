@@ -17,7 +17,8 @@ from tensorboard.plugins.projector import projector_config_pb2
 from lm1b.config import Config
 from lm1b.errors import UserError
 from lm1b.evaluation.loading import LoadedModel, load_run
-from lm1b.evaluation.sampling import SamplingSettings, sample_sentence
+from lm1b.evaluation.sampling import sample_sentence
+from lm1b.evaluation.sampling_settings import SamplingSettings
 from lm1b.files import atomic_file
 from lm1b.markdown import literal
 from lm1b.metrics import EVALUATED
@@ -31,7 +32,7 @@ EMBEDDING, WORDS, PROJECTOR = "input_rows.bytes", "words.tsv", "projector_config
 
 
 def show(run_directory: Path, config: Config, evaluations: list[Evaluation], *, with_model: bool) -> None:
-    """Results of one checkpoint as points: perplexities by split, state and weights, spectral radii by layer.
+    """Plot one checkpoint's results: perplexity by split, state and weights; spectral radius by layer and weights.
 
     with_model: its sentences and its words' rows too, which reads the whole checkpoint once more, in the memory that scoring it took;
     left out where it has been deleted meanwhile.

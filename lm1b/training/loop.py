@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from lm1b.config import Config
-from lm1b.console import say
+from lm1b.console import remark, say
 from lm1b.distributed import Ranks, agree, all_gather_objects
 from lm1b.errors import UserError
 from lm1b.launchers import without_place
@@ -50,10 +50,10 @@ def train(config: Config, evaluator: list[str] | None = None) -> None:
         stop_ranks()
     if watcher:
         default_signals()
-        say("lm1b: waiting for the evaluator beside the training")
+        remark("waiting for the evaluator beside the training")
         if watcher.wait() != 0:
             its_log = RunFolder(config.run.directory).evaluator_log
-            say(f"lm1b: the evaluator ended with status {watcher.returncode}; see {its_log}", level="warning")
+            remark(f"the evaluator ended with status {watcher.returncode}; see {its_log}", level="warning")
         _send_last_evaluations(config)
         mirror_logs(config)
 
@@ -94,7 +94,7 @@ def _send_last_evaluations(config: Config) -> None:
         try:
             services = Services(config, Path(config.run.directory), say)
         except UserError as error:
-            say(f"lm1b: {error}", level="warning")
+            remark(str(error), level="warning")
             return
         services.evaluations()
         services.close()

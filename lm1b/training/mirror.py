@@ -305,7 +305,7 @@ def mirror_logs(config: Config) -> None:
     """Bring the logs there once more, after what has been written beside the training. A store that fails is told."""
     if config.run.mirror is not None:
         mirror = Mirror(config, config.run.mirror)
-        mirror._say = lambda text: console.say(f"lm1b: {text}")
+        mirror._say = console.remark
         mirror.bring(logs_only=True)
 
 

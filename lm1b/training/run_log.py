@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lm1b.config import Config
-from lm1b.console import now, say
+from lm1b.console import now, remark
 from lm1b.errors import UserError, describe_os_error
 from lm1b.files import append_json_line, atomic_file, read_json, read_json_lines, write_json
 from lm1b.host_facts import program_facts
@@ -47,7 +47,7 @@ def _record_config(path: Path, config: Config, step: int) -> None:
 class RunLog:
     """Writes one run's logs; made on the first rank only, where a file that cannot be made is an OSError.
 
-    Later a disk that is full does not raise: `problem` says what is wrong, nothing more is written, and the run is to stop.
+    After start-up a write error is not raised. It is kept in `problem`, logging ends, and the loop stops the run.
     """
 
     def __init__(self, config: Config, step: int, members: list[RankProcess], facts: dict[str, Any]):
@@ -97,7 +97,7 @@ class RunLog:
 
     def event(self, text: str, step: int, **more: Any) -> None:
         """A noteworthy fact, printed and kept in events.jsonl; more: further keys of its line."""
-        say(f"lm1b: {text}", lasting=True, step=step, **more)
+        remark(text, lasting=True, step=step, **more)
         if self.problem is None:
             with self._noting(self.folder.events):
                 append_json_line(self.folder.events, {"at": now(), "step": step, "text": text, **more})

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lm1b.config import Config
-from lm1b.errors import UserError
+from lm1b.errors import UserError, in_one_line
 from lm1b.training.run_folder import RunFolder
 
 PACKAGES = {"wandb": "wandb", "mlflow": "mlflow-skinny (or mlflow)"}
+LONGEST_REASON = 300  # letters of what a client says
 
 
 def check_services(config: Config) -> None:
@@ -30,9 +31,13 @@ def check_services(config: Config) -> None:
 class Service(Protocol):
     """What is sent to one place. Any error may come out of a client."""
 
-    def send(self, numbers: dict[str, float], step: int) -> None: ...
+    def send(self, numbers: dict[str, float], step: int) -> None:
+        """Numbers of one step, perhaps of one behind the training's."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Send what is left."""
+        ...
 
 
 class WeightsAndBiases:
@@ -98,7 +103,8 @@ class Services:
                 self._services[name] = KINDS[name](config, directory)
             except Exception as error:
                 self.close()
-                raise UserError(f"logging.services: {name} cannot be used: {_in_words(error)}; mend it, or leave it out") from error
+                reason = in_one_line(error, LONGEST_REASON)
+                raise UserError(f"logging.services: {name} cannot be used: {reason}; mend it, or leave it out") from error
 
     def metrics(self, line: dict[str, Any]) -> None:
         """One line of metrics.jsonl, and those of evaluations.jsonl that are new since."""
@@ -132,7 +138,7 @@ class Services:
                 action(service)
             except Exception as error:
                 del self._services[name]
-                self._tell(f"{name} has failed ({_in_words(error)}): {so}; metrics.jsonl has them all")
+                self._tell(f"{name} has failed ({in_one_line(error, LONGEST_REASON)}): {so}; metrics.jsonl has them all")
 
 
 def numbers_of(line: dict[str, Any], before: str = "") -> dict[str, float]:
@@ -144,7 +150,3 @@ def numbers_of(line: dict[str, Any], before: str = "") -> dict[str, float]:
         elif isinstance(value, (int, float)) and (before or key != "step"):
             found[before + key] = float(value)
     return found
-
-
-def _in_words(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
