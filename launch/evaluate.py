@@ -9,7 +9,7 @@ from lm1b.command_line import CommandParser, completes, overrides_of
 from lm1b.config import Config
 from lm1b.console import say
 from lm1b.errors import UserError, run_command
-from lm1b.evaluation.overrides import CHANGEABLE, with_overrides
+from lm1b.evaluation.scoring.overrides import CHANGEABLE, with_overrides
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -39,9 +39,13 @@ def main() -> None:
     if arguments.watch and (arguments.files or arguments.split != "validation" or arguments.checkpoint != "latest"):
         raise UserError("--watch scores every new checkpoint on validation; leave out --checkpoint, --split and --files")
 
-    from lm1b.evaluation.evaluator import Evaluator, evaluating_ranks, score_and_say  # after the arguments: torch takes seconds to load
-    from lm1b.evaluation.trained import choose_checkpoint
-    from lm1b.evaluation.watch import watch
+    from lm1b.evaluation.scoring.evaluator import (  # after the arguments: torch takes seconds to load
+        Evaluator,
+        evaluating_ranks,
+        score_and_say,
+    )
+    from lm1b.evaluation.scoring.watch import watch
+    from lm1b.evaluation.trained.open import choose_checkpoint
     from lm1b.training.run_folder import RunFolder
 
     settings = {name: getattr(arguments, name) for name in ("state", "weights", "precision", "lanes")}

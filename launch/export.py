@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the files; bf16: half the size")
     arguments = parser.parse_args()
 
-    from lm1b.evaluation.export import export_run  # after the arguments: a mistake there is answered at once
+    from lm1b.evaluation.trained.export import export_run  # after the arguments: a mistake there is answered at once
     from lm1b.files import megabytes
 
     done = export_run(

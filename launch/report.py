@@ -14,7 +14,7 @@ def main() -> None:
     completes(parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories"), folders)
     parser.add_argument("--out", type=Path, help="folder for report.html, report.md and curves.png (default: report/ of the first run)")
     arguments = parser.parse_args()
-    from lm1b.evaluation.report import report
+    from lm1b.evaluation.report.report import report
     from lm1b.training.run_folder import RunFolder
 
     out = arguments.out or RunFolder(arguments.runs[0]).report

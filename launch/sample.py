@@ -9,7 +9,7 @@ import itertools
 
 from lm1b.command_line import CommandParser
 from lm1b.errors import run_command
-from lm1b.evaluation.sampling_settings import SamplingSettings
+from lm1b.evaluation.trained.sampling_settings import SamplingSettings
 
 DEFAULTS = SamplingSettings()
 
@@ -32,8 +32,8 @@ def main() -> None:
     parser.add_device()
     arguments = parser.parse_args()
 
-    from lm1b.evaluation.exported import load_model  # after the arguments: a mistake there is answered at once
-    from lm1b.evaluation.sampling import sample_sentence
+    from lm1b.evaluation.trained.exported import load_model  # after the arguments: a mistake there is answered at once
+    from lm1b.evaluation.trained.sampling import sample_sentence
 
     settings = SamplingSettings(
         arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed, arguments.longest, arguments.allow_unknown

@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--words", action="store_true", help="also each word's log-probability")
     arguments = parser.parse_args()
 
-    from lm1b.evaluation.exported import load_model  # after the arguments: a mistake there is answered at once
+    from lm1b.evaluation.trained.exported import load_model  # after the arguments: a mistake there is answered at once
 
     model = load_model(
         arguments.run, checkpoint=arguments.checkpoint, weights=arguments.weights, precision=arguments.precision, device=arguments.device

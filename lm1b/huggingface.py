@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from lm1b.data.text import END, UNKNOWN
 from lm1b.data.vocabulary_files import load_vocabulary
 from lm1b.errors import UserError
-from lm1b.evaluation.architecture import Architecture
-from lm1b.evaluation.exported import VOCABULARY
+from lm1b.evaluation.trained.architecture import Architecture
+from lm1b.evaluation.trained.exported import VOCABULARY
 
 try:
     from tokenizers import Regex, Tokenizer, pre_tokenizers, processors

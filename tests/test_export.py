@@ -20,9 +20,9 @@ from tiny import REPOSITORY, environment
 import lm1b
 from lm1b.config import override_config
 from lm1b.errors import UserError
-from lm1b.evaluation.export import export_run
-from lm1b.evaluation.perplexity import evaluate_checkpoint
-from lm1b.evaluation.texts import text_of_split
+from lm1b.evaluation.scoring.perplexity import evaluate_checkpoint
+from lm1b.evaluation.scoring.texts import text_of_split
+from lm1b.evaluation.trained.export import export_run
 from lm1b.files import append_json_line, digest_of_file, read_json, read_sealed_json, seal, write_json, write_sealed_json
 from lm1b.training.checkpoint import Checkpoint, list_checkpoints, table_file
 from lm1b.training.evaluations import Evaluation
@@ -105,7 +105,7 @@ def test_the_files_hold_the_checkpoints_own_numbers(run: Path, tmp_path: Path, w
 
 @pytest.mark.parametrize("ranks", [2, 3, 50])
 def test_tables_of_many_ranks_are_put_in_order(run: Path, tmp_path: Path, ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lm1b.evaluation.export.BLOCK_BYTES", 100 * ranks)  # a table is many blocks
+    monkeypatch.setattr("lm1b.evaluation.trained.export.BLOCK_BYTES", 100 * ranks)  # a table is many blocks
     there = Path(shutil.copytree(run, tmp_path / "run"))
     shutil.rmtree(there / "checkpoints" / "step_00000010")
     recut(list_checkpoints(there)[0], ranks)

@@ -11,8 +11,8 @@ from training_runs import assert_same_end, job, losses, run_by_name
 
 from lm1b.config import parse_config
 from lm1b.data.shards import TokenDirectory
-from lm1b.evaluation.perplexity import evaluate_checkpoint
-from lm1b.evaluation.texts import text_of_split
+from lm1b.evaluation.scoring.perplexity import evaluate_checkpoint
+from lm1b.evaluation.scoring.texts import text_of_split
 from lm1b.files import read_json_lines
 from lm1b.training.checkpoint import list_checkpoints
 

@@ -16,9 +16,9 @@ from made_run import made_checkpoint, made_config, made_text, made_tokens
 from tiny import REPOSITORY, environment
 
 import lm1b
-from lm1b.evaluation.export import export_run
-from lm1b.evaluation.sampling import sample_sentence
-from lm1b.evaluation.sampling_settings import SamplingSettings
+from lm1b.evaluation.trained.export import export_run
+from lm1b.evaluation.trained.sampling import sample_sentence
+from lm1b.evaluation.trained.sampling_settings import SamplingSettings
 
 pytest.importorskip("transformers")
 

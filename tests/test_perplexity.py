@@ -18,12 +18,12 @@ from lm1b.config import Config, ModelConfig, override_config
 from lm1b.data.shards import TokenDirectory
 from lm1b.distributed import Ranks, single_process
 from lm1b.errors import UserError
-from lm1b.evaluation import scorer as scorer_module
-from lm1b.evaluation.evaluator import Evaluator
-from lm1b.evaluation.perplexity import evaluate_checkpoint
-from lm1b.evaluation.scorer import Scorer, cut_for_scoring
-from lm1b.evaluation.texts import ScoredText, text_of_files, text_of_split
-from lm1b.evaluation.trained import open_trained
+from lm1b.evaluation.scoring import scorer as scorer_module
+from lm1b.evaluation.scoring.evaluator import Evaluator
+from lm1b.evaluation.scoring.perplexity import evaluate_checkpoint
+from lm1b.evaluation.scoring.scorer import Scorer, cut_for_scoring
+from lm1b.evaluation.scoring.texts import ScoredText, text_of_files, text_of_split
+from lm1b.evaluation.trained.open import open_trained
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.output_layer import TableOutput
 from lm1b.training.checkpoint import Checkpoint
@@ -246,10 +246,10 @@ def test_official_counts_that_differ_are_refused(
 ) -> None:
     _, tokens, _ = made
     (tmp_path / "file").write_text("w1 w2\nnever w3\n")
-    monkeypatch.setattr("lm1b.evaluation.texts.official_name_of", lambda md5: "heldout/news.en.heldout-00000-of-00050")
-    monkeypatch.setattr("lm1b.evaluation.texts.HELD_OUT_COUNTS", {"news.en.heldout-00000-of-00050": (2, 6, 5)})
+    monkeypatch.setattr("lm1b.evaluation.scoring.texts.official_name_of", lambda md5: "heldout/news.en.heldout-00000-of-00050")
+    monkeypatch.setattr("lm1b.evaluation.scoring.texts.HELD_OUT_COUNTS", {"news.en.heldout-00000-of-00050": (2, 6, 5)})
     text = text_of_files(tokens.vocabulary, [tmp_path / "file"])  # another vocabulary: another number of unknown words is right
     assert (text.official, text.is_test, text.unknown) == ("news.en.heldout-00000-of-00050", True, 1)
-    monkeypatch.setattr("lm1b.evaluation.texts.VOCABULARY_SIZE", tokens.vocabulary.size)
+    monkeypatch.setattr("lm1b.evaluation.scoring.texts.VOCABULARY_SIZE", tokens.vocabulary.size)
     with pytest.raises(UserError, match="official"):
         text_of_files(tokens.vocabulary, [tmp_path / "file"])

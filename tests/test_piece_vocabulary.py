@@ -30,15 +30,15 @@ from lm1b.data.vocabulary_files import load_vocabulary
 from lm1b.data.word_vocabulary import WordVocabulary, build_vocabulary
 from lm1b.distributed import single_process
 from lm1b.errors import UserError
-from lm1b.evaluation.breakdown import by_position
-from lm1b.evaluation.export import export_run
-from lm1b.evaluation.loading import LoadedModel
-from lm1b.evaluation.perplexity import evaluate_checkpoint
-from lm1b.evaluation.sampling import sample_sentence
-from lm1b.evaluation.sampling_settings import SamplingSettings
-from lm1b.evaluation.scorer import Rows, Scorer
-from lm1b.evaluation.texts import text_of_files, text_of_split
-from lm1b.evaluation.token_nats import TokenNats
+from lm1b.evaluation.report.breakdown import by_position
+from lm1b.evaluation.scoring.perplexity import evaluate_checkpoint
+from lm1b.evaluation.scoring.scorer import Rows, Scorer
+from lm1b.evaluation.scoring.texts import text_of_files, text_of_split
+from lm1b.evaluation.scoring.token_nats import TokenNats
+from lm1b.evaluation.trained.export import export_run
+from lm1b.evaluation.trained.loading import LoadedModel
+from lm1b.evaluation.trained.sampling import sample_sentence
+from lm1b.evaluation.trained.sampling_settings import SamplingSettings
 from lm1b.model.language_model import LanguageModel
 from lm1b.strict_config import override
 from lm1b.training.checkpoint import Checkpoint

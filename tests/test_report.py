@@ -15,14 +15,14 @@ from made_run import made_checkpoint, made_config, made_evaluation, made_tokens
 from lm1b.config import Config, override_config
 from lm1b.data.shards import TokenDirectory
 from lm1b.errors import UserError
-from lm1b.evaluation.baselines import baseline_key, find_baselines
-from lm1b.evaluation.evaluator import Evaluator
-from lm1b.evaluation.ngram import KneserNeyTrigram
-from lm1b.evaluation.published import PUBLISHED
-from lm1b.evaluation.records import RunRecord
-from lm1b.evaluation.report import report
-from lm1b.evaluation.report_tables import COLUMNS, is_comparable, table_rows
-from lm1b.evaluation.texts import text_of_split
+from lm1b.evaluation.report.baselines import baseline_key, find_baselines
+from lm1b.evaluation.report.ngram import KneserNeyTrigram
+from lm1b.evaluation.report.perplexities import COLUMNS, is_comparable, table_rows
+from lm1b.evaluation.report.published import PUBLISHED
+from lm1b.evaluation.report.records import RunRecord
+from lm1b.evaluation.report.report import report
+from lm1b.evaluation.scoring.evaluator import Evaluator
+from lm1b.evaluation.scoring.texts import text_of_split
 from lm1b.files import append_json_line, read_json, read_json_lines
 
 PNG = b"\x89PNG\r\n\x1a\n"

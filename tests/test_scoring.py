@@ -17,9 +17,9 @@ from tiny import REPOSITORY, environment
 
 import lm1b
 from lm1b.errors import UserError
-from lm1b.evaluation.loading import LoadedModel
-from lm1b.evaluation.perplexity import evaluate_checkpoint
-from lm1b.evaluation.texts import text_of_files
+from lm1b.evaluation.scoring.perplexity import evaluate_checkpoint
+from lm1b.evaluation.scoring.texts import text_of_files
+from lm1b.evaluation.trained.loading import LoadedModel
 from lm1b.strict_config import override
 from lm1b.training.checkpoint import list_checkpoints
 

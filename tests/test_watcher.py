@@ -19,9 +19,9 @@ from tiny import environment, free_port, run_ranks
 
 from lm1b.config import Config, override_config
 from lm1b.errors import UserError
-from lm1b.evaluation.evaluator import Evaluator
-from lm1b.evaluation.trained import choose_checkpoint
-from lm1b.evaluation.watch import watch
+from lm1b.evaluation.scoring.evaluator import Evaluator
+from lm1b.evaluation.scoring.watch import watch
+from lm1b.evaluation.trained.open import choose_checkpoint
 from lm1b.files import append_json_line, read_json_lines, write_json
 from lm1b.training.checkpoint import Checkpoint, list_checkpoints
 from lm1b.training.evaluations import count_test_looks

@@ -38,7 +38,7 @@ from lm1b.data.shards import TokenDirectory
 from lm1b.devices import best_device
 from lm1b.distributed import Ranks
 from lm1b.errors import UserError, run_command
-from lm1b.evaluation.texts import ScoredText, text_of_files
+from lm1b.evaluation.scoring.texts import ScoredText, text_of_files
 from lm1b.files import read_json, write_json
 from lm1b.training.engine import DTYPES
 from lm1b.training.precision import resolve_precision

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from lm1b.evaluation.architecture import Architecture
-from lm1b.evaluation.scorer import Rows, Scorer, cut_for_scoring
-from lm1b.evaluation.texts import ScoredText
+from lm1b.evaluation.scoring.scorer import Rows, Scorer, cut_for_scoring
+from lm1b.evaluation.scoring.texts import ScoredText
+from lm1b.evaluation.trained.architecture import Architecture
 from lm1b.training.run import Run
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from lm1b.data.official import HELD_OUT_COUNTS, VOCABULARY_SIZE
-from lm1b.evaluation.baselines import Baselines, baseline_key
-from lm1b.evaluation.records import RunRecord
+from lm1b.evaluation.report.baselines import Baselines, baseline_key
+from lm1b.evaluation.report.records import RunRecord
 from lm1b.training.evaluations import TEST_FILE, Evaluation
 
 COLUMNS = (

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lm1b.evaluation.records import RunRecord
+from lm1b.evaluation.report.records import RunRecord
 from lm1b.files import atomic_file
 from lm1b.training.evaluations import Evaluation, Weights
 

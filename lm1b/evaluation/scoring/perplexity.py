@@ -1,6 +1,6 @@
 """Exact perplexity: full softmax over the whole vocabulary, sums of nats in float64, divided once.
 
-1. A checkpoint is opened (trained.py) and read: of the input table only the rows of the text's own words.
+1. A checkpoint is opened (trained/open.py) and read: of the input table only the rows of the text's own words.
 2. The scorer (scorer.py) runs the text's sequences through it.
 3. Every position's -log P(target) is added up in float64: word_perplexity = exp(nats / (words + sentences)).
 
@@ -24,10 +24,10 @@ from torch import Tensor
 from lm1b.config import EvaluationConfig
 from lm1b.console import now
 from lm1b.distributed import Ranks, agree, single_process
-from lm1b.evaluation.scorer import DTYPES, Rows, Scorer, cut_for_scoring
-from lm1b.evaluation.spectrum import spectral_radii
-from lm1b.evaluation.texts import ScoredText
-from lm1b.evaluation.trained import Trained, open_trained
+from lm1b.evaluation.scoring.scorer import DTYPES, Rows, Scorer, cut_for_scoring
+from lm1b.evaluation.scoring.spectrum import spectral_radii
+from lm1b.evaluation.scoring.texts import ScoredText
+from lm1b.evaluation.trained.open import Trained, open_trained
 from lm1b.training.checkpoint import Checkpoint
 from lm1b.training.evaluations import KINDS, Evaluation, Weights
 

@@ -16,9 +16,9 @@ from tensorboard.plugins.projector import projector_config_pb2
 
 from lm1b.config import Config
 from lm1b.errors import UserError
-from lm1b.evaluation.loading import LoadedModel, load_run
-from lm1b.evaluation.sampling import sample_sentence
-from lm1b.evaluation.sampling_settings import SamplingSettings
+from lm1b.evaluation.trained.loading import LoadedModel, load_run
+from lm1b.evaluation.trained.sampling import sample_sentence
+from lm1b.evaluation.trained.sampling_settings import SamplingSettings
 from lm1b.files import atomic_file
 from lm1b.markdown import literal
 from lm1b.metrics import EVALUATED

@@ -22,7 +22,7 @@ from torch import Tensor
 from lm1b.data.batches import cut_into_lanes
 from lm1b.distributed import Ranks, all_reduce_sum
 from lm1b.errors import UserError
-from lm1b.evaluation.texts import ScoredText
+from lm1b.evaluation.scoring.texts import ScoredText
 from lm1b.model.full_softmax import VOCABULARY_BLOCK, gather_dealt
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.output_layer import AdaptiveOutput, OutputLayer, TableOutput

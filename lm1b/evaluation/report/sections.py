@@ -6,11 +6,11 @@ import statistics
 from collections.abc import Collection
 from typing import Literal
 
-from lm1b.evaluation.details import render_details
-from lm1b.evaluation.published import PUBLISHED
-from lm1b.evaluation.records import RunRecord, model_in_words
-from lm1b.evaluation.report_tables import COLUMNS, LEFT_ALIGNED, is_comparable
-from lm1b.evaluation.settings_table import commands_to_repeat, environment_rows, settings_rows
+from lm1b.evaluation.report.details import render_details
+from lm1b.evaluation.report.perplexities import COLUMNS, LEFT_ALIGNED, is_comparable
+from lm1b.evaluation.report.published import PUBLISHED
+from lm1b.evaluation.report.records import RunRecord, model_in_words
+from lm1b.evaluation.report.settings import commands_to_repeat, environment_rows, settings_rows
 from lm1b.markdown import literal, markdown_table
 from lm1b.progress import duration
 from lm1b.training.evaluations import count_test_looks

@@ -10,9 +10,9 @@ import numpy as np
 from lm1b.data.remote_tokens import open_tokens
 from lm1b.data.shards import TokenDirectory
 from lm1b.errors import UserError, describe_os_error
-from lm1b.evaluation.ngram import fit_baselines
-from lm1b.evaluation.records import RunRecord
-from lm1b.evaluation.texts import ScoredText, text_of_files, text_of_split
+from lm1b.evaluation.report.ngram import fit_baselines
+from lm1b.evaluation.report.records import RunRecord
+from lm1b.evaluation.scoring.texts import ScoredText, text_of_files, text_of_split
 from lm1b.files import read_json, write_json
 from lm1b.training.evaluations import Evaluation
 

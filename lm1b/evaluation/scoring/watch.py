@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lm1b.errors import UserError
-from lm1b.evaluation.evaluator import Evaluator, say_result
+from lm1b.evaluation.scoring.evaluator import Evaluator, say_result
 from lm1b.training.checkpoint import Checkpoint, list_checkpoints
 from lm1b.training.evaluations import KINDS, Evaluation, Weights
 from lm1b.training.run_folder import RunFolder

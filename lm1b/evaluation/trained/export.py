@@ -1,6 +1,6 @@
 """A trained model as a folder that others can load (exported.py says what is in it).
 
-1. One checkpoint is opened (trained.py), the vocabulary is that of the run's token directory.
+1. One checkpoint is opened (open.py), the vocabulary is that of the run's token directory.
 2. Everything is written into a folder beside the final one: tables block by block, straight from the checkpoint's files, in id order
    whatever the number of ranks that wrote them. No table is ever in memory.
 3. The manifest is written last, and the folder renamed: under the final name it is whole or not there.
@@ -25,8 +25,9 @@ from lm1b.data.remote_tokens import open_tokens
 from lm1b.data.shards import TokenDirectory
 from lm1b.data.vocabulary_files import copy_vocabulary
 from lm1b.errors import UserError
-from lm1b.evaluation.export_facts import export_facts, generation_config, hugging_face_config
-from lm1b.evaluation.exported import (
+from lm1b.evaluation.scoring.scorer import dtype_of
+from lm1b.evaluation.trained.export_facts import export_facts, generation_config, hugging_face_config
+from lm1b.evaluation.trained.exported import (
     CONFIG,
     CORE,
     FORMAT_VERSION,
@@ -38,9 +39,8 @@ from lm1b.evaluation.exported import (
     VOCABULARY,
     is_export,
 )
-from lm1b.evaluation.model_card import model_card
-from lm1b.evaluation.scorer import dtype_of
-from lm1b.evaluation.trained import Trained, choose_checkpoint, open_trained
+from lm1b.evaluation.trained.model_card import model_card
+from lm1b.evaluation.trained.open import Trained, choose_checkpoint, open_trained
 from lm1b.files import digest_of_file, flush_folder, needing_space, write_json, write_sealed_json
 from lm1b.training.checkpoint import Checkpoint, table_file
 from lm1b.training.evaluations import Weights

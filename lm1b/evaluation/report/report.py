@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lm1b.evaluation.baselines import find_baselines, levels_of
-from lm1b.evaluation.curves import HEALTH, LOSS, PERPLEXITY, Levels, axes_of, draw_curves, panel_svg
-from lm1b.evaluation.page import Charts, render_page
-from lm1b.evaluation.records import RunRecord
-from lm1b.evaluation.report_parts import Place, report_parts, title_of
-from lm1b.evaluation.report_tables import as_text, baseline_rows, table_rows
+from lm1b.evaluation.report.baselines import find_baselines, levels_of
+from lm1b.evaluation.report.curves import HEALTH, LOSS, PERPLEXITY, Levels, axes_of, draw_curves, panel_svg
+from lm1b.evaluation.report.page import Charts, render_page
+from lm1b.evaluation.report.perplexities import as_text, baseline_rows, table_rows
+from lm1b.evaluation.report.records import RunRecord
+from lm1b.evaluation.report.sections import Place, report_parts, title_of
 from lm1b.files import atomic_file
 
 CURVES = "![Training loss and validation perplexity against words, steps and time](curves.png)"

@@ -25,10 +25,10 @@ from lm1b.data.remote_tokens import open_tokens
 from lm1b.devices import best_device
 from lm1b.distributed import Ranks, single_process
 from lm1b.errors import UserError
-from lm1b.evaluation.board import show
-from lm1b.evaluation.perplexity import evaluate_checkpoint
-from lm1b.evaluation.texts import ScoredText, text_of_files, text_of_split
-from lm1b.evaluation.token_nats import LARGEST_TOKENS, write_token_nats
+from lm1b.evaluation.scoring.board import show
+from lm1b.evaluation.scoring.perplexity import evaluate_checkpoint
+from lm1b.evaluation.scoring.texts import ScoredText, text_of_files, text_of_split
+from lm1b.evaluation.scoring.token_nats import LARGEST_TOKENS, write_token_nats
 from lm1b.files import append_json_line, seal
 from lm1b.launchers import here
 from lm1b.model.products import keep_float32_exact

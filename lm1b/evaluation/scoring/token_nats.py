@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from lm1b.errors import UserError
-from lm1b.evaluation.texts import ScoredText
+from lm1b.evaluation.scoring.texts import ScoredText
 from lm1b.files import atomic_file
 from lm1b.training.evaluations import Evaluation
 from lm1b.training.run_folder import RunFolder

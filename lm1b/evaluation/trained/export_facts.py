@@ -6,8 +6,8 @@ from typing import Any
 
 from lm1b import __version__
 from lm1b.data.shards import TokenDirectory
-from lm1b.evaluation.exported import FORMAT_VERSION
-from lm1b.evaluation.trained import Trained
+from lm1b.evaluation.trained.exported import FORMAT_VERSION
+from lm1b.evaluation.trained.open import Trained
 from lm1b.training.evaluations import Evaluation, Weights, count_test_looks
 
 # Of an evaluation; the files' names stay behind.

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from lm1b.distributed import Ranks, agree, all_gather_objects, single_process
 from lm1b.errors import UserError
-from lm1b.evaluation.architecture import Architecture
-from lm1b.evaluation.scorer import Rows
+from lm1b.evaluation.scoring.scorer import Rows
+from lm1b.evaluation.trained.architecture import Architecture
 from lm1b.training.checkpoint import Checkpoint, checkpoint_folder, list_checkpoints
 from lm1b.training.evaluations import Weights
 from lm1b.training.run_folder import RunFolder

@@ -22,8 +22,8 @@ from lm1b.data.vocabulary import Vocabulary
 from lm1b.devices import best_device
 from lm1b.distributed import single_process
 from lm1b.errors import UserError
-from lm1b.evaluation.scorer import Scorer, dtype_of
-from lm1b.evaluation.trained import choose_checkpoint, open_trained
+from lm1b.evaluation.scoring.scorer import Scorer, dtype_of
+from lm1b.evaluation.trained.open import choose_checkpoint, open_trained
 from lm1b.training.evaluations import Weights
 from lm1b.training.run_folder import RunFolder
 

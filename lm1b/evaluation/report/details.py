@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 
-from lm1b.evaluation.breakdown import Interval, Part, by_frequency, by_position, compare, confidence
-from lm1b.evaluation.records import RunRecord
-from lm1b.evaluation.token_nats import TokenNats, read_token_nats
+from lm1b.evaluation.report.breakdown import Interval, Part, by_frequency, by_position, compare, confidence
+from lm1b.evaluation.report.records import RunRecord
+from lm1b.evaluation.scoring.token_nats import TokenNats, read_token_nats
 from lm1b.markdown import literal, markdown_table
 from lm1b.training.evaluations import Evaluation
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from lm1b.errors import UserError
-from lm1b.evaluation.loading import LoadedModel
-from lm1b.evaluation.sampling_settings import SamplingSettings
+from lm1b.evaluation.trained.loading import LoadedModel
+from lm1b.evaluation.trained.sampling_settings import SamplingSettings
 from lm1b.randomness import derive_key, uniform
 
 LONGEST_SPELLING = 64  # pieces of a drawn word

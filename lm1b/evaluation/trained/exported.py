@@ -32,9 +32,9 @@ from lm1b.data.vocabulary_files import load_vocabulary
 from lm1b.devices import best_device
 from lm1b.distributed import single_process
 from lm1b.errors import UserError
-from lm1b.evaluation.architecture import Architecture
-from lm1b.evaluation.loading import LoadedModel, load_run
-from lm1b.evaluation.scorer import Rows, Scorer, dtype_of
+from lm1b.evaluation.scoring.scorer import Rows, Scorer, dtype_of
+from lm1b.evaluation.trained.architecture import Architecture
+from lm1b.evaluation.trained.loading import LoadedModel, load_run
 from lm1b.files import read_json, read_sealed_json
 from lm1b.model.language_model import LanguageModel
 from lm1b.training.checkpoint import damage_of, is_file_list
