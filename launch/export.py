@@ -7,23 +7,22 @@ it without the run, its tokens or DeepSpeed; `lm1b.huggingface.register()` lets 
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from lm1b.command_line import CommandParser, completes, folders
+from lm1b.command_line import CommandParser
 from lm1b.errors import run_command
 
 
 def main() -> None:
-    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    completes(parser.add_argument("--run", type=Path, required=True, help="the run's directory"), folders)
+    """Write the folder and say what is in it."""
+    parser = CommandParser(description=__doc__)
+    parser.add_run("the run's directory")
     parser.add_argument("--out", type=Path, required=True, help="folder to make; must not be there, or be empty")
-    parser.add_argument("--checkpoint", default="latest", help="latest (default), best (by validation so far) or a step")
-    parser.add_argument("--weights", choices=["ema", "raw"], default="ema", help="averaged weights (default), or those as trained")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the files (default fp32); bf16: half the size")
+    parser.add_checkpoint()
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the files; bf16: half the size")
     arguments = parser.parse_args()
 
-    from lm1b.evaluation.export import export_run  # after the arguments: a mistake there is answered at once
+    from lm1b.evaluation.trained.export import export_run  # after the arguments: a mistake there is answered at once
     from lm1b.files import megabytes
 
     done = export_run(

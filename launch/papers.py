@@ -6,7 +6,6 @@ elsewhere, a few minutes in all; pixel MNIST among them where `--mnist` names it
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from lm1b.command_line import CommandParser
@@ -15,7 +14,8 @@ from lm1b.workers import Workers, usable_cores
 
 
 def main() -> None:
-    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Render the kept results, after the smoke runs where they are asked for."""
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=Path("results/papers"), help="folder of kept results")
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder for papers.md and its plots")
     parser.add_argument("--smoke", action="store_true", help="run the smoke versions as well")

@@ -20,13 +20,14 @@ from lm1b.launchers import here
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
-    parser = CommandParser(description="Make the vocabulary and the token shards of a corpus.")
+    """The command line: which corpus, and whether to verify what is there."""
+    parser = CommandParser(description=__doc__)
     add_config_arguments(parser, Config)
     parser.add_argument(
         "--verify", action="store_true", help="also check the SHA-256 of the vocabulary and of every shard, whatever was verified before"
     )
     parser.add_log_format()
-    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+    parser.add_local_rank()
     return parser.parse_args(arguments)
 
 
@@ -69,6 +70,7 @@ def run(config: Config) -> TokenDirectory | None:
 
 
 def main() -> None:
+    """Make the token directory where it is not there yet, and describe it."""
     arguments = parse_arguments(sys.argv[1:])
     tokens = run(load_config(arguments.config, arguments.set))
     if tokens is not None:

@@ -5,32 +5,35 @@ Words are printed as they are drawn, one sentence a line. The same seed gives th
 
 from __future__ import annotations
 
-import argparse
 import itertools
-from pathlib import Path
 
-from lm1b.command_line import CommandParser, completes, folders
+from lm1b.command_line import CommandParser
 from lm1b.errors import run_command
+from lm1b.evaluation.trained.sampling_settings import SamplingSettings
+
+DEFAULTS = SamplingSettings()
 
 
 def main() -> None:
-    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    completes(parser.add_argument("--run", type=Path, required=True, help="a run's directory or an exported model"), folders)
+    """Print the sentences, each word as it is drawn."""
+    parser = CommandParser(description=__doc__)
+    parser.add_run("a run's directory or an exported model")
     parser.add_argument("--prompt", default="", help="tokenized beginning of every sentence, words parted by spaces")
-    parser.add_argument("--count", type=int, default=1, help="how many sentences (default 1)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="below 1 the likely words become likelier; 0: always the likeliest")
+    parser.add_argument("--count", type=int, default=1, help="how many sentences")
+    parser.add_argument(
+        "--temperature", type=float, default=DEFAULTS.temperature, help="below 1 the likely words become likelier; 0: always the likeliest"
+    )
     parser.add_argument("--top-k", type=int, help="draw from the so many likeliest words alone")
     parser.add_argument("--top-p", type=float, help="draw from the fewest words that hold this share of the probability")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--longest", type=int, default=60, metavar="WORDS", help="end a sentence here (default 60)")
+    parser.add_argument("--seed", type=int, default=DEFAULTS.seed, help="of all sentences together")
+    parser.add_argument("--longest", type=int, default=DEFAULTS.longest, metavar="WORDS", help="end a sentence here")
     parser.add_argument("--allow-unknown", action="store_true", help="<UNK> may be drawn")
-    parser.add_argument("--checkpoint", default="latest", help="latest (default), best (by validation so far) or a step")
-    parser.add_argument("--weights", choices=["ema", "raw"], default="ema", help="averaged weights (default), or those as trained")
-    parser.add_argument("--device", choices=["cpu", "cuda"], help="a GPU if there is one where not given")
+    parser.add_checkpoint()
+    parser.add_device()
     arguments = parser.parse_args()
 
-    from lm1b.evaluation.exported import load_model  # after the arguments: a mistake there is answered at once
-    from lm1b.evaluation.sampling import SamplingSettings, sample_sentence
+    from lm1b.evaluation.trained.exported import load_model  # after the arguments: a mistake there is answered at once
+    from lm1b.evaluation.trained.sampling import sample_sentence
 
     settings = SamplingSettings(
         arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed, arguments.longest, arguments.allow_unknown

@@ -7,26 +7,24 @@ launch/evaluate.py --state reset. An empty line has no words, no nats and no per
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
-from pathlib import Path
 
-from lm1b.command_line import CommandParser, completes, folders
+from lm1b.command_line import CommandParser
 from lm1b.errors import run_command
 
 
 def main() -> None:
-    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    completes(parser.add_argument("--run", type=Path, required=True, help="a run's directory or an exported model"), folders)
-    parser.add_argument("--checkpoint", default="latest", help="latest (default), best (by validation so far) or a step")
-    parser.add_argument("--weights", choices=["ema", "raw"], default="ema", help="averaged weights (default), or those as trained")
+    """Score standard input, line by line."""
+    parser = CommandParser(description=__doc__)
+    parser.add_run("a run's directory or an exported model")
+    parser.add_checkpoint()
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the model; nats are summed in float64")
-    parser.add_argument("--device", choices=["cpu", "cuda"], help="a GPU if there is one where not given")
+    parser.add_device()
     parser.add_argument("--words", action="store_true", help="also each word's log-probability")
     arguments = parser.parse_args()
 
-    from lm1b.evaluation.exported import load_model  # after the arguments: a mistake there is answered at once
+    from lm1b.evaluation.trained.exported import load_model  # after the arguments: a mistake there is answered at once
 
     model = load_model(
         arguments.run, checkpoint=arguments.checkpoint, weights=arguments.weights, precision=arguments.precision, device=arguments.device

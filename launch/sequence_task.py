@@ -13,7 +13,6 @@ The results are the same but for float32's rounding, and what one way has begun 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -44,10 +43,11 @@ def ranks_of(configs: list[TaskExperiment]) -> Iterator[Ranks | None]:
 
 
 def main() -> None:
-    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Search and train, one config after another, and print what came out."""
+    parser = CommandParser(description=__doc__)
     add_config_arguments(parser, TaskExperiment, several=True)
     parser.add_argument("--processes", type=int, help="runs side by side; one a core where not given")
-    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+    parser.add_local_rank()
     arguments = parser.parse_args()
     configs = [load_task_experiment(path, arguments.set) for path in arguments.config]
     if arguments.processes and here().size > 1:

@@ -5,7 +5,6 @@ The same command again goes on from the newest checkpoint. Ctrl-C saves first.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from lm1b.command_line import CommandParser, add_config_arguments
@@ -14,11 +13,12 @@ from lm1b.errors import run_command
 
 
 def main() -> None:
-    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Train, or say what the training would be."""
+    parser = CommandParser(description=__doc__)
     add_config_arguments(parser, Config)
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config, sizes, memory and time, and end")
     parser.add_log_format()
-    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+    parser.add_local_rank()
     arguments = parser.parse_args()
     config = load_config(arguments.config, arguments.set)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lm1b.evaluation.loading import LoadedModel
+    from lm1b.evaluation.trained.loading import LoadedModel
 
 __version__ = "0.1.0"
 
@@ -14,9 +14,9 @@ __version__ = "0.1.0"
 def load(path: str | Path, **options: Any) -> LoadedModel:
     """A trained model to ask: `lm1b.load("runs/irnn_lm").score(["The president said ."])`.
 
-    path: a run directory or an exported model. options: as of `lm1b.evaluation.exported.load_model` (checkpoint, weights, precision,
+    path: a run directory or an exported model. options: of `lm1b.evaluation.trained.exported.load_model` (checkpoint, weights, precision,
     device). Raises UserError where there is nothing to load.
     """
-    from lm1b.evaluation.exported import load_model  # importing the package alone loads no torch
+    from lm1b.evaluation.trained.exported import load_model  # importing the package alone loads no torch
 
     return load_model(Path(path), **options)

@@ -12,6 +12,7 @@ import itertools
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from lm1b.config.strict import Section
@@ -21,8 +22,19 @@ from lm1b.explain import explain, field_paths, values_of
 Completer = Callable[..., Iterable[str]]
 
 
+class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """The description as it was written, and every default that says something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False, "", []) else super()._get_help_string(action)
+
+
 class CommandParser(argparse.ArgumentParser):
     """An ArgumentParser that completes, and whose own errors come in the form that `--log-format` asks for."""
+
+    def __init__(self, description: str | None) -> None:
+        """description: the command's docstring."""
+        super().__init__(description=description, formatter_class=_Help)
 
     def add_log_format(self) -> None:
         """`--log-format text|json`: see console.py."""
@@ -30,8 +42,25 @@ class CommandParser(argparse.ArgumentParser):
             "--log-format",
             choices=["text", "json"],
             default="text",
-            help="json: every line on stdout is an object with time, level, event, step, metrics or message (default text)",
+            help="json: every line on stdout is an object with time, level, event, step, metrics or message",
         )
+
+    def add_run(self, help: str) -> None:
+        """`--run FOLDER`, completed."""
+        completes(self.add_argument("--run", type=Path, required=True, metavar="FOLDER", help=help), folders)
+
+    def add_checkpoint(self) -> None:
+        """`--checkpoint` and `--weights`: which of a run's models."""
+        self.add_argument("--checkpoint", default="latest", help="latest, best (by validation so far) or a step")
+        self.add_argument("--weights", choices=["ema", "raw"], default="ema", help="averaged weights, or those as trained")
+
+    def add_device(self) -> None:
+        """`--device`: where to compute."""
+        self.add_argument("--device", choices=["cpu", "cuda"], help="a GPU if there is one where not given")
+
+    def add_local_rank(self) -> None:
+        """What the deepspeed launcher passes; launchers.py finds the ranks without it."""
+        self.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """As argparse does; from here on the process says everything in the form asked for."""

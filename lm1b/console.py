@@ -84,12 +84,17 @@ def _finite(value: Any) -> Any:
 def say(text: str, *, event: str = "message", level: str = "info", lasting: bool = False, **more: Any) -> None:
     """Print `text`, or a JSON line with `more` in its place (a message has `text` too). lasting: a reader that has gone is no error."""
     if is_json():
-        text = json_line(event, level, **({"message": text.removeprefix("lm1b: ")} if event == "message" else {}), **more)
+        text = json_line(event, level, **({"message": text} if event == "message" else {}), **more)
     else:
         text += "\n"
     stream = LastingOutput(sys.stdout) if lasting else sys.stdout
     stream.write(text)
     stream.flush()
+
+
+def remark(text: str, *, event: str = "message", level: str = "info", lasting: bool = False, **more: Any) -> None:
+    """As `say`, for what is no result: told apart by `lm1b: ` from the lines of launchers and libraries that it stands between."""
+    say(text if is_json() else f"lm1b: {text}", event=event, level=level, lasting=lasting, **more)
 
 
 def say_error(message: str, status: int) -> None:

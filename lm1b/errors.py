@@ -19,6 +19,11 @@ def describe_os_error(error: OSError) -> str:
     return f"{error.filename or 'file system'}: {error.strerror or error}"
 
 
+def in_one_line(error: BaseException, longest: int = 500) -> str:
+    """The kind of an error and what it says, cut at so many letters."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:longest]
+
+
 def exit_with(message: str, status: int) -> NoReturn:
     """Print `message` as one line on stderr and exit with `status`. Mistakes that all ranks share are said by the first alone."""
     from lm1b.launchers import here  # which raises UserError, so it imports this module

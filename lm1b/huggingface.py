@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from lm1b.data.text.tokenized import END, UNKNOWN
 from lm1b.data.vocabulary.files import load_vocabulary
 from lm1b.errors import UserError
-from lm1b.evaluation.exported import VOCABULARY, shape_of_facts
-from lm1b.evaluation.shape import Shape
+from lm1b.evaluation.trained.architecture import Architecture
+from lm1b.evaluation.trained.exported import VOCABULARY
 
 try:
     from tokenizers import Regex, Tokenizer, pre_tokenizers, processors
@@ -52,7 +52,7 @@ _WITHOUT_TOKENIZER = 'take ids from lm1b.load(folder).vocabulary.encode(b"a sent
 
 
 class Lm1bConfig(PreTrainedConfig):
-    """config.json of an exported model. lm1b: our own facts, the shape among them."""
+    """config.json of an exported model. lm1b: our own facts, the architecture among them."""
 
     model_type = "lm1b"
 
@@ -65,9 +65,9 @@ class Lm1bConfig(PreTrainedConfig):
     lm1b: dict | None = None
 
     @property
-    def shape(self) -> Shape:
+    def architecture(self) -> Architecture:
         """Raises UserError where config.json has none that this program knows."""
-        return shape_of_facts(self.lm1b or {}, self.vocab_size, "config.json")
+        return Architecture.of_export(self.lm1b or {}, self.vocab_size, "config.json")
 
 
 class OutputTable(nn.Linear):
@@ -88,10 +88,10 @@ class Lm1bForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: Lm1bConfig) -> None:
         super().__init__(config)
-        shape = config.shape
-        self.core = shape.core()
-        self.input_table = nn.Embedding(config.vocab_size, shape.model.embedding)
-        self.output_table = OutputTable(self.core.output_width, config.vocab_size) if shape.has_output_rows else None
+        architecture = config.architecture
+        self.core = architecture.core()
+        self.input_table = nn.Embedding(config.vocab_size, architecture.model.embedding)
+        self.output_table = OutputTable(self.core.output_width, config.vocab_size) if architecture.has_output_rows else None
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:

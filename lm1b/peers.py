@@ -29,7 +29,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store
 
 from lm1b.console import say_error
-from lm1b.errors import UserError, describe_os_error
+from lm1b.errors import UserError, describe_os_error, in_one_line
 from lm1b.launchers import here
 from lm1b.processes import RankProcess
 
@@ -110,10 +110,10 @@ class Peers:
 
 
 def _in_words(error: BaseException) -> str:
-    """An error in one line of at most 500 characters."""
+    """An error in one line, a system's in the words of `run_command`."""
     if isinstance(error, OSError) and error.errno is not None:
         return describe_os_error(error)
-    return " ".join(f"{type(error).__name__}: {error}".split())[:500]
+    return in_one_line(error)
 
 
 def _hang_up(store_port: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from lm1b.console import LastingOutput, is_json, say
+from lm1b.console import LastingOutput, is_json, remark
 
 LINE_SECONDS = 30.0  # between two lines where there is no terminal
 
@@ -49,6 +49,6 @@ class Progress(tqdm):
             return super().display(msg, pos)
         if msg is None and 0 < self.n < (self.total or 0):  # not at the start and not at the end, where nothing is to be waited for
             left = (self.total - self.n) * self.format_dict["elapsed"] / self.n
-            text = f"lm1b: {self.desc}: {self.n / self.total:.0%}, about {duration(left)} left"
-            say(text, event="progress", what=self.desc, done=self.n, total=self.total, unit=self.unit, seconds_left=round(left))
+            text = f"{self.desc}: {self.n / self.total:.0%}, about {duration(left)} left"
+            remark(text, event="progress", what=self.desc, done=self.n, total=self.total, unit=self.unit, seconds_left=round(left))
         return True

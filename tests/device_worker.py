@@ -18,7 +18,7 @@ from learning.scored import word_perplexity
 
 from lm1b.config import parse_config
 from lm1b.distributed import Ranks
-from lm1b.evaluation.texts import text_of_split
+from lm1b.evaluation.scoring.texts import text_of_split
 from lm1b.training import engine, loop
 from lm1b.training.process_group import start_ranks, stop_ranks
 

@@ -19,6 +19,7 @@ from lm1b.files import digest_of_file, write_json
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.tables import VocabularyTable
 from lm1b.training.checkpoint import Checkpoint
+from lm1b.training.evaluations import Evaluation
 from lm1b.training.saving import CheckpointSaver
 
 WORDS = 40
@@ -92,6 +93,14 @@ def made_checkpoint(config: Config, step: int, *, finished: bool = False, ema: b
     saved = saver.finish()
     assert saved is not None
     return saved
+
+
+def made_evaluation(**fields: Any) -> Evaluation:
+    """A result on validation by `made_config`'s own settings, but for these fields."""
+    line: dict[str, Any] = {"step": 10, "checkpoint": "step_00000010", "split": "validation", "files": ["validation-2", "validation-3"]}
+    line |= {"state": "carry", "lanes": 3, "precision": "fp32", "weights": "ema", "nats": 900.0, "predictions": 200}
+    line |= {"words": 180, "sentences": 20, "unknown": 5, "word_perplexity": 90.0, "vocabulary": "0" * 64, "seconds": 1.5}
+    return Evaluation.from_line(line | {"finished_at": "2026-01-02T03:04:05+00:00"} | fields)
 
 
 def made_run_directory(folder: Path, *steps: int, scale: float = 1.0) -> Path:

@@ -13,11 +13,11 @@ from made_run import made_checkpoint, made_config, made_text, made_tokens
 
 from lm1b.config.strict import override
 from lm1b.errors import UserError
-from lm1b.evaluation.breakdown import by_frequency, by_position, compare, confidence
-from lm1b.evaluation.report import report
-from lm1b.evaluation.token_nats import TokenNats, path_of, read_token_nats
-from lm1b.evaluation.watcher import Evaluator
-from lm1b.files import read_json_lines
+from lm1b.evaluation.report.breakdown import by_frequency, by_position, compare, confidence
+from lm1b.evaluation.report.report import report
+from lm1b.evaluation.scoring.evaluator import Evaluator
+from lm1b.evaluation.scoring.token_nats import TokenNats, path_of, read_token_nats
+from lm1b.training.run_folder import RunFolder
 
 END, UNKNOWN = 1, 3
 
@@ -100,21 +100,22 @@ def test_an_evaluation_keeps_the_nats_and_the_report_shows_them(tmp_path: Path) 
         for checkpoint in checkpoints:
             Evaluator(runs[-1], config, "validation").score(checkpoint)
         Evaluator(runs[-1], override(config, ["evaluation.state=reset"]), None, [text]).score(checkpoints[1])
-    lines = read_json_lines(runs[0] / "evaluations.jsonl")
-    assert len(lines) == 6
-    for line in lines:
-        found = read_token_nats(runs[0], line)
-        assert (found is None) == (line["step"] == 10), "the latest takes the place of the one before"
+    folder = RunFolder(runs[0])
+    results = folder.read_evaluations()
+    assert len(results) == 6
+    for result in results:
+        found = read_token_nats(folder, result)
+        assert (found is None) == (result.step == 10), "the latest takes the place of the one before"
         if found is not None:
-            assert found.nats_N.astype(np.float64).sum() == pytest.approx(line["nats"], rel=1e-6)
-            assert len(found.by_sentence(found.nats_N)) == line["sentences"]
-            assert np.count_nonzero(found.ids_N == found.facts["unknown_id"]) == line["unknown"]
+            assert found.nats_N.astype(np.float64).sum() == pytest.approx(result.nats, rel=1e-6)
+            assert len(found.by_sentence(found.nats_N)) == result.sentences
+            assert np.count_nonzero(found.ids_N == found.facts["unknown_id"]) == result.unknown
     report(runs, tmp_path / "out")
     page = (tmp_path / "out" / "report.md").read_text()
     assert "## Where the nats go" in page
     assert page.count("| run_0 | run_1 |") == 4  # ema and raw of either text
     assert "run_0 is better" in page
-    path = path_of(runs[0], lines[-1])
+    path = path_of(folder, results[-1])
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(UserError, match=r"damaged .*; evaluate again"):
-        read_token_nats(runs[0], lines[-1])
+        read_token_nats(folder, results[-1])

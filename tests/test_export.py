@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,14 @@ from safetensors.torch import load_file, save_file
 from tiny import REPOSITORY, environment
 
 import lm1b
+from lm1b.config import override_config
 from lm1b.errors import UserError
-from lm1b.evaluation.export import export_run
-from lm1b.evaluation.perplexity import evaluate_checkpoint
-from lm1b.evaluation.texts import text_of_split
+from lm1b.evaluation.scoring.perplexity import evaluate_checkpoint
+from lm1b.evaluation.scoring.texts import text_of_split
+from lm1b.evaluation.trained.export import export_run
 from lm1b.files import append_json_line, digest_of_file, read_json, read_sealed_json, seal, write_json, write_sealed_json
 from lm1b.training.checkpoint import Checkpoint, list_checkpoints, table_file
+from lm1b.training.evaluations import Evaluation
 
 SENTENCES = made_text(3, 40).splitlines()
 TABLES = {"input_table": "input_table.weight", "output_table": "output_table.weight", "output_bias": "output_table.bias"}
@@ -102,7 +105,7 @@ def test_the_files_hold_the_checkpoints_own_numbers(run: Path, tmp_path: Path, w
 
 @pytest.mark.parametrize("ranks", [2, 3, 50])
 def test_tables_of_many_ranks_are_put_in_order(run: Path, tmp_path: Path, ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lm1b.evaluation.export.BLOCK_BYTES", 100 * ranks)  # a table is many blocks
+    monkeypatch.setattr("lm1b.evaluation.trained.export.BLOCK_BYTES", 100 * ranks)  # a table is many blocks
     there = Path(shutil.copytree(run, tmp_path / "run"))
     shutil.rmtree(there / "checkpoints" / "step_00000010")
     recut(list_checkpoints(there)[0], ranks)
@@ -214,26 +217,25 @@ def test_the_card_has_this_checkpoints_perplexities_and_no_path(tmp_path: Path) 
     tokens = made_tokens(tmp_path / "tokens")
     config = made_config(tmp_path)
     run = Path(config.run.directory)
-    lines = []
+    scored: list[Evaluation] = []
     for step in (10, 20):
         found = made_checkpoint(config, step)
         text = text_of_split(tokens, "validation")
-        lines += evaluate_checkpoint(
-            found, config, text, fingerprint=tokens.fingerprint, end_id=tokens.vocabulary.end_id, kinds=["ema", "raw"]
-        )
-    own = {**lines[-2], "split": "files", "files": [str(tmp_path / "mine.txt")], "word_perplexity": 7.25}
-    looks = [{**lines[0], "split": "test", "look": number} for number in (1, 1, 2)]
-    for line in [{**lines[-2], "word_perplexity": 1e9}, *lines, own, *looks]:  # scored again: the newest line counts
-        append_json_line(run / "evaluations.jsonl", seal(line))
+        scored += evaluate_checkpoint(found, override_config(config, ["evaluation.weights=both"]).evaluation, text)
+    of_20 = scored[-2]
+    own = replace(of_20, split="files", files=[str(tmp_path / "mine.txt")], word_perplexity=7.25)
+    looks = [replace(scored[0], split="test", look=look) for look in ("1", "1", "2")]
+    for each in [replace(of_20, word_perplexity=1e9), *scored, own, *looks]:  # scored again: the newest line counts
+        append_json_line(run / "evaluations.jsonl", seal(each.as_line()))
     done = export_run(run, tmp_path / "model")
     card = (done.path / "README.md").read_text()
-    counts = f"| {own['predictions']:,} | {100 * own['unknown'] / own['predictions']:.2f} % |"
+    counts = f"| {own.predictions:,} | {100 * own.unknown / own.predictions:.2f} % |"
     assert [line for line in card.splitlines() if line.startswith("| ") and "perplexity" not in line] == [
         f"| files of the user | carry, 3 lanes | fp32 {counts} 7.25 (closed) |",
-        f"| validation | carry, 3 lanes | fp32 {counts} {lines[-2]['word_perplexity']:.2f} (closed) |",
+        f"| validation | carry, 3 lanes | fp32 {counts} {of_20.word_perplexity:.2f} (closed) |",
     ]
     facts = read_json(done.path / "config.json")["lm1b"]
-    assert [line["word_perplexity"] for line in facts["evaluations"]] == [lines[-2]["word_perplexity"], 7.25]
+    assert [line["word_perplexity"] for line in facts["evaluations"]] == [of_20.word_perplexity, 7.25]
     assert facts["vocabulary"]["fingerprint"] == tokens.fingerprint
     assert '"cell": "lstm"' in card
     assert "scored on test text 2 times" in card

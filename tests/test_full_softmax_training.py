@@ -11,8 +11,8 @@ from training_runs import assert_same_end, job, losses, run_by_name
 
 from lm1b.config import parse_config
 from lm1b.data.tokens.directory import TokenDirectory
-from lm1b.evaluation.perplexity import evaluate_checkpoint
-from lm1b.evaluation.texts import text_of_split
+from lm1b.evaluation.scoring.perplexity import evaluate_checkpoint
+from lm1b.evaluation.scoring.texts import text_of_split
 from lm1b.files import read_json_lines
 from lm1b.training.checkpoint import list_checkpoints
 
@@ -87,7 +87,8 @@ def test_it_is_evaluated_as_any_run_and_has_no_gap_to_check(tiny_folder: Path, s
     for run in ("full_1", "full_all_sampled", "full_4"):
         config = parse_config(tiny_settings(tiny_folder, run, softmax=FULL, evaluation={"weights": "raw"}))
         checkpoint, text = list_checkpoints(tiny_folder / run)[-1], text_of_split(tokens, "validation")
-        (result,) = evaluate_checkpoint(checkpoint, config, text, fingerprint=tokens.fingerprint, end_id=tokens.vocabulary.end_id)
-        nats.append(result["nats"] / result["predictions"])
+        (result,) = evaluate_checkpoint(checkpoint, config.evaluation, text)
+        assert result.nats is not None
+        nats.append(result.nats / result.predictions)
     assert nats == pytest.approx([nats[0]] * 3, rel=1e-5)
     assert nats[0] < losses(tiny_folder, "full_1")[0] - 1.0

@@ -17,10 +17,10 @@ from tiny import REPOSITORY, environment
 from training_runs import GOLDEN, GOLDEN_RUNS, GOLDEN_TOLERANCE, job, losses
 
 from lm1b.distributed import single_process
-from lm1b.evaluation.watcher import Evaluator
+from lm1b.evaluation.scoring.evaluator import Evaluator
 from lm1b.files import read_json, read_json_lines
 from lm1b.training.checkpoint import list_checkpoints
-from lm1b.training.run_log import read_run_config
+from lm1b.training.run_folder import RunFolder
 
 WORKER = str(Path(__file__).with_name("device_worker.py"))
 FIRST_SCALE_POWER = 24  # gradients beyond 65504 / 2^24 = 0.004 are too large for float16: the tiny model's first ones are
@@ -76,10 +76,10 @@ def test_what_was_trained_there_is_scored_alike_there_and_on_the_cpu(trained: tu
     """The run as it stands, on its device, and its last checkpoint, by the evaluator on the CPU."""
     _, folder, report = trained
     run = folder / list(GOLDEN_RUNS)[number]
-    evaluator = Evaluator(run, read_run_config(run), ranks=single_process())
+    evaluator = Evaluator(run, RunFolder(run).read_config(), ranks=single_process())
     (scored,) = evaluator.score(list_checkpoints(run)[-1])
-    assert scored["weights"] == "ema"
-    assert report[number]["word_perplexity"] == pytest.approx(scored["word_perplexity"], rel=1e-5)
+    assert scored.weights == "ema"
+    assert report[number]["word_perplexity"] == pytest.approx(scored.word_perplexity, rel=1e-5)
 
 
 def test_bf16_stays_by_fp32(trained: tuple[str, Path, list[Any]]) -> None:

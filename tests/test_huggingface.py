@@ -16,8 +16,9 @@ from made_run import made_checkpoint, made_config, made_text, made_tokens
 from tiny import REPOSITORY, environment
 
 import lm1b
-from lm1b.evaluation.export import export_run
-from lm1b.evaluation.sampling import SamplingSettings, sample_sentence
+from lm1b.evaluation.trained.export import export_run
+from lm1b.evaluation.trained.sampling import sample_sentence
+from lm1b.evaluation.trained.sampling_settings import SamplingSettings
 
 pytest.importorskip("transformers")
 
@@ -129,7 +130,7 @@ def test_what_transformers_saves_it_reads_back(model: Lm1bForCausalLM, tokenizer
     ids = AutoTokenizer.from_pretrained(tmp_path)(SENTENCES[0], return_tensors="pt")
     assert torch.equal(ids["input_ids"], tokenizer(SENTENCES[0], return_tensors="pt")["input_ids"])
     assert torch.equal(again(**ids).logits, model(**ids).logits)
-    assert AutoConfig.from_pretrained(tmp_path).shape == model.config.shape
+    assert AutoConfig.from_pretrained(tmp_path).architecture == model.config.architecture
 
 
 def test_every_parameter_can_be_trained_on(folder: Path, tokenizer: Lm1bTokenizer) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm1b.evaluation.ngram import DISCOUNT, AddOneUnigram, KneserNeyTrigram, fit_baselines
+from lm1b.evaluation.report.ngram import DISCOUNT, AddOneUnigram, KneserNeyTrigram, fit_baselines
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 END, VOCABULARY = 2, 7

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,23 +11,26 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_run import made_checkpoint, made_config, made_text, made_tokens
+from made_run import made_checkpoint, made_config, made_text, made_tokens, made_vocabulary
 from torch import Tensor
 
 from lm1b.config import Config, ModelConfig, override_config
 from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.distributed import Ranks, single_process
 from lm1b.errors import UserError
-from lm1b.evaluation import perplexity
-from lm1b.evaluation import scorer as scorer_module
-from lm1b.evaluation.perplexity import evaluate_checkpoint
-from lm1b.evaluation.scorer import Scorer, cut_for_scoring
-from lm1b.evaluation.texts import ScoredText, text_of_files, text_of_split
+from lm1b.evaluation.scoring import scorer as scorer_module
+from lm1b.evaluation.scoring.evaluator import Evaluator
+from lm1b.evaluation.scoring.perplexity import evaluate_checkpoint
+from lm1b.evaluation.scoring.scorer import Scorer, cut_for_scoring
+from lm1b.evaluation.scoring.texts import ScoredText, text_of_files, text_of_split
+from lm1b.evaluation.trained.open import open_trained
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.output_layer import TableOutput
 from lm1b.training.checkpoint import Checkpoint
+from lm1b.training.evaluations import Evaluation
 
 ALONE = single_process()
+VOCABULARY = made_vocabulary()
 
 
 def brute_force_nats(
@@ -113,7 +117,7 @@ def test_300_positions_at_the_benchmark_s_vocabulary_size() -> None:
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=30), st.integers(1, 12), st.sampled_from(["carry", "reset"]))
 def test_cutting_drops_nothing_and_cuts_at_sentence_ends_only(lengths: list[int], lanes: int, state: str) -> None:
     tokens = np.concatenate([[*range(3, 3 + length), 0] for length in lengths])
-    text = ScoredText("validation", ["x"], tokens, np.cumsum(np.array(lengths) + 1), 0)
+    text = ScoredText.of(VOCABULARY, "validation", ["x"], tokens, np.cumsum(np.array(lengths) + 1), 0)
     sequences = cut_for_scoring(text, state, lanes)
     np.testing.assert_array_equal(np.concatenate(sequences), tokens)
     assert all(sequence[-1] == 0 for sequence in sequences)
@@ -129,8 +133,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, TokenDirecto
     return config, tokens, made_checkpoint(config, 10)
 
 
-def evaluate(config: Config, tokens: TokenDirectory, checkpoint: Checkpoint, text: ScoredText) -> list[dict]:
-    return evaluate_checkpoint(checkpoint, config, text, fingerprint=tokens.fingerprint, end_id=tokens.vocabulary.end_id)
+def evaluate(config: Config, checkpoint: Checkpoint, text: ScoredText) -> list[Evaluation]:
+    return evaluate_checkpoint(checkpoint, config.evaluation, text)
 
 
 @pytest.mark.parametrize("state", ["carry", "reset"])
@@ -138,52 +142,53 @@ def test_a_checkpoint_scored_is_the_brute_force_figure(made: tuple[Config, Token
     config, tokens, checkpoint = made
     config = override_config(config, [f"evaluation.state={state}", "evaluation.weights=both"])
     text = text_of_split(tokens, "validation")
-    lines = evaluate(config, tokens, checkpoint, text)
-    assert [line["weights"] for line in lines] == ["ema", "raw"]
+    lines = evaluate(config, checkpoint, text)
+    assert [line.weights for line in lines] == ["ema", "raw"]
     split = tokens.split("validation")
     for line in lines:
         model = LanguageModel(config.model, 0)
-        model.load_state_dict(checkpoint.core({"ema": "ema", "raw": "weights"}[line["weights"]]) or {})
+        model.load_state_dict(checkpoint.core({"ema": "ema", "raw": "weights"}[line.weights]) or {})
         tables = [checkpoint.read_table(name) for name in ("input_table", "output_table", "output_bias")]
         sequences = [sequence.tolist() for sequence in cut_for_scoring(text, state, 3)]
         nats = sum(brute_force_nats(model, tables[0], tables[1], tables[2].flatten(), s, tokens.vocabulary.end_id) for s in sequences)
-        assert line["nats"] == pytest.approx(nats, rel=1e-6)
-        assert line["word_perplexity"] == pytest.approx(math.exp(nats / (split.num_words + split.num_sentences)), rel=1e-5)
-        assert (line["words"], line["sentences"], line["unknown"]) == (split.num_words, split.num_sentences, split.num_unknown)
-        assert line["predictions"] == split.num_tokens == split.num_words + split.num_sentences
-        assert (line["step"], line["split"], line["state"], line["precision"]) == (10, "validation", state, "fp32")
-        assert line["vocabulary"] == tokens.fingerprint
-        assert line["files"] == ["validation-2", "validation-3"]
-    assert lines[0]["nats"] != lines[1]["nats"]
+        assert line.nats == pytest.approx(nats, rel=1e-6)
+        assert line.word_perplexity == pytest.approx(math.exp(nats / (split.num_words + split.num_sentences)), rel=1e-5)
+        assert (line.words, line.sentences, line.unknown) == (split.num_words, split.num_sentences, split.num_unknown)
+        assert line.predictions == split.num_tokens == split.num_words + split.num_sentences
+        assert (line.step, line.split, line.state, line.precision) == (10, "validation", state, "fp32")
+        assert line.vocabulary == tokens.fingerprint
+        assert line.files == ["validation-2", "validation-3"]
+    assert lines[0].nats != lines[1].nats
 
 
 def test_no_rank_holds_more_than_its_output_rows(made: tuple[Config, TokenDirectory, Checkpoint]) -> None:
     _, tokens, checkpoint = made
     for rank in range(3):
-        reading = perplexity._read(checkpoint, tokens.fingerprint, torch.tensor([1, 2]), Ranks(rank, 3, torch.device("cpu")))
+        with open_trained(checkpoint, tokens.fingerprint, Ranks(rank, 3, torch.device("cpu"))) as trained:
+            rows = trained.rows(np.array([1, 2]))
         num_rows = len(range(rank, tokens.vocabulary.size, 3))
-        assert reading.output_rows_VP is not None
-        assert reading.output_bias_V is not None
-        assert len(reading.output_rows_VP) == len(reading.output_bias_V) == num_rows
-        assert reading.output_rows_VP.untyped_storage().nbytes() == 4 * num_rows * reading.output_rows_VP.shape[1]
+        assert rows.output_VP is not None
+        assert rows.bias_V is not None
+        assert len(rows.output_VP) == len(rows.bias_V) == num_rows
+        assert rows.output_VP.untyped_storage().nbytes() == 4 * num_rows * rows.output_VP.shape[1]
 
 
 def test_bfloat16_is_close_and_no_average_falls_back_to_raw(made: tuple[Config, TokenDirectory, Checkpoint]) -> None:
     config, tokens, _ = made
     checkpoint = made_checkpoint(config, 11, ema=False)
     text = text_of_split(tokens, "validation")
-    (exact,) = evaluate(config, tokens, checkpoint, text)
-    (rough,) = evaluate(override_config(config, ["evaluation.precision=bf16"]), tokens, checkpoint, text)
-    assert (exact["weights"], rough["weights"], rough["precision"]) == ("raw", "raw", "bf16")
-    assert rough["nats"] == pytest.approx(exact["nats"], rel=1e-2)
-    assert rough["nats"] != exact["nats"]
+    (exact,) = evaluate(config, checkpoint, text)
+    (rough,) = evaluate(override_config(config, ["evaluation.precision=bf16"]), checkpoint, text)
+    assert (exact.weights, rough.weights, rough.precision) == ("raw", "raw", "bf16")
+    assert rough.nats == pytest.approx(exact.nats, rel=1e-2)
+    assert rough.nats != exact.nats
 
 
-def test_the_checkpoint_knows_its_own_shape(made: tuple[Config, TokenDirectory, Checkpoint]) -> None:
+def test_the_checkpoint_knows_its_own_architecture(made: tuple[Config, TokenDirectory, Checkpoint], tmp_path: Path) -> None:
     config, tokens, checkpoint = made
-    text = text_of_split(tokens, "validation")
     other = config.model_copy(update={"model": config.model.model_copy(update={"hidden": 99, "cell": "irnn"})})
-    assert evaluate(other, tokens, checkpoint, text)[0]["nats"] == evaluate(config, tokens, checkpoint, text)[0]["nats"]
+    (found,) = Evaluator(tmp_path, other).score(checkpoint)
+    assert found.nats == pytest.approx(evaluate(config, checkpoint, text_of_split(tokens, "validation"))[0].nats, rel=1e-9)
 
 
 def test_files_give_what_a_split_of_the_same_text_gives(made: tuple[Config, TokenDirectory, Checkpoint], tmp_path: Path) -> None:
@@ -195,7 +200,7 @@ def test_files_give_what_a_split_of_the_same_text_gives(made: tuple[Config, Toke
     np.testing.assert_array_equal(by_files.tokens_N, by_split.tokens_N)
     np.testing.assert_array_equal(by_files.sentence_ends, by_split.sentence_ends)
     assert by_files.unknown == by_split.unknown > 0
-    assert evaluate(config, tokens, checkpoint, by_files)[0]["nats"] == evaluate(config, tokens, checkpoint, by_split)[0]["nats"]
+    assert evaluate(config, checkpoint, by_files)[0].nats == evaluate(config, checkpoint, by_split)[0].nats
 
 
 def test_a_user_s_mistakes_are_told_in_one_line(made: tuple[Config, TokenDirectory, Checkpoint], tmp_path: Path) -> None:
@@ -207,10 +212,10 @@ def test_a_user_s_mistakes_are_told_in_one_line(made: tuple[Config, TokenDirecto
         with pytest.raises(UserError, match=message):
             text_of_files(vocabulary, [tmp_path / name])
     with pytest.raises(UserError, match="trained with vocabulary"):
-        evaluate_checkpoint(checkpoint, config, text_of_split(tokens, "test"), fingerprint="0" * 64, end_id=vocabulary.end_id)
+        evaluate(config, checkpoint, replace(text_of_split(tokens, "test"), fingerprint="0" * 64))
     gone = Checkpoint(99, checkpoint.path.with_name("step_00000099"))
     with pytest.raises(UserError, match="deleted"):
-        evaluate(config, tokens, gone, text_of_split(tokens, "test"))
+        evaluate(config, gone, text_of_split(tokens, "test"))
 
 
 def test_a_damaged_checkpoint_is_refused_by_name(made: tuple[Config, TokenDirectory, Checkpoint]) -> None:
@@ -221,7 +226,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(made: tuple[Config, TokenDirect
     data[-1] ^= 1
     file.write_bytes(data)
     with pytest.raises(UserError, match=r"output_table.*damaged"):
-        evaluate(config, tokens, checkpoint, text_of_split(tokens, "validation"))
+        evaluate(config, checkpoint, text_of_split(tokens, "validation"))
 
 
 def test_official_files_are_known_by_their_content(made: tuple[Config, TokenDirectory, Checkpoint], tmp_path: Path) -> None:
@@ -241,10 +246,10 @@ def test_official_counts_that_differ_are_refused(
 ) -> None:
     _, tokens, _ = made
     (tmp_path / "file").write_text("w1 w2\nnever w3\n")
-    monkeypatch.setattr("lm1b.evaluation.texts.official_name_of", lambda md5: "heldout/news.en.heldout-00000-of-00050")
-    monkeypatch.setattr("lm1b.evaluation.texts.HELD_OUT_COUNTS", {"news.en.heldout-00000-of-00050": (2, 6, 5)})
+    monkeypatch.setattr("lm1b.evaluation.scoring.texts.official_name_of", lambda md5: "heldout/news.en.heldout-00000-of-00050")
+    monkeypatch.setattr("lm1b.evaluation.scoring.texts.HELD_OUT_COUNTS", {"news.en.heldout-00000-of-00050": (2, 6, 5)})
     text = text_of_files(tokens.vocabulary, [tmp_path / "file"])  # another vocabulary: another number of unknown words is right
     assert (text.official, text.is_test, text.unknown) == ("news.en.heldout-00000-of-00050", True, 1)
-    monkeypatch.setattr("lm1b.evaluation.texts.VOCABULARY_SIZE", tokens.vocabulary.size)
+    monkeypatch.setattr("lm1b.evaluation.scoring.texts.VOCABULARY_SIZE", tokens.vocabulary.size)
     with pytest.raises(UserError, match="official"):
         text_of_files(tokens.vocabulary, [tmp_path / "file"])

@@ -31,13 +31,15 @@ from lm1b.data.vocabulary.vocabulary import Vocabulary
 from lm1b.data.vocabulary.words import WordVocabulary, build_vocabulary
 from lm1b.distributed import single_process
 from lm1b.errors import UserError
-from lm1b.evaluation.breakdown import by_position
-from lm1b.evaluation.export import export_run
-from lm1b.evaluation.loading import in_memory
-from lm1b.evaluation.perplexity import evaluate_checkpoint
-from lm1b.evaluation.sampling import SamplingSettings, sample_sentence
-from lm1b.evaluation.texts import text_of_files, text_of_split
-from lm1b.evaluation.token_nats import TokenNats
+from lm1b.evaluation.report.breakdown import by_position
+from lm1b.evaluation.scoring.perplexity import evaluate_checkpoint
+from lm1b.evaluation.scoring.scorer import Rows, Scorer
+from lm1b.evaluation.scoring.texts import text_of_files, text_of_split
+from lm1b.evaluation.scoring.token_nats import TokenNats
+from lm1b.evaluation.trained.export import export_run
+from lm1b.evaluation.trained.loading import LoadedModel
+from lm1b.evaluation.trained.sampling import sample_sentence
+from lm1b.evaluation.trained.sampling_settings import SamplingSettings
 from lm1b.model.language_model import LanguageModel
 from lm1b.training.checkpoint import Checkpoint
 
@@ -250,16 +252,16 @@ def test_scores_are_per_word_and_add_up_to_the_exact_evaluation(made: Checkpoint
     path.write_text(made_text(9, 60))
     text = text_of_files(tokens.vocabulary, [path])
     config = override(config_of(folder), ["evaluation.state=reset"])
-    (line,) = evaluate_checkpoint(made, config, text, fingerprint=tokens.fingerprint, end_id=tokens.vocabulary.end_id)
+    (line,) = evaluate_checkpoint(made, config.evaluation, text)
     lines = path.read_text().splitlines()
     scores = lm1b.load(folder / "run").score(lines)
     assert [score.words for score in scores] == [len(each.split()) for each in lines]
     assert all(len(score.log_probabilities) == score.words + 1 for score in scores)
-    assert sum(score.unknown for score in scores) == line["unknown"]
-    assert math.fsum(score.nats for score in scores) == pytest.approx(line["nats"], rel=1e-9)
-    assert line["word_perplexity"] == pytest.approx(math.exp(line["nats"] / (line["words"] + line["sentences"])))
-    assert (line["predictions"], line["label"]) == (line["words"] + line["sentences"], "closed")
-    assert line["tokens"] == len(text.tokens_N) > line["predictions"]
+    assert sum(score.unknown for score in scores) == line.unknown
+    assert math.fsum(score.nats for score in scores) == pytest.approx(line.nats, rel=1e-9)
+    assert line.word_perplexity == pytest.approx(math.exp(line.nats / (line.words + line.sentences)))
+    assert (line.predictions, line.label) == (line.words + line.sentences, "closed")
+    assert line.tokens == len(text.tokens_N) > line.predictions
 
 
 def test_drawn_sentences_are_whole_words(made: Checkpoint, folder: Path) -> None:
@@ -306,10 +308,12 @@ def test_the_same_probabilities_give_the_same_perplexity_per_word() -> None:
         of_pieces[place_of] = of_words
         rows[name] = of_words, of_pieces
     vocabularies: list[Vocabulary] = [known, pieces]
-    models = [
-        in_memory(core, [rows[name][kind] for name in ("input", "output", "bias")], vocabulary, {}, dtype=torch.float32, ranks=ranks)
-        for kind, vocabulary in enumerate(vocabularies)
-    ]
+    models = []
+    for kind, vocabulary in enumerate(vocabularies):
+        input_VD, output_VP, bias_V1 = (rows[name][kind] for name in ("input", "output", "bias"))
+        whole = Rows(np.arange(vocabulary.size), input_VD, output_VP, bias_V1.flatten())
+        scorer = Scorer.of(core, whole, end_id=vocabulary.end_id, dtype=torch.float32, ranks=ranks)
+        models.append(LoadedModel(scorer, vocabulary, {}))
     sentences = ["ab ca aa", "bb never cc never", "cb"]
     by_word, by_piece = (model.score(sentences) for model in models)
     for one, other in zip(by_word, by_piece, strict=True):

@@ -10,18 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_run import made_checkpoint, made_config, made_tokens
+from made_run import made_checkpoint, made_config, made_evaluation, made_tokens
 
 from lm1b.config import Config, override_config
 from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.errors import UserError
-from lm1b.evaluation.ngram import KneserNeyTrigram
-from lm1b.evaluation.published import PUBLISHED
-from lm1b.evaluation.records import RunRecord
-from lm1b.evaluation.report import baseline_key, find_baselines, is_comparable, report
-from lm1b.evaluation.report_tables import COLUMNS, table_rows
-from lm1b.evaluation.texts import text_of_split
-from lm1b.evaluation.watcher import Evaluator
+from lm1b.evaluation.report.baselines import baseline_key, find_baselines
+from lm1b.evaluation.report.ngram import KneserNeyTrigram
+from lm1b.evaluation.report.perplexities import COLUMNS, is_comparable, table_rows
+from lm1b.evaluation.report.published import PUBLISHED
+from lm1b.evaluation.report.records import RunRecord
+from lm1b.evaluation.report.report import report
+from lm1b.evaluation.scoring.evaluator import Evaluator
+from lm1b.evaluation.scoring.texts import text_of_split
 from lm1b.files import append_json_line, read_json, read_json_lines
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -123,18 +124,18 @@ def test_a_run_without_results_and_no_run_at_all(config: Config, tmp_path: Path)
 def test_only_the_full_benchmark_compares(config: Config) -> None:
     run = RunRecord.read(Path(config.run.directory))
     assert not is_comparable(run)
-    right = {"trained_on_official": True, "official": "news.en.heldout-00000-of-00050", "vocabulary_size": 793_471}
+    right = made_evaluation(trained_on_official=True, official="news.en.heldout-00000-of-00050", vocabulary_size=793_471)
     assert is_comparable(replace(run, evaluations=[right]))
     for name, value in [("trained_on_official", False), ("official", "news.en.heldout-00001-of-00050"), ("vocabulary_size", 82_453)]:
-        assert not is_comparable(replace(run, evaluations=[right | {name: value}]))
-    pieces = right | {"vocabulary_size": 32_000, "label": "closed", "unknown": 446}
+        assert not is_comparable(replace(run, evaluations=[replace(right, **{name: value})]))
+    pieces = replace(right, vocabulary_size=32_000, label="closed", unknown=446)
     assert is_comparable(replace(run, evaluations=[pieces]))
-    assert not is_comparable(replace(run, evaluations=[pieces | {"label": "open"}]))
-    assert not is_comparable(replace(run, evaluations=[pieces | {"unknown": 447}]))
+    assert not is_comparable(replace(run, evaluations=[replace(pieces, label="open")]))
+    assert not is_comparable(replace(run, evaluations=[replace(pieces, unknown=447)]))
 
 
 def test_open_figures_are_named_in_the_table(config: Config) -> None:
     run = RunRecord.read(Path(config.run.directory))
     for label, expected in (("open", "none (open)"), ("closed", "%")):
-        (row, *_) = table_rows(replace(run, evaluations=[run.evaluations[0] | {"label": label}]), {})
+        (row, *_) = table_rows(replace(run, evaluations=[replace(run.evaluations[0], label=label)]), {})
         assert expected in row[COLUMNS.index("unknown")]

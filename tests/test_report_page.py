@@ -12,10 +12,10 @@ import pytest
 from made_run import made_checkpoint, made_config, made_tokens
 
 from lm1b.config import override_config
-from lm1b.evaluation.records import RunRecord
-from lm1b.evaluation.report import report
-from lm1b.evaluation.settings_table import commands_to_repeat, environment_rows, settings_rows
-from lm1b.evaluation.watcher import Evaluator
+from lm1b.evaluation.report.records import RunRecord
+from lm1b.evaluation.report.report import report
+from lm1b.evaluation.report.settings import commands_to_repeat, environment_rows, settings_rows
+from lm1b.evaluation.scoring.evaluator import Evaluator
 from lm1b.files import append_json_line, write_json
 from lm1b.markdown import literal
 

@@ -16,8 +16,9 @@ from made_run import made_run_directory
 
 import lm1b
 from lm1b.errors import UserError
-from lm1b.evaluation.loading import LoadedModel
-from lm1b.evaluation.sampling import SamplingSettings, choose, sample_sentence
+from lm1b.evaluation.trained.loading import LoadedModel
+from lm1b.evaluation.trained.sampling import choose, sample_sentence
+from lm1b.evaluation.trained.sampling_settings import SamplingSettings
 
 
 @pytest.fixture(scope="module")

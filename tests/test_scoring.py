@@ -18,9 +18,9 @@ from tiny import REPOSITORY, environment
 import lm1b
 from lm1b.config.strict import override
 from lm1b.errors import UserError
-from lm1b.evaluation.loading import LoadedModel
-from lm1b.evaluation.perplexity import evaluate_checkpoint
-from lm1b.evaluation.texts import text_of_files
+from lm1b.evaluation.scoring.perplexity import evaluate_checkpoint
+from lm1b.evaluation.scoring.texts import text_of_files
+from lm1b.evaluation.trained.loading import LoadedModel
 from lm1b.training.checkpoint import list_checkpoints
 
 
@@ -48,12 +48,12 @@ def test_scores_add_up_to_the_exact_evaluation(run: Path, tmp_path: Path, weight
     config = override(made_config(tmp_path), ["evaluation.state=reset", f"evaluation.weights={weights}"])
     found = list_checkpoints(run)[0 if checkpoint == "10" else -1]
     text = text_of_files(tokens.vocabulary, [path])
-    (line,) = evaluate_checkpoint(found, config, text, fingerprint=tokens.fingerprint, end_id=tokens.vocabulary.end_id)
+    (line,) = evaluate_checkpoint(found, config.evaluation, text)
     scores = lm1b.load(run, weights=weights, checkpoint=checkpoint).score(path.read_text().splitlines())
-    assert len(scores) == line["sentences"] == 60
-    assert sum(score.words for score in scores) == line["words"]
-    assert sum(score.unknown for score in scores) == line["unknown"] > 0
-    assert math.fsum(score.nats for score in scores) == pytest.approx(line["nats"], rel=1e-9)
+    assert len(scores) == line.sentences == 60
+    assert sum(score.words for score in scores) == line.words
+    assert sum(score.unknown for score in scores) == line.unknown > 0
+    assert math.fsum(score.nats for score in scores) == pytest.approx(line.nats, rel=1e-9)
 
 
 def test_a_sentence_does_not_depend_on_its_company(model: LoadedModel) -> None:

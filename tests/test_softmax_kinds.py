@@ -14,8 +14,8 @@ from training_runs import assert_same_end, events, job, losses, run_by_name
 from lm1b.config import parse_config
 from lm1b.data.batches import Batches
 from lm1b.data.tokens.directory import TokenDirectory
-from lm1b.evaluation.perplexity import evaluate_checkpoint
-from lm1b.evaluation.texts import text_of_split
+from lm1b.evaluation.scoring.perplexity import evaluate_checkpoint
+from lm1b.evaluation.scoring.texts import text_of_split
 from lm1b.files import read_json_lines
 from lm1b.training.checkpoint import list_checkpoints
 
@@ -107,8 +107,9 @@ def test_they_are_evaluated_as_any_run(tiny_folder: Path, seen: dict[str, Any]) 
     def nats(run: str) -> float:
         config = parse_config(tiny_settings(tiny_folder, run, evaluation={"weights": "raw"}))
         checkpoint, text = list_checkpoints(tiny_folder / run)[-1], text_of_split(tokens, "validation")
-        (result,) = evaluate_checkpoint(checkpoint, config, text, fingerprint=tokens.fingerprint, end_id=tokens.vocabulary.end_id)
-        return result["nats"] / result["predictions"]
+        (result,) = evaluate_checkpoint(checkpoint, config.evaluation, text)
+        assert result.nats is not None
+        return result.nats / result.predictions
 
     for kind in ("tied", "tied_full", "adaptive", "unigram"):
         assert nats(f"{kind}_4") == pytest.approx(nats(f"{kind}_1"), rel=1e-4)

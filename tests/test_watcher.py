@@ -14,16 +14,19 @@ from typing import Any
 
 import pytest
 from command_runs import run_script
-from made_run import made_checkpoint, made_config, made_text, made_tokens
+from made_run import made_checkpoint, made_config, made_evaluation, made_text, made_tokens
 from tiny import environment, free_port, run_ranks
 
 from lm1b.config import Config, override_config
 from lm1b.errors import UserError
-from lm1b.evaluation.texts import count_test_looks
-from lm1b.evaluation.watcher import Evaluator, choose_checkpoint, describe, trainer_state, watch
+from lm1b.evaluation.scoring.evaluator import Evaluator
+from lm1b.evaluation.scoring.watch import watch
+from lm1b.evaluation.trained.open import choose_checkpoint
 from lm1b.files import append_json_line, read_json_lines, write_json
 from lm1b.training.checkpoint import Checkpoint, list_checkpoints
-from lm1b.training.run_log import best_step
+from lm1b.training.evaluations import count_test_looks
+from lm1b.training.run_folder import RunFolder
+from lm1b.training.run_state import trainer_state
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,9 +45,8 @@ def watched(config: Config, **arguments: Any) -> tuple[list[int], str]:
     """Steps in the order in which a watcher scored them, and why it ended."""
     steps: list[int] = []
     reason = watch(
-        run_of(config),
         Evaluator(run_of(config), config),
-        lambda line: steps.append(line["step"]),
+        lambda evaluation: steps.append(evaluation.step),
         **{"poll_seconds": 0.05, "grace_seconds": 0.0} | arguments,
     )
     return steps, reason
@@ -102,8 +104,9 @@ def test_checkpoints_that_come_while_it_watches(config: Config) -> None:
     leave_mark(config, os.getpid())
 
     def train() -> None:
-        for step in (20, 30):
-            time.sleep(0.3)
+        for scored_before, step in ((1, 20), (2, 30)):  # each when the one before is scored: the newest would be first else
+            while len(RunFolder(run_of(config)).read_evaluations()) < scored_before:
+                time.sleep(0.05)
             made_checkpoint(config, step, finished=step == 30)
 
     trainer = threading.Thread(target=train)
@@ -178,7 +181,7 @@ def test_raw_results_do_not_stand_for_averaged_ones(config: Config) -> None:
 
 def test_the_best_is_by_the_run_s_own_settings(config: Config) -> None:
     made_checkpoint(config, 10)
-    own = {"split": "validation", "state": "carry", "lanes": 3, "precision": "fp32", "weights": "ema", "has_average": True}
+    folder = RunFolder(run_of(config))
     for step, perplexity, others in [
         (1, 100.0, {}),
         (2, 90.0, {}),
@@ -190,20 +193,20 @@ def test_the_best_is_by_the_run_s_own_settings(config: Config) -> None:
         (8, 40.0, {"split": "test"}),
         (9, None, {}),
     ]:
-        append_json_line(run_of(config) / "evaluations.jsonl", own | {"step": step, "word_perplexity": perplexity} | others)
+        append_json_line(folder.evaluations, made_evaluation(step=step, word_perplexity=perplexity, **others).as_line())
 
     def best(*overrides: str) -> int | None:
-        return best_step(run_of(config), override_config(config, list(overrides)))
+        return folder.best_step(override_config(config, list(overrides)))
 
-    assert best_step(run_of(config)) == best() == best("evaluation.weights=both") == 2
+    assert folder.best_step() == best() == best("evaluation.weights=both") == 2
     assert best("evaluation.weights=raw") == best("training.ema_decay=null") == 4
     assert best("evaluation.state=reset") == 5
     assert best("evaluation.precision=bf16") == 6
     assert best("evaluation.lanes=4") == 7
     assert best("evaluation.lanes=5") is None
     # A raw result of a checkpoint that holds no average is what `ema` falls back to.
-    line = own | {"step": 10, "word_perplexity": 30.0, "weights": "raw", "has_average": False}
-    append_json_line(run_of(config) / "evaluations.jsonl", line)
+    of_no_average = made_evaluation(step=10, word_perplexity=30.0, weights="raw", has_average=False)
+    append_json_line(folder.evaluations, of_no_average.as_line())
     assert best() == 10
 
 
@@ -241,20 +244,20 @@ def test_trainer_state(config: Config) -> None:
 
 def test_choosing_a_checkpoint(config: Config) -> None:
     with pytest.raises(UserError, match="no checkpoint to evaluate"):
-        choose_checkpoint(run_of(config), "latest", None)
+        choose_checkpoint(run_of(config), "latest")
     for step in (10, 20):
         made_checkpoint(config, step)
-    assert choose_checkpoint(run_of(config), "latest", None).step == 20
-    assert choose_checkpoint(run_of(config), "10", None).step == 10
-    assert choose_checkpoint(run_of(config), "best", 10).step == 10
-    for wanted, best, message in [
-        ("11", None, r"10, 20.*found 11"),
-        ("best", None, "nothing has been scored"),
-        ("best", 5, "not there any more"),
-        ("x", None, "x"),
-    ]:
+    assert choose_checkpoint(run_of(config), "latest").step == 20
+    assert choose_checkpoint(run_of(config), "10").step == 10
+    for wanted, message in [("11", r"10, 20.*found 11"), ("best", "nothing has been scored"), ("x", "x")]:
         with pytest.raises(UserError, match=message):
-            choose_checkpoint(run_of(config), wanted, best)
+            choose_checkpoint(run_of(config), wanted)
+    results = RunFolder(run_of(config)).evaluations
+    append_json_line(results, made_evaluation(step=10, word_perplexity=80.0).as_line())
+    assert choose_checkpoint(run_of(config), "best").step == 10
+    append_json_line(results, made_evaluation(step=5, word_perplexity=70.0).as_line())
+    with pytest.raises(UserError, match="not there any more"):
+        choose_checkpoint(run_of(config), "best")
 
 
 def test_looks_at_the_test_split_are_counted(config: Config) -> None:
@@ -263,10 +266,10 @@ def test_looks_at_the_test_split_are_counted(config: Config) -> None:
         settings = override_config(config, [f"evaluation.weights={weights}"])
         line, *more = Evaluator(run_of(config), settings, "test").score(checkpoint)
         assert len(more) == results - 1
-    assert line["split"] == "test"
+    assert line.split == "test"
     Evaluator(run_of(config), config).score(checkpoint)
-    assert count_test_looks(read_json_lines(run_of(config) / "evaluations.jsonl")) == 2
-    assert f"word perplexity {line['word_perplexity']:.2f} on test" in describe(line)
+    assert count_test_looks(RunFolder(run_of(config)).read_evaluations()) == 2
+    assert f"word perplexity {line.word_perplexity:.2f} on test" in line.in_words()
     assert list_checkpoints(run_of(config))[0].is_leased() is False
 
 
@@ -275,11 +278,11 @@ def test_a_figure_that_is_no_number_is_null_and_never_the_best(config: Config) -
     diverged = made_checkpoint(config, 20, scale=1e30)
     evaluator = Evaluator(run_of(config), config)
     (line,) = evaluator.score(diverged)
-    assert line["word_perplexity"] is None
-    assert "not a finite number" in describe(line)
-    assert best_step(run_of(config)) is None
-    evaluator.score(choose_checkpoint(run_of(config), "10", None))
-    assert best_step(run_of(config)) == 10
+    assert line.word_perplexity is None
+    assert "not a finite number" in line.in_words()
+    assert RunFolder(run_of(config)).best_step() is None
+    evaluator.score(choose_checkpoint(run_of(config), "10"))
+    assert RunFolder(run_of(config)).best_step() == 10
     json.loads((run_of(config) / "evaluations.jsonl").read_text().splitlines()[0], parse_constant=lambda name: pytest.fail(name))
 
 

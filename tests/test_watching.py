@@ -21,7 +21,7 @@ from tiny import REPOSITORY, environment, write_settings
 
 from lm1b.config import ModelConfig
 from lm1b.console import json_line
-from lm1b.evaluation.spectrum import spectral_radii
+from lm1b.evaluation.scoring.spectrum import spectral_radii
 from lm1b.files import read_json_lines
 from lm1b.metrics import EVALUATED, METRICS, meaning_of
 from lm1b.model.language_model import LanguageModel

@@ -27,7 +27,7 @@ from lm1b.data.text.news_sample import WHEEL
 from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.errors import UserError, run_command
 from lm1b.files import read_json
-from lm1b.training.run_log import read_run_config
+from lm1b.training.run_folder import RunFolder
 
 CONFIG = REPOSITORY / "configs" / "irnn_news.json"
 WARM_UP_STEPS = 20  # not counted
@@ -58,7 +58,7 @@ def main() -> None:
         print(f"{arguments.hosts} hosts, links at {arguments.rate}; they share {folder}", *cluster.notes, sep="\n", flush=True)
         _run(cluster, "python", "launch/preprocess.py", "--config", str(config))
         launcher = ["deepspeed", "--hostfile", cluster.hostfile]
-        with StepMeter(cluster, folder / "run" / "metrics.jsonl", WARM_UP_STEPS, arguments.steps - WARM_UP_STEPS // 2) as meter:
+        with StepMeter(cluster, RunFolder(folder / "run").metrics, WARM_UP_STEPS, arguments.steps - WARM_UP_STEPS // 2) as meter:
             _run(cluster, *launcher, "launch/train.py", "--config", str(config))
         _run(cluster, *launcher, "launch/evaluate.py", "--run", str(folder / "run"))
         if meter.result is None:
@@ -71,7 +71,7 @@ def main() -> None:
 
 def _expected_bytes(run: Path) -> float:
     """What a host should send in a step of the run, by the scaling model."""
-    config, facts = read_run_config(run), read_json(run / "environment.json")
+    config, facts = RunFolder(run).read_config(), read_json(RunFolder(run).environment)
     counts_V = np.sort(TokenDirectory.open(Path(config.tokens.directory)).vocabulary.counts_V.astype(np.float64))[::-1]
     return expected_sent_bytes(config, facts["precision"], counts_V, facts["core_parameters"], facts["ranks"])
 

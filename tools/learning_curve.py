@@ -31,19 +31,20 @@ from learning.compare import as_text, check_comparable, compare, seconds_to
 from learning.scored import first_sentences, word_perplexity
 
 from lm1b.config import Config, load_config
+from lm1b.console import now
 from lm1b.data.preprocess.preprocess import preprocess
 from lm1b.data.text.benchmark import HELD_OUT_FOLDER
 from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.devices import best_device
 from lm1b.distributed import Ranks
 from lm1b.errors import UserError, run_command
-from lm1b.evaluation.texts import ScoredText, text_of_files
+from lm1b.evaluation.scoring.texts import ScoredText, text_of_files
 from lm1b.files import read_json, write_json
 from lm1b.training.engine import DTYPES
 from lm1b.training.precision import resolve_precision
 from lm1b.training.process_group import start_ranks, stop_ranks
 from lm1b.training.run import Run, prepare_process
-from lm1b.training.run_log import git_revision, now
+from lm1b.training.run_log import git_revision
 
 TARGET = 150.0  # the perplexity whose time is told
 REPOSITORY = Path(__file__).resolve().parents[1]

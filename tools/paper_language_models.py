@@ -26,6 +26,7 @@ from settings_search import try_settings
 from lm1b.config import load_config
 from lm1b.errors import UserError, run_command
 from lm1b.files import read_json, read_json_lines, write_json
+from lm1b.training.run_folder import RunFolder
 from lm1b.training.run_log import git_revision
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -124,11 +125,11 @@ class Table:
         self.launch("train.py", "--config", str(CONFIG), *(word for setting in settings for word in ("--set", setting)))
         for what in (["--split", "validation"], ["--split", "test"], *(["--files", file] for file in self.files)):
             self.launch("evaluate.py", "--run", str(folder), *what)
-        # Of a text that was scored again after a kill, the last line.
-        lines = {str(line["files"]): line for line in read_json_lines(folder / "evaluations.jsonl")}.values()
         kept = ("split", "predictions", "unknown", "word_perplexity", "precision", "weights", "lanes", "state")
-        scored = [{**{key: line[key] for key in kept}, "files": [Path(file).name for file in line["files"]]} for line in lines]
-        metrics = read_json_lines(folder / "metrics.jsonl")[-1]
+        # Of a text that was scored again after a kill, the last result.
+        evaluations = {str(each.files): each for each in RunFolder(folder).read_evaluations()}.values()
+        scored = [{**each.only(kept), "files": [Path(file).name for file in each.files]} for each in evaluations]
+        metrics = read_json_lines(RunFolder(folder).metrics)[-1]
         told = [setting for setting in settings if not setting.startswith(("corpus.path", "tokens.directory", "run.directory"))]
         runs[name] = {"seed": seed, "epochs": epochs, "settings": told, "scored": scored, "last_metrics": metrics}
         self.save()

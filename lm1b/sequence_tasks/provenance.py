@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from lm1b.console import now
 from lm1b.sequence_tasks.data import Task
-from lm1b.training.run_log import git_revision, now
+from lm1b.training.run_log import git_revision
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ELSEWHERE = "PATH"  # stands for the folders above a file outside the repository

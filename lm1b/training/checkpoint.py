@@ -32,6 +32,7 @@ from torch import Tensor
 from lm1b.errors import UserError
 from lm1b.files import digest_of_file, flush_folder, read_json, read_sealed_json
 from lm1b.processes import host_name
+from lm1b.training.run_folder import RunFolder
 from lm1b.training.tensor_file import MatrixInFile
 
 FORMAT_VERSION = 2
@@ -50,7 +51,7 @@ LONGEST_LEASE_SECONDS = 86_400.0  # on this host, where a process of that number
 
 def checkpoint_folder(run_directory: Path, step: int) -> Path:
     """Where the checkpoint after `step` steps lies."""
-    return Path(run_directory) / "checkpoints" / f"step_{step:08d}"
+    return RunFolder(run_directory).checkpoints / f"step_{step:08d}"
 
 
 def table_file(name: str, rank: int, size: int) -> str:
@@ -258,7 +259,7 @@ def _names(file: Any) -> list[str]:
 def list_checkpoints(run_directory: Path, *, damaged_too: bool = False) -> list[Checkpoint]:
     """Every complete checkpoint of a run, oldest first. damaged_too: also a folder of that name that has lost its manifest."""
     found = []
-    for path in (Path(run_directory) / "checkpoints").glob("step_*"):
+    for path in RunFolder(run_directory).checkpoints.glob("step_*"):
         match = _FOLDER.fullmatch(path.name)
         if match and path.is_dir() and (damaged_too or (path / "manifest.json").exists()):
             found.append(Checkpoint(int(match.group(1)), path))

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from lm1b.config import Config
-from lm1b.console import say
+from lm1b.console import remark, say
 from lm1b.distributed import Ranks, agree, all_gather_objects
 from lm1b.errors import UserError
 from lm1b.launchers import without_place
@@ -20,6 +20,7 @@ from lm1b.training.mirror import mirror_logs
 from lm1b.training.process_group import start_ranks, stop_ranks
 from lm1b.training.progress import Interval
 from lm1b.training.run import Run, prepare_process
+from lm1b.training.run_folder import RunFolder
 from lm1b.training.run_log import RunLog
 from lm1b.training.run_state import where_to_go_on
 from lm1b.training.same_everywhere import check_program
@@ -49,9 +50,10 @@ def train(config: Config, evaluator: list[str] | None = None) -> None:
         stop_ranks()
     if watcher:
         default_signals()
-        say("lm1b: waiting for the evaluator beside the training")
+        remark("waiting for the evaluator beside the training")
         if watcher.wait() != 0:
-            say(f"lm1b: the evaluator ended with status {watcher.returncode}; see {config.run.directory}/evaluator.log", level="warning")
+            its_log = RunFolder(config.run.directory).evaluator_log
+            remark(f"the evaluator ended with status {watcher.returncode}; see {its_log}", level="warning")
         _send_last_evaluations(config)
         mirror_logs(config)
 
@@ -92,7 +94,7 @@ def _send_last_evaluations(config: Config) -> None:
         try:
             services = Services(config, Path(config.run.directory), say)
         except UserError as error:
-            say(f"lm1b: {error}", level="warning")
+            remark(str(error), level="warning")
             return
         services.evaluations()
         services.close()
@@ -219,7 +221,7 @@ def _start_evaluator(command: list[str]) -> subprocess.Popen[bytes]:
 
     Not in a session of its own: Linux shares the cores between sessions first, and low priority would mean nothing.
     """
-    with open(Path(command[command.index("--run") + 1]) / "evaluator.log", "ab") as output:
+    with open(RunFolder(command[command.index("--run") + 1]).evaluator_log, "ab") as output:
         return subprocess.Popen(
             ["nice", "-n", "10", sys.executable, *command],
             env={**without_place(os.environ), "OMP_NUM_THREADS": "1"},

@@ -32,10 +32,9 @@ from lm1b.errors import UserError, describe_os_error
 from lm1b.files import LARGEST_JSON_BYTES, atomic_file, flush_folder, megabytes, needing_space, seal
 from lm1b.remote import DamagedInStore, Store, StoreError, WrongBytes
 from lm1b.training.checkpoint import Checkpoint, DamagedCheckpoint, checkpoint_folder, list_checkpoints, steps_to_keep
-from lm1b.training.run_log import best_step
+from lm1b.training.run_folder import RunFolder
 
 T = TypeVar("T")
-LOGS = ("config.json", "environment.json", "metrics.jsonl", "events.jsonl", "evaluations.jsonl")
 CLOSE_SECONDS = 10.0  # that an end in an error waits for a copy under way
 LOG_SECONDS = 60.0  # between two copies of the logs, beside those with every checkpoint
 MANIFEST = "manifest.json"
@@ -66,7 +65,8 @@ class Mirror:
         return [step for step in self._folders() if MANIFEST in self._store.list(_place(step))]
 
     def _folders(self) -> list[int]:
-        return sorted(int(match.group(1)) for name in self._store.list("checkpoints") if (match := _FOLDER.fullmatch(name)))
+        names = self._store.list(RunFolder("").checkpoints.name)
+        return sorted(int(match.group(1)) for name in names if (match := _FOLDER.fullmatch(name)))
 
     def fetch_newer(self, accept: Callable[[dict[str, Any]], object], say: Callable[[str], object]) -> int | None:
         """Copy the newest checkpoint here that is newer than those that are -> its step, None where there is none.
@@ -171,8 +171,8 @@ class Mirror:
 
     def _fetch_logs(self) -> None:
         """The logs of the run, as far as they are longer than those that are here."""
-        for name in LOGS:
-            path, data = self._directory / name, self._store.read_if_there(name, None)
+        for path in RunFolder(self._directory).logs():
+            data = self._store.read_if_there(path.name, None)
             if data is not None and (not path.exists() or path.stat().st_size < len(data)):
                 with atomic_file(path) as file:
                     file.write(data)
@@ -247,7 +247,7 @@ class Mirror:
     def _let_go(self) -> None:
         """Delete what the run's own retention would not keep, the manifest first; and what was never finished."""
         steps, settings = self.steps(), self._config.checkpoints
-        best = best_step(self._directory, self._config) if settings.keep_best else None
+        best = RunFolder(self._directory).best_step(self._config) if settings.keep_best else None
         kept = steps_to_keep(steps, settings.keep_last, settings.keep_every, best)
         kept |= {checkpoint.step for checkpoint in list_checkpoints(self._directory)}
         unfinished = [step for step in self._folders() if step not in steps and DAMAGED not in self._store.list(_place(step))]
@@ -259,14 +259,13 @@ class Mirror:
 
     def _bring_logs(self) -> None:
         """Those that have changed; the JSON lines only grow while a training holds them."""
-        for name in LOGS:
-            path = self._directory / name
+        for path in RunFolder(self._directory).logs():
             with contextlib.suppress(FileNotFoundError):
                 status = path.stat()
-                mark = (status.st_size, 0 if name.endswith(".jsonl") else status.st_mtime_ns)
-                if self._logged.get(name) != mark:
-                    self._store.write(name, path.read_bytes())
-                    self._logged[name] = mark
+                mark = (status.st_size, 0 if path.suffix == ".jsonl" else status.st_mtime_ns)
+                if self._logged.get(path.name) != mark:
+                    self._store.write(path.name, path.read_bytes())
+                    self._logged[path.name] = mark
 
     def finish(self) -> None:
         """Wait until everything is there, or is known not to get there; says so."""
@@ -306,7 +305,7 @@ def mirror_logs(config: Config) -> None:
     """Bring the logs there once more, after what has been written beside the training. A store that fails is told."""
     if config.run.mirror is not None:
         mirror = Mirror(config, config.run.mirror)
-        mirror._say = lambda text: console.say(f"lm1b: {text}")
+        mirror._say = console.remark
         mirror.bring(logs_only=True)
 
 
@@ -323,4 +322,4 @@ def _check_seal(data: bytes) -> None:
 
 def _place(step: int) -> str:
     """A checkpoint's folder in the mirror."""
-    return f"checkpoints/{checkpoint_folder(Path(), step).name}"
+    return checkpoint_folder(Path(), step).as_posix()

@@ -24,6 +24,7 @@ class Interval:
         self.waiting_RP: np.ndarray | float = 0.0  # seconds that each rank has waited, by part
 
     def add(self, run: Run, result: StepResult) -> None:
+        """One more step, with what it put out."""
         if result.applied:
             self.words += run.batches.tokens_per_step
             run.counts.unlogged_words += run.batches.tokens_per_step
@@ -90,6 +91,7 @@ class Interval:
 
 
 def describe(line: dict[str, Any]) -> str:
+    """A line of metrics.jsonl in words, for the progress line."""
     nats = line["nats_per_word"]
     loss = f"loss {nats:.3f} (sampled perplexity {math.exp(min(nats, 50)):.1f})" if nats is not None else "no update"
     norm = line["gradient_norm"]

@@ -9,6 +9,7 @@ from typing import Any
 from lm1b.distributed import Ranks, agree, all_gather_objects
 from lm1b.errors import UserError
 from lm1b.training.checkpoint import Checkpoint, DamagedCheckpoint, checkpoint_folder, list_checkpoints
+from lm1b.training.run_folder import RunFolder
 
 
 def newest_sound_checkpoint(
@@ -33,7 +34,7 @@ def newest_sound_checkpoint(
             return checkpoint
         aside = agree(ranks, lambda checkpoint=checkpoint: checkpoint.set_aside() if ranks.is_first else None)
         on_damage(f"{problem}; set aside as {aside}")
-    damaged = sorted((Path(run_directory) / "checkpoints").glob("step_*.damaged*"))
+    damaged = sorted(RunFolder(run_directory).checkpoints.glob("step_*.damaged*"))
     agree(ranks, lambda: _refuse_to_start_anew(damaged))
     return None
 

@@ -32,7 +32,7 @@ from lm1b.training.engine import Engine
 from lm1b.training.mirror import Mirror
 from lm1b.training.precision import resolve_precision
 from lm1b.training.recovery import newest_sound_checkpoint
-from lm1b.training.run_log import best_step
+from lm1b.training.run_folder import RunFolder
 from lm1b.training.run_state import RunLock
 from lm1b.training.same_everywhere import check_patience, check_run_folder, check_tokens
 from lm1b.training.saving import CheckpointSaver
@@ -229,7 +229,7 @@ class Run:
     def _delete_old_checkpoints(self) -> None:
         if self.ranks.is_first:
             settings = self.config.checkpoints
-            best = best_step(self.directory, self.config) if settings.keep_best else None
+            best = RunFolder(self.directory).best_step(self.config) if settings.keep_best else None
             apply_retention(self.directory, settings.keep_last, settings.keep_every, best)
             if self.mirror:
                 self.mirror.wake()

@@ -11,63 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lm1b.config import Config, EvaluationConfig, parse_config
-from lm1b.console import now, say
+from lm1b.config import Config
+from lm1b.console import now, remark
 from lm1b.errors import UserError, describe_os_error
 from lm1b.files import append_json_line, atomic_file, read_json, read_json_lines, write_json
 from lm1b.host_facts import program_facts
 from lm1b.processes import RankProcess, write_processes
 from lm1b.training.board import Board
+from lm1b.training.run_folder import RunFolder
 from lm1b.training.services import Services
-
-MARK = "training.pid"
-
-
-def read_run_config(run_directory: Path) -> Config:
-    """The resolved config that a run was last started with. Raises UserError where the folder holds no run."""
-    path = Path(run_directory) / "config.json"
-    if not path.exists():
-        raise UserError(f"{run_directory}: no run here (config.json is missing); train first: deepspeed launch/train.py --config ...")
-    written = read_json(path)
-    if not isinstance(written, dict) or "config" not in written:
-        raise UserError(f"{path}: not the config.json of a run; expected the directory that launch/train.py has made")
-    return parse_config(written["config"], str(path))
-
-
-def is_scored_by(line: dict[str, Any], settings: EvaluationConfig) -> bool:
-    """Whether a line of evaluations.jsonl was made with these settings, whatever the text and the weights."""
-    lanes = settings.lanes if settings.state == "carry" else None
-    return (line.get("state"), line.get("precision"), line.get("lanes")) == (settings.state, settings.precision, lanes)
-
-
-def kinds_scored(line: dict[str, Any]) -> set[str]:
-    """Kinds of weights that a line stands for: its own, and `ema` too where the checkpoint holds no average."""
-    return {line["weights"]} if line.get("has_average", True) else {line["weights"], "ema"}
-
-
-def best_result(lines: list[dict[str, Any]], config: Config) -> dict[str, Any] | None:
-    """The line of evaluations.jsonl with the lowest word perplexity on validation, among those that compare.
-
-    Those made with the config's own evaluation settings, averaged weights where it asks for both. The earliest of equals.
-    """
-    settings = config.evaluation
-    kind = "raw" if settings.weights == "raw" or config.training.ema_decay is None else "ema"
-    fitting = [
-        line
-        for line in lines
-        if line["split"] == "validation"
-        and line["word_perplexity"] is not None
-        and is_scored_by(line, settings)
-        and kind in kinds_scored(line)
-    ]
-    return min(fitting, key=lambda line: (line["word_perplexity"], line["step"]), default=None)
-
-
-def best_step(run_directory: Path, config: Config | None = None) -> int | None:
-    """Step of the best result on validation so far, by evaluations.jsonl; see `best_result`. config None: that of config.json."""
-    lines = read_json_lines(Path(run_directory) / "evaluations.jsonl")
-    best = best_result(lines, config or read_run_config(run_directory)) if lines else None
-    return None if best is None else best["step"]
 
 
 def git_revision() -> str | None:
@@ -95,29 +47,29 @@ def _record_config(path: Path, config: Config, step: int) -> None:
 class RunLog:
     """Writes one run's logs; made on the first rank only, where a file that cannot be made is an OSError.
 
-    Later a disk that is full does not raise: `problem` says what is wrong, nothing more is written, and the run is to stop.
+    After start-up a write error is not raised. It is kept in `problem`, logging ends, and the loop stops the run.
     """
 
     def __init__(self, config: Config, step: int, members: list[RankProcess], facts: dict[str, Any]):
-        self.directory = Path(config.run.directory)
+        self.folder = RunFolder(config.run.directory)
         self.problem: str | None = None
-        self.directory.mkdir(parents=True, exist_ok=True)
-        _record_config(self.directory / "config.json", config, step)
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+        _record_config(self.folder.config, config, step)
         versions = program_facts()
         hosts = [member.host for member in members]
         environment = {"python": versions.pop("python"), "versions": versions, "git_revision": git_revision(), "hosts": hosts, **facts}
         environment |= {"command": sys.argv, "started_at": now()}
-        write_json(self.directory / "environment.json", environment)
-        write_processes(self.directory / MARK, members, now())
+        write_json(self.folder.environment, environment)
+        write_processes(self.folder.pid, members, now())
         self._drop_metrics_after(step)
         _tell_no_tracebacks_of_tensorboard()
-        self._board = Board(self.directory / "tensorboard", purge_step=step + 1)
+        self._board = Board(self.folder.tensorboard, purge_step=step + 1)
         self._board.layout()
-        self._services = Services(config, self.directory, lambda text: self.event(text, step))
+        self._services = Services(config, self.folder.path, lambda text: self.event(text, step))
 
     def _drop_metrics_after(self, step: int) -> None:
         """Steps after the checkpoint that a killed run had logged will be done again: keep one line a step."""
-        path = self.directory / "metrics.jsonl"
+        path = self.folder.metrics
         lines = read_json_lines(path)
         kept = [line for line in lines if line["step"] <= step]
         if len(kept) < len(lines):
@@ -125,38 +77,38 @@ class RunLog:
                 file.writelines((json.dumps(line) + "\n").encode() for line in kept)
 
     @contextlib.contextmanager
-    def _noting(self, place: str) -> Iterator[None]:
+    def _noting(self, place: Path) -> Iterator[None]:
         """Around a write to `place`: the first that fails is kept as the log's problem."""
         try:
             yield
         except OSError as error:
             if self.problem is None:
-                error.filename = error.filename or str(self.directory / place)
+                error.filename = error.filename or str(place)
                 self.problem = describe_os_error(error)
 
     def metrics(self, line: dict[str, Any]) -> None:
         """One line of metrics.jsonl and the same numbers in TensorBoard."""
         if self.problem is None:
-            with self._noting("metrics.jsonl"):
-                append_json_line(self.directory / "metrics.jsonl", line)
+            with self._noting(self.folder.metrics):
+                append_json_line(self.folder.metrics, line)
             self._services.metrics(line)
-            with self._noting("tensorboard"):  # its writer is a thread of its own: what went wrong there is raised here, later
+            with self._noting(self.folder.tensorboard):  # its writer is a thread of its own: what went wrong there is raised here, later
                 self._board.metrics(line)
 
     def event(self, text: str, step: int, **more: Any) -> None:
         """A noteworthy fact, printed and kept in events.jsonl; more: further keys of its line."""
-        say(f"lm1b: {text}", lasting=True, step=step, **more)
+        remark(text, lasting=True, step=step, **more)
         if self.problem is None:
-            with self._noting("events.jsonl"):
-                append_json_line(self.directory / "events.jsonl", {"at": now(), "step": step, "text": text, **more})
+            with self._noting(self.folder.events):
+                append_json_line(self.folder.events, {"at": now(), "step": step, "text": text, **more})
 
     def close(self) -> None:
         """An orderly end: no process trains here any more."""
         self._services.close()
-        with self._noting("tensorboard"):
+        with self._noting(self.folder.tensorboard):
             self._board.close()
-        with self._noting(MARK):
-            (self.directory / MARK).unlink(missing_ok=True)
+        with self._noting(self.folder.pid):
+            self.folder.pid.unlink(missing_ok=True)
 
     def check(self) -> None:
         """Raise UserError where a log could not be written."""

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from lm1b.config import Config
+from lm1b.console import now
 from lm1b.errors import UserError
 from lm1b.files import read_json_lines
 from lm1b.processes import RankProcess, read_processes
 from lm1b.training.checkpoint import Checkpoint, list_checkpoints
-from lm1b.training.run_log import MARK, now, read_run_config
+from lm1b.training.run_folder import RunFolder
 
 RunState = Literal["finished", "stopped", "running", "dead", "none"]
-LOCK = "training.lock"
 RETRY_SECONDS = 1.0  # who asks for the state of a run holds its lock for an instant
 
 
@@ -33,7 +33,7 @@ class RunLock:
     def __init__(self, run_directory: Path):
         directory = Path(run_directory)
         directory.mkdir(parents=True, exist_ok=True)
-        self._file: BinaryIO = open(directory / LOCK, "a+b")  # noqa: SIM115 (held until the run ends)
+        self._file: BinaryIO = open(RunFolder(directory).lock, "a+b")  # noqa: SIM115 (held until the run ends)
         owner = _owner_in(self._file)
         if not _lock(self._file, fcntl.LOCK_EX, RETRY_SECONDS):
             self._file.close()
@@ -76,7 +76,7 @@ def _lock(file: BinaryIO, kind: int, seconds: float = 0.0) -> bool:
 def _is_held(run_directory: Path) -> bool:
     """Whether a living training holds the directory, on any host where the file system's locks reach over hosts."""
     try:
-        with open(Path(run_directory) / LOCK, "rb") as file:
+        with open(RunFolder(run_directory).lock, "rb") as file:
             return not _lock(file, fcntl.LOCK_SH)
     except OSError:
         return False
@@ -94,7 +94,7 @@ def _owner_in(file: BinaryIO) -> dict[str, Any] | None:
 def lock_owner(run_directory: Path) -> RankProcess | None:
     """The process that training.lock names, alive or not."""
     try:
-        with open(Path(run_directory) / LOCK, "rb") as file:
+        with open(RunFolder(run_directory).lock, "rb") as file:
             return RankProcess.from_json(_owner_in(file))
     except OSError:
         return None
@@ -102,7 +102,7 @@ def lock_owner(run_directory: Path) -> RankProcess | None:
 
 def training_ranks(run_directory: Path) -> list[RankProcess]:
     """The processes that train here, or that did and left no word of their end; empty where there are none."""
-    return read_processes(Path(run_directory) / MARK)
+    return read_processes(RunFolder(run_directory).pid)
 
 
 def trainer_state(run_directory: Path) -> str:
@@ -135,10 +135,11 @@ def run_state(run_directory: Path, config: Config | None = None) -> RunState:
     owner, ranks = lock_owner(directory), training_ranks(directory)
     if _is_held(directory) or any(rank.condition() in ("alive", "stopped") for rank in ranks):
         return "running"
-    if not (directory / "config.json").exists():
+    folder = RunFolder(directory)
+    if not folder.config.exists():
         return "dead" if owner else "none"
     if config is None:
-        config = read_run_config(directory)
+        config = folder.read_config()
     if training_has_finished(list_checkpoints(directory), config):
         return "finished"
     return "dead" if owner or ranks else "stopped"
@@ -146,7 +147,7 @@ def run_state(run_directory: Path, config: Config | None = None) -> RunState:
 
 def endings(run_directory: Path) -> list[str]:
     """How the trainings here have ended, the latest last; those that died have no line."""
-    return [str(line["ended"]) for line in read_json_lines(Path(run_directory) / "events.jsonl") if "ended" in line]
+    return [str(line["ended"]) for line in read_json_lines(RunFolder(run_directory).events) if "ended" in line]
 
 
 def newest_step(run_directory: Path) -> int:

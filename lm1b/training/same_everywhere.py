@@ -22,7 +22,7 @@ from lm1b.processes import host_name
 from lm1b.remote import PATIENCE_VARIABLE, is_url, patience_seconds
 from lm1b.training.checkpoint import list_checkpoints
 from lm1b.training.process_group import TIME_LIMIT_VARIABLE, time_limit
-from lm1b.training.run_state import LOCK
+from lm1b.training.run_folder import RunFolder
 
 SEEN_SECONDS = 10.0  # a file system that hosts share may show what another host has just written a little later
 NAMED = 4  # places, files or settings that a message names
@@ -99,7 +99,7 @@ def check_patience(config: Config, ranks: Ranks) -> None:
 
 def _view(directory: Path) -> dict[str, Any]:
     """What identifies a run folder: the lock's text names one start of one process."""
-    lock = directory / LOCK
+    lock = RunFolder(directory).lock
     text = lock.read_text(errors="replace") if lock.exists() else ""
     return {"lock": text, "checkpoints": [checkpoint.step for checkpoint in list_checkpoints(directory, damaged_too=True)]}
 
@@ -108,7 +108,8 @@ def _wait_for_view(directory: Path, expected: dict[str, Any]) -> None:
     give_up_at = time.monotonic() + SEEN_SECONDS
     while (found := _view(directory)) != {name: expected[name] for name in found}:
         if time.monotonic() > give_up_at:
-            what = f"the {LOCK} that {expected['host']} has just written is not there" if found["lock"] != expected["lock"] else ""
+            name = RunFolder(directory).lock.name
+            what = f"the {name} that {expected['host']} has just written is not there" if found["lock"] != expected["lock"] else ""
             what = what or f"its newest checkpoints are {found['checkpoints'][-3:]} here and {expected['checkpoints'][-3:]} there"
             raise UserError(
                 f"run.directory {directory} on {host_name()} is not the folder that it is on {expected['host']}: {what}; "

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lm1b.config import Config
-from lm1b.errors import UserError
-from lm1b.files import read_json_lines
+from lm1b.errors import UserError, in_one_line
+from lm1b.training.run_folder import RunFolder
 
 PACKAGES = {"wandb": "wandb", "mlflow": "mlflow-skinny (or mlflow)"}
+LONGEST_REASON = 300  # letters of what a client says
 
 
 def check_services(config: Config) -> None:
@@ -30,9 +31,13 @@ def check_services(config: Config) -> None:
 class Service(Protocol):
     """What is sent to one place. Any error may come out of a client."""
 
-    def send(self, numbers: dict[str, float], step: int) -> None: ...
+    def send(self, numbers: dict[str, float], step: int) -> None:
+        """Numbers of one step, perhaps of one behind the training's."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Send what is left."""
+        ...
 
 
 class WeightsAndBiases:
@@ -66,7 +71,7 @@ class MLflow:
     def __init__(self, config: Config, directory: Path) -> None:
         import mlflow  # type: ignore[import-not-found]
 
-        kept = directory / "mlflow_run_id"
+        kept = RunFolder(directory).mlflow_run_id
         run_id = kept.read_text().strip() if kept.exists() else None
         self._mlflow = mlflow
         run = mlflow.start_run(run_id=run_id, run_name=None if run_id else directory.resolve().name, log_system_metrics=False)
@@ -90,7 +95,7 @@ class Services:
 
     def __init__(self, config: Config, directory: Path, tell: Callable[[str], object]) -> None:
         """Raises UserError where a service cannot be reached at the start."""
-        self._evaluations, self._size, self._seen = directory / "evaluations.jsonl", -1, 0
+        self._folder, self._size, self._seen = RunFolder(directory), -1, 0
         self._tell = tell
         self._services: dict[str, Service] = {}
         for name in config.logging.services:
@@ -98,7 +103,8 @@ class Services:
                 self._services[name] = KINDS[name](config, directory)
             except Exception as error:
                 self.close()
-                raise UserError(f"logging.services: {name} cannot be used: {_in_words(error)}; mend it, or leave it out") from error
+                reason = in_one_line(error, LONGEST_REASON)
+                raise UserError(f"logging.services: {name} cannot be used: {reason}; mend it, or leave it out") from error
 
     def metrics(self, line: dict[str, Any]) -> None:
         """One line of metrics.jsonl, and those of evaluations.jsonl that are new since."""
@@ -108,15 +114,15 @@ class Services:
 
     def evaluations(self) -> None:
         """Lines of evaluations.jsonl that have not been sent yet by this process."""
-        size = self._evaluations.stat().st_size if self._services and self._evaluations.exists() else self._size
+        path = self._folder.evaluations
+        size = path.stat().st_size if self._services and path.exists() else self._size
         if size != self._size:
             self._size = size
-            lines = read_json_lines(self._evaluations)
-            for line in lines[self._seen :]:
-                if line.get("word_perplexity") is not None:
-                    name = f"exact_perplexity/{line['split']}_{line['state']}_{line['weights']}"
-                    self._send({name: line["word_perplexity"]}, line["step"])
-            self._seen = len(lines)
+            found = self._folder.read_evaluations()
+            for evaluation in found[self._seen :]:
+                if evaluation.word_perplexity is not None:
+                    self._send({evaluation.tag: evaluation.word_perplexity}, evaluation.step)
+            self._seen = len(found)
 
     def _send(self, numbers: dict[str, float], step: int) -> None:
         self._each(lambda service: service.send(numbers, step), "no more is sent there")
@@ -132,7 +138,7 @@ class Services:
                 action(service)
             except Exception as error:
                 del self._services[name]
-                self._tell(f"{name} has failed ({_in_words(error)}): {so}; metrics.jsonl has them all")
+                self._tell(f"{name} has failed ({in_one_line(error, LONGEST_REASON)}): {so}; metrics.jsonl has them all")
 
 
 def numbers_of(line: dict[str, Any], before: str = "") -> dict[str, float]:
@@ -144,7 +150,3 @@ def numbers_of(line: dict[str, Any], before: str = "") -> dict[str, float]:
         elif isinstance(value, (int, float)) and (before or key != "step"):
             found[before + key] = float(value)
     return found
-
-
-def _in_words(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

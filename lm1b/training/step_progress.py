@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from lm1b.console import LastingOutput, is_json, say
+from lm1b.console import LastingOutput, is_json, remark, say
 from lm1b.progress import duration, on_terminal
 from lm1b.training.progress import describe
 
@@ -62,4 +62,4 @@ class StepProgress:
                 self._said_at = time.monotonic()
                 how_long = f", {duration(left)} left" if step < self._total else ""
                 text = f"step {step} of {self._total} ({step / self._total:.0%}){how_long}: {describe(line)}"
-                say(f"lm1b: {text}", lasting=True)
+                remark(text, lasting=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import CPU, Ceiling, peak_memory, peak_memory_from_here, seconds_of
-from lm1b.evaluation.scorer import POSITIONS
+from lm1b.evaluation.scoring.scorer import POSITIONS
 from lm1b.model.full_softmax import full_softmax_nats
 from lm1b.training.engine import DTYPES
 

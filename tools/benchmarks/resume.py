@@ -19,6 +19,7 @@ import psutil
 
 from benchmarks.shapes import DEEPSPEED, REPOSITORY
 from lm1b.errors import UserError
+from lm1b.training.run_folder import RunFolder
 
 
 def measure_resume(vocabulary: int, num_ranks: int, folder: Path | None = None) -> dict[str, Any]:
@@ -47,13 +48,13 @@ def measure_resume(vocabulary: int, num_ranks: int, folder: Path | None = None) 
         _run([sys.executable, "launch/preprocess.py"], [*settings, "training.total_steps=2"])
         figures = {"vocabulary": vocabulary, "ranks": num_ranks}
         launcher = [DEEPSPEED, "--num_gpus", str(num_ranks), "launch/train.py"]
-        metrics = place / "run" / "metrics.jsonl"
+        metrics = RunFolder(place / "run").metrics
         first, whole = _run(launcher, [*settings, "training.total_steps=2"], metrics, 1)
         figures |= {"start_to_first_step_seconds": round(first, 1), "start_whole_seconds": round(whole, 1)}
         # Ended after its first step: a second checkpoint as large would tell nothing new.
         first, _ = _run(launcher, [*settings, "training.total_steps=1000"], metrics, 3, ends_there=True)
         figures["resume_to_first_step_seconds"] = round(first, 1)
-        checkpoints = sorted((place / "run" / "checkpoints").glob("step_*"))
+        checkpoints = sorted(RunFolder(place / "run").checkpoints.glob("step_*"))
         figures["checkpoint_mb"] = round(sum(file.stat().st_size for file in checkpoints[-1].iterdir()) / 1e6)
         return figures
 

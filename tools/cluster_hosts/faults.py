@@ -20,6 +20,7 @@ from cluster_hosts.host import Host, signal_terminal
 from lm1b.config import load_config
 from lm1b.data.preprocess.preprocess import preprocess
 from lm1b.files import read_json_lines
+from lm1b.training.run_folder import RunFolder
 from lm1b.training.run_state import newest_step
 
 START_SECONDS, RESUME_SECONDS = 120.0, 120.0
@@ -134,7 +135,7 @@ class Trial:
         with open(self.output, "w") as file:
             launched = self.cluster.host(1).start(command, REPOSITORY, stdout=file, stderr=file, start_new_session=True)
             try:
-                self._wait(lambda: len(read_json_lines(self.run / "metrics.jsonl")) >= STEPS_BEFORE, launched)
+                self._wait(lambda: len(read_json_lines(RunFolder(self.run).metrics)) >= STEPS_BEFORE, launched)
                 yield launched
             finally:
                 launched.kill()

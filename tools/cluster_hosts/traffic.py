@@ -55,7 +55,7 @@ class StepMeter:
 
     As exact as a step is short against the distance of the two: the line of a step is written at its end.
 
-        with StepMeter(cluster, run / "metrics.jsonl", 20, 180) as meter:
+        with StepMeter(cluster, RunFolder(run).metrics, 20, 180) as meter:
             cluster.run([...])
         print(meter.result)
 

@@ -19,6 +19,7 @@ from faults.table import Trial
 from faults.workplace import EVERY, FLAVOURS, KEEP_LAST, Failure, TrainingRun, Workplace
 from lm1b.errors import UserError
 from lm1b.training.checkpoint import Checkpoint
+from lm1b.training.run_folder import RunFolder
 
 STRIKES_A_CHAIN = 9
 
@@ -121,7 +122,7 @@ def check_end(run: TrainingRun, expected: TrainingRun, steps: int) -> int:
         raise Failure(f"the final checkpoint is not sound: {error}") from None
     if run.being_saved() is not None:
         raise Failure("a .partial folder was left over at the end")
-    if lines := wrong_lines(run.directory / "metrics.jsonl", expected.directory / "metrics.jsonl"):
+    if lines := wrong_lines(RunFolder(run.directory).metrics, RunFolder(expected.directory).metrics):
         raise Failure(f"{lines} lines of metrics.jsonl are not those of the undisturbed run")
     return wrong_bytes(run.final(steps), expected.final(steps))
 

@@ -19,6 +19,7 @@ from faults.strikes import TRAIN
 from faults.table import Trial
 from faults.workplace import EVERY, Failure, TrainingRun, Workplace
 from lm1b.files import read_json
+from lm1b.training.run_folder import RunFolder
 
 PLENTY = "64m"
 DISK_FULL_SAVING, DISK_FULL_PREPROCESSING = "disk full while saving", "disk full while preprocessing"
@@ -96,7 +97,7 @@ def _on_small_disk(place: Workplace, expected: TrainingRun, steps: int, folder: 
     """Start on a read-only disk; then with room for two checkpoints and a half; then with plenty: the same bytes at the end."""
     log = place.logs / "disk_full.log"
     read_only, full = Trial(READ_ONLY_RUN, log=str(log)), Trial(DISK_FULL_SAVING, log=str(log))
-    logs_size = size_on_disk(expected.directory) - size_on_disk(expected.directory / "checkpoints")
+    logs_size = size_on_disk(expected.directory) - size_on_disk(RunFolder(expected.directory).checkpoints)
     with small_disk(folder, round(2.5 * size_on_disk(expected.final(steps))) + logs_size) as disk:
         run = place.training("on_small_disk", "fp32", steps, folder / "run")
         try:
@@ -163,7 +164,7 @@ def left_over_trial(place: Workplace, steps: int) -> Trial:
     run, log = place.training(name, "fp32", steps), place.logs / f"{name}.log"
     trial = Trial(LEFT_OVER, log=str(log))
     for step in (EVERY, 2 * EVERY, 1000 * EVERY):
-        folder = run.directory / "checkpoints" / f"step_{step:08d}.partial"
+        folder = RunFolder(run.directory).checkpoints / f"step_{step:08d}.partial"
         shutil.copytree(expected.final(steps), folder)
         (folder / "core.safetensors").write_bytes(b"half")
         (folder / "input_table.00007-of-00009.safetensors").write_bytes(b"of another run")

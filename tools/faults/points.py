@@ -62,7 +62,7 @@ POINTS: dict[str, Point] = {
     "manifest": Point("lm1b.training.saving:write_sealed_json", MANIFEST),
     "rename": Point("os:replace", CHECKPOINT, path=1),
     "retention": Point("os:replace", CHECKPOINT, path=0),  # a complete checkpoint loses its name
-    "evaluation line": Point("lm1b.evaluation.watcher:append_json_line", r"evaluations\.jsonl", half=_append_half),
+    "evaluation line": Point("lm1b.evaluation.scoring.evaluator:append_json_line", r"evaluations\.jsonl", half=_append_half),
     "preprocessing: numbers": Point("lm1b.data.preprocess.passes:write_array"),
     "preprocessing: shard": Point("lm1b.data.tokens.directory:write_array"),
     "preprocessing: record": Point("lm1b.data.receipts:write_sealed_json", r".*\.(count|shard)\.json"),

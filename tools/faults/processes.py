@@ -16,6 +16,7 @@ from faults.workplace import Failure, Workplace
 from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.errors import UserError
 from lm1b.files import read_json
+from lm1b.training.run_folder import RunFolder
 
 KILLS_A_CHAIN = 3
 EVALUATE, PREPROCESS = "launch/evaluate.py", "launch/preprocess.py"
@@ -69,7 +70,7 @@ def kill_evaluations(place: Workplace, generator: random.Random, number: int, st
             on_trial(chain[-1])
         _finish(chain, lambda run=run, name=name: finish_evaluation(run, place.logs / f"{name}_end.log"))
         for trial in chain:
-            trial.wrong_bytes = wrong_results(run / "evaluations.jsonl", expected / "evaluations.jsonl")
+            trial.wrong_bytes = wrong_results(RunFolder(run).evaluations, RunFolder(expected).evaluations)
         trials += chain
     return trials
 

@@ -15,6 +15,7 @@ from faults.launches import Launch, python_command, training_command
 from faults.points import Order
 from lm1b.files import read_json_lines
 from lm1b.training.checkpoint import checkpoint_folder, list_checkpoints
+from lm1b.training.run_folder import RunFolder
 
 NUM_WORDS = 200
 NUM_SENTENCES = 1500
@@ -59,16 +60,16 @@ class TrainingRun:
 
     def last_step(self) -> int:
         """The last step that metrics.jsonl knows of."""
-        return max((line["step"] for line in read_json_lines(self.directory / "metrics.jsonl")), default=0)
+        return max((line["step"] for line in read_json_lines(RunFolder(self.directory).metrics)), default=0)
 
     def starts(self) -> list[int]:
         """The step that each start of the training went on from, by events.jsonl."""
-        events = [(line["text"], line["step"]) for line in read_json_lines(self.directory / "events.jsonl")]
+        events = [(line["text"], line["step"]) for line in read_json_lines(RunFolder(self.directory).events)]
         return [step for text, step in events if re.match(r"going on at step|starting of", text)]
 
     def being_saved(self) -> int | None:
         """Step of the checkpoint that is only half there, None where there is none."""
-        partial = (self.directory / "checkpoints").glob("step_*.partial")
+        partial = RunFolder(self.directory).checkpoints.glob("step_*.partial")
         steps = [int(match.group(1)) for path in partial if (match := re.fullmatch(r"step_(\d+)\.partial", path.name))]
         return max(steps, default=None)
 

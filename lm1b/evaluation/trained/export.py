@@ -1,6 +1,6 @@
 """A trained model as a folder that others can load (exported.py says what is in it).
 
-1. One checkpoint is leased and verified, the vocabulary is that of the run's token directory.
+1. One checkpoint is opened (open.py), the vocabulary is that of the run's token directory.
 2. Everything is written into a folder beside the final one: tables block by block, straight from the checkpoint's files, in id order
    whatever the number of ranks that wrote them. No table is ever in memory.
 3. The manifest is written last, and the folder renamed: under the final name it is whole or not there.
@@ -25,8 +25,9 @@ from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.data.tokens.remote import open_tokens
 from lm1b.data.vocabulary.files import copy_vocabulary
 from lm1b.errors import UserError
-from lm1b.evaluation.export_facts import export_facts, generation_config, hugging_face_config
-from lm1b.evaluation.exported import (
+from lm1b.evaluation.scoring.scorer import dtype_of
+from lm1b.evaluation.trained.export_facts import export_facts, generation_config, hugging_face_config
+from lm1b.evaluation.trained.exported import (
     CONFIG,
     CORE,
     FORMAT_VERSION,
@@ -38,14 +39,12 @@ from lm1b.evaluation.exported import (
     VOCABULARY,
     is_export,
 )
-from lm1b.evaluation.loading import DTYPES, chosen_core
-from lm1b.evaluation.model_card import model_card
-from lm1b.evaluation.perplexity import Weights
-from lm1b.evaluation.shape import Shape, shape_of
-from lm1b.evaluation.watcher import choose_checkpoint
-from lm1b.files import digest_of_file, flush_folder, needing_space, read_json_lines, write_json, write_sealed_json
+from lm1b.evaluation.trained.model_card import model_card
+from lm1b.evaluation.trained.open import Trained, choose_checkpoint, open_trained
+from lm1b.files import digest_of_file, flush_folder, needing_space, write_json, write_sealed_json
 from lm1b.training.checkpoint import Checkpoint, table_file
-from lm1b.training.run_log import best_step, read_run_config
+from lm1b.training.evaluations import Weights
+from lm1b.training.run_folder import RunFolder
 from lm1b.training.tensor_file import DTYPE_NAMES, ELEMENT_BYTES, MatrixInFile, TensorFile, bytes_of
 
 LARGEST_FILE_BYTES = 2_000_000_000  # more is sharded; a table that is larger has a file of its own
@@ -87,30 +86,22 @@ def export_run(
 
     Raises UserError where there is no such checkpoint, it is damaged, or `out` holds something already.
     """
-    if precision not in DTYPES:
-        raise UserError(f"precision must be one of {', '.join(DTYPES)}, found {precision}")
+    dtype = dtype_of(precision)
     run_directory, out = Path(run_directory), Path(os.path.abspath(out))
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out}: there is something already; name a folder that is not there or is empty")
     if is_export(run_directory):
         raise UserError(f"{run_directory}: an exported model already; expected a run's directory")
-    config = read_run_config(run_directory)
-    tokens = open_tokens(config.tokens)
-    found = choose_checkpoint(run_directory, checkpoint, best_step(run_directory))
+    folder = RunFolder(run_directory)
+    tokens = open_tokens(folder.read_config().tokens)
     partial = out.with_name(f"{out.name}.{os.getpid()}.partial")
-    with found.lease():
-        state = found.state()
-        if state["vocabulary"] != tokens.fingerprint:
-            raise UserError(f"{found.path}: trained with another vocabulary than that of {config.tokens.directory}")
-        found.verify()
-        core, kind = chosen_core(found, weights)
-        shape = shape_of(found, state)
-        lines = read_json_lines(run_directory / "evaluations.jsonl")
-        facts = export_facts(found, state, shape, tokens, kind, precision, lines)
-        sources = _sources(found, shape, state["ranks"], core, DTYPES[precision])
+    with open_trained(choose_checkpoint(run_directory, checkpoint), tokens.fingerprint) as trained:
+        core, kind = trained.core(weights)
+        facts = export_facts(trained, tokens, kind, precision, folder.read_evaluations())
+        sources = _sources(trained, core, dtype)
         try:
             with needing_space(out.parent, sum(source.num_bytes for source in sources.values())):
-                num_bytes = _write(partial, sources, facts, state["config"], tokens, largest_file_bytes)
+                num_bytes = _write(partial, sources, facts, trained.state["config"], tokens, largest_file_bytes)
             os.replace(partial, out)
             flush_folder(out.parent)
         finally:
@@ -161,20 +152,21 @@ def _write_tensors(folder: Path, sources: dict[str, _Source], largest: int) -> d
     return files
 
 
-def _sources(checkpoint: Checkpoint, shape: Shape, ranks: int, core: dict[str, Tensor], dtype: torch.dtype) -> dict[str, _Source]:
+def _sources(trained: Trained, core: dict[str, Tensor], dtype: torch.dtype) -> dict[str, _Source]:
     """Every tensor by its name in the files. The float32 bias is first, so that all are aligned."""
+    architecture, num_words, ranks = trained.architecture, trained.architecture.vocabulary_size, trained.state["ranks"]
 
     def table(name: str, width: int) -> _Source:
-        return _Source(dtype, [num_words, width], _rows_in_order(checkpoint, name, num_words, width, ranks))
+        return _Source(dtype, [num_words, width], _rows_in_order(trained.checkpoint, name, num_words, width, ranks))
 
-    num_words, sources = shape.vocabulary_size, {}
-    if shape.has_output_rows:
-        bias = _rows_in_order(checkpoint, "output_bias", num_words, 1, ranks)
+    sources = {}
+    if architecture.has_output_rows:
+        bias = _rows_in_order(trained.checkpoint, "output_bias", num_words, 1, ranks)
         sources[OUTPUT_BIAS] = _Source(torch.float32, [num_words], bias)
     sources |= {CORE + name: _Source(dtype, core[name].shape, iter([core[name]])) for name in sorted(core)}
-    sources[INPUT_TABLE] = table("input_table", shape.model.embedding)
-    if shape.has_output_rows and not shape.model.tie_tables:
-        sources[OUTPUT_TABLE] = table("output_table", shape.model.output_width)
+    sources[INPUT_TABLE] = table("input_table", architecture.model.embedding)
+    if architecture.has_output_rows and not architecture.model.tie_tables:
+        sources[OUTPUT_TABLE] = table("output_table", architecture.model.output_width)
     return sources
 
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from lm1b.evaluation.records import RunRecord
+from lm1b.evaluation.report.records import RunRecord
 from lm1b.files import atomic_file
+from lm1b.training.evaluations import Evaluation, Weights
 
 FINE_TICKS = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0)  # of a perplexity axis of a decade or less
 SMOOTHED_SHARE = 0.02  # of the logged points, on either side
@@ -58,18 +59,23 @@ def axes_of(runs: Sequence[RunRecord]) -> list[Axis]:
     ]
 
 
-def _points(run: RunRecord, lines: Sequence[dict[str, Any]], axis: Axis, key: str) -> np.ndarray:
-    """[2, n]: places on the axis and values, in order."""
-    found = [(axis.place(run, line["step"]), line[key]) for line in lines if line.get(key) is not None]
+def _points(run: RunRecord, axis: Axis, values: Iterable[tuple[int, float | None]]) -> np.ndarray:
+    """[2, n]: places on the axis and values, in order. values: with their steps, those of None left out."""
+    found = [(axis.place(run, step), value) for step, value in values if value is not None]
     return np.array([point for point in found if point[0] is not None], float).reshape(-1, 2).T
 
 
+def _logged(run: RunRecord, axis: Axis, key: str) -> np.ndarray:
+    """The points of a key of metrics.jsonl."""
+    return _points(run, axis, ((line["step"], line.get(key)) for line in run.metrics))
+
+
 def _draw_loss(axes: Any, run: RunRecord, color: str, axis: Axis) -> None:
-    places, nats = _points(run, run.metrics, axis, "nats_per_word")
+    places, nats = _logged(run, axis, "nats_per_word")
     if len(nats):
         axes.plot(places, nats, color=color, alpha=0.25, linewidth=0.8)
         axes.plot(places, _smooth(nats), color=color, label=_short(run.name))
-    places, nats = _points(run, run.metrics, axis, "true_nats_checked")
+    places, nats = _logged(run, axis, "true_nats_checked")
     if len(nats):
         axes.plot(places, nats, ".", color=color, markersize=4, alpha=0.7, label=_short(f"{run.name}, full softmax on a few positions"))
 
@@ -84,12 +90,13 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 
 def _draw_perplexity(axes: Any, run: RunRecord, color: str, axis: Axis) -> None:
-    series: dict[tuple[str, str, str, int], list[dict[str, Any]]] = {}
-    for line in run.evaluations:
-        if line["split"] == "validation":
-            series.setdefault((line["weights"], line["state"], line["precision"], line["lanes"] or 0), []).append(line)
-    for (weights, state, precision, lanes), lines in series.items():
-        places, values = _points(run, sorted(lines, key=lambda line: line["step"]), axis, "word_perplexity")
+    series: dict[tuple[Weights, str, str, int], list[Evaluation]] = {}
+    for each in run.evaluations:
+        if each.split == "validation":
+            series.setdefault((each.weights, each.state, each.precision, each.lanes or 0), []).append(each)
+    for (weights, state, precision, lanes), found in series.items():
+        in_order = sorted(found, key=lambda each: each.step)
+        places, values = _points(run, axis, ((each.step, each.word_perplexity) for each in in_order))
         if len(values):
             how = f"{weights}, {f'{lanes} lanes' if lanes else state}, {precision}"
             style = {"ema": "o-", "raw": "s--"}[weights]
@@ -98,7 +105,7 @@ def _draw_perplexity(axes: Any, run: RunRecord, color: str, axis: Axis) -> None:
 
 def _metric(key: str) -> Callable[[Any, RunRecord, str, Axis], None]:
     def draw(axes: Any, run: RunRecord, color: str, axis: Axis) -> None:
-        places, values = _points(run, run.metrics, axis, key)
+        places, values = _logged(run, axis, key)
         if len(values):
             axes.plot(places, values, color=color, alpha=0.25, linewidth=0.8)
             axes.plot(places, _smooth(values), color=color, label=_short(run.name))
@@ -107,10 +114,8 @@ def _metric(key: str) -> Callable[[Any, RunRecord, str, Axis], None]:
 
 
 def _draw_radius(axes: Any, run: RunRecord, color: str, axis: Axis) -> None:
-    lines = [
-        {"step": line["step"], "radius": max(line["spectral_radius"].values())} for line in run.evaluations if line.get("spectral_radius")
-    ]
-    places, values = _points(run, sorted(lines, key=lambda line: line["step"]), axis, "radius")
+    radii = [(each.step, max(each.spectral_radius.values())) for each in run.evaluations if each.spectral_radius]
+    places, values = _points(run, axis, sorted(radii, key=lambda point: point[0]))
     if len(values):
         axes.plot(places, values, "o-", color=color, markersize=4, label=_short(run.name))
 

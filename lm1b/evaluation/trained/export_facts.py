@@ -6,43 +6,34 @@ from typing import Any
 
 from lm1b import __version__
 from lm1b.data.tokens.directory import TokenDirectory
-from lm1b.evaluation.exported import FORMAT_VERSION
-from lm1b.evaluation.shape import Shape
-from lm1b.evaluation.texts import count_test_looks
-from lm1b.training.checkpoint import Checkpoint
+from lm1b.evaluation.trained.exported import FORMAT_VERSION
+from lm1b.evaluation.trained.open import Trained
+from lm1b.training.evaluations import Evaluation, Weights, count_test_looks
 
-# Of a line of evaluations.jsonl; the files' names stay behind.
+# Of an evaluation; the files' names stay behind.
 EVALUATION_FACTS = ("split", "official", "state", "lanes", "precision", "weights", "nats", "predictions", "words", "sentences", "unknown")
 EVALUATION_FACTS += ("tokens", "word_perplexity", "label", "finished_at")
 
 
-def _known_perplexities(lines: list[dict[str, Any]], step: int, kind: str, fingerprint: str) -> list[dict[str, Any]]:
-    """What evaluations.jsonl says of this checkpoint and these weights, the newest line of each text and protocol; no paths."""
+def _known_perplexities(evaluations: list[Evaluation], step: int, kind: str, fingerprint: str) -> list[dict[str, Any]]:
+    """What is known of this checkpoint and these weights, the newest result of each text and protocol; no paths."""
     newest = {}
-    for line in lines:
-        if (line.get("step"), line.get("weights"), line.get("vocabulary")) == (step, kind, fingerprint):
-            text = (line["split"], line["predictions"], *(line["files"] if line["split"] == "files" else ()))
-            newest[text, line["state"], line.get("lanes"), line["precision"]] = {fact: line.get(fact) for fact in EVALUATION_FACTS}
+    for each in evaluations:
+        if (each.step, each.weights, each.vocabulary) == (step, kind, fingerprint):
+            text = (each.split, each.predictions, *(each.files if each.is_of_files else ()))
+            newest[text, each.state, each.lanes, each.precision] = each.only(EVALUATION_FACTS)
     return list(newest.values())
 
 
-def export_facts(
-    checkpoint: Checkpoint,
-    state: dict[str, Any],
-    shape: Shape,
-    tokens: TokenDirectory,
-    kind: str,
-    precision: str,
-    lines: list[dict[str, Any]],
-) -> dict[str, Any]:
-    """Ours of config.json: whatever tells what the model is and what its figures mean. lines: of evaluations.jsonl."""
-    vocabulary = tokens.vocabulary
+def export_facts(trained: Trained, tokens: TokenDirectory, kind: Weights, precision: str, evaluations: list[Evaluation]) -> dict[str, Any]:
+    """Ours of config.json: whatever tells what the model is and what its figures mean. evaluations: of the run."""
+    vocabulary, architecture, step = tokens.vocabulary, trained.architecture, trained.checkpoint.step
     counts = ("num_sentences", "num_words", "num_tokens", "num_unknown")
     return {
         "format_version": FORMAT_VERSION,
         "program": f"lm1b {__version__}",
-        "model": shape.model.as_json(),
-        "softmax": shape.softmax.as_json(),
+        "model": architecture.model.as_json(),
+        "softmax": architecture.softmax.as_json(),
         "vocabulary": {
             "size": vocabulary.size,
             "fingerprint": vocabulary.fingerprint,
@@ -52,8 +43,8 @@ def export_facts(
             "kind": vocabulary.kind,
             "label": vocabulary.label,
         },
-        "step": checkpoint.step,
-        "epoch": state.get("epoch"),
+        "step": step,
+        "epoch": trained.state.get("epoch"),
         "weights": kind,
         "precision": precision,
         "corpus": {
@@ -61,8 +52,8 @@ def export_facts(
             "official": bool(tokens.corpus.get("official")),
             "train": {count: getattr(tokens.manifest.splits["train"], count) for count in counts},
         },
-        "evaluations": _known_perplexities(lines, checkpoint.step, kind, vocabulary.fingerprint),
-        "looks_at_test": count_test_looks(lines),
+        "evaluations": _known_perplexities(evaluations, step, kind, vocabulary.fingerprint),
+        "looks_at_test": count_test_looks(evaluations),
     }
 
 

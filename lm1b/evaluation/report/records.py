@@ -10,7 +10,8 @@ import numpy as np
 
 from lm1b.config import Config
 from lm1b.files import read_json, read_json_lines
-from lm1b.training.run_log import best_result, read_run_config
+from lm1b.training.evaluations import Evaluation, best_on_validation
+from lm1b.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -18,27 +19,25 @@ class RunRecord:
     """What a run directory tells. evaluations: sorted by text and step; metrics: as logged."""
 
     name: str
-    directory: Path
+    folder: RunFolder
     config: Config
-    evaluations: list[dict[str, Any]]
+    evaluations: list[Evaluation]
     metrics: list[dict[str, Any]]
     environment: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, directory: Path) -> RunRecord:
         """Raises UserError where the folder holds no run."""
-        directory = Path(directory)
-        config = read_run_config(directory)
-        lines = read_json_lines(directory / "evaluations.jsonl")
-        evaluations = sorted(lines, key=lambda line: (line["split"], line["files"], line["state"], line["step"], line["weights"]))
-        path = directory / "environment.json"
-        environment = read_json(path) if path.exists() else {}
+        folder = RunFolder(directory)
+        config = folder.read_config()
+        evaluations = sorted(folder.read_evaluations(), key=lambda each: (each.split, each.files, each.state, each.step, each.weights))
+        environment = read_json(folder.environment) if folder.environment.exists() else {}
         return cls(
-            directory.resolve().name,
-            directory,
+            folder.path.resolve().name,
+            folder,
             config,
             evaluations,
-            read_json_lines(directory / "metrics.jsonl"),
+            read_json_lines(folder.metrics),
             environment if isinstance(environment, dict) else {},
         )
 
@@ -51,9 +50,9 @@ class RunRecord:
         points = [(line["step"], line["elapsed_seconds"]) for line in self.metrics if line.get("elapsed_seconds") is not None]
         return float(np.interp(step, *np.array(points, float).T)) if points else None
 
-    def best(self) -> dict[str, Any] | None:
+    def best(self) -> Evaluation | None:
         """The best result on validation by the run's own evaluation settings."""
-        return best_result(self.evaluations, self.config)
+        return best_on_validation(self.evaluations, self.config)
 
 
 def model_in_words(run: RunRecord) -> str:

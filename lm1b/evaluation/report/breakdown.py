@@ -1,4 +1,4 @@
-"""Where a text's nats go, how sure a perplexity is, and whether two runs differ: from the nats of every token (token_nats.py).
+"""Where a text's nats go, how sure a perplexity is, and whether two runs differ: from the nats of every token (scoring/token_nats.py).
 
 1. `by_frequency`: ids in bands of how common they are in training (they run by falling count), `</S>` and `<UNK>` apart. Where words are
    spelled by pieces these are bands of pieces, and their perplexity is that of a piece.
@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lm1b.evaluation.token_nats import TokenNats
+from lm1b.evaluation.scoring.token_nats import TokenNats
 
 RANKS = (10, 100, 1_000, 10_000, 100_000)
 POSITIONS = (1, 2, 5, 10, 20, 40)

@@ -16,34 +16,35 @@ from tensorboard.plugins.projector import projector_config_pb2
 
 from lm1b.config import Config
 from lm1b.errors import UserError
-from lm1b.evaluation.loading import LoadedModel, load_run
-from lm1b.evaluation.sampling import SamplingSettings, sample_sentence
+from lm1b.evaluation.trained.loading import LoadedModel, load_run
+from lm1b.evaluation.trained.sampling import sample_sentence
+from lm1b.evaluation.trained.sampling_settings import SamplingSettings
 from lm1b.files import atomic_file
 from lm1b.markdown import literal
 from lm1b.metrics import EVALUATED
 from lm1b.training.board import Board
+from lm1b.training.evaluations import Evaluation
+from lm1b.training.run_folder import RunFolder
 
-FOLDER = Path("tensorboard") / "evaluation"  # of its own: a trainer that goes on from a checkpoint hides later points of its own folder
 LONGEST_SENTENCE = 40
 ProjectorConfig: Any = projector_config_pb2.ProjectorConfig  # type: ignore[attr-defined]  # generated, with no types
 EMBEDDING, WORDS, PROJECTOR = "input_rows.bytes", "words.tsv", "projector_config.pbtxt"
 
 
-def show(run_directory: Path, config: Config, lines: list[dict[str, Any]], *, with_model: bool) -> None:
-    """Lines of evaluations.jsonl of one checkpoint as points: perplexities by split, state and weights, spectral radii by layer.
+def show(run_directory: Path, config: Config, evaluations: list[Evaluation], *, with_model: bool) -> None:
+    """Plot one checkpoint's results: perplexity by split, state and weights; spectral radius by layer and weights.
 
     with_model: its sentences and its words' rows too, which reads the whole checkpoint once more, in the memory that scoring it took;
     left out where it has been deleted meanwhile.
     """
-    with Board(Path(run_directory) / FOLDER) as board:
-        for line in lines:
-            if line["word_perplexity"] is not None:
-                name = f"{line['split']}_{line['state']}_{line['weights']}"
-                board.scalar(f"{EVALUATED['word_perplexity'].tag}/{name}", line["word_perplexity"], line["step"])
-            for layer, radius in line["spectral_radius"].items():
-                board.scalar(f"{EVALUATED['spectral_radius'].tag}/{layer}, {line['weights']}", radius, line["step"])
-        if with_model and lines:
-            _show_model(board, Path(run_directory), config, lines[0]["step"])
+    with Board(RunFolder(run_directory).evaluator_board) as board:
+        for each in evaluations:
+            if each.word_perplexity is not None:
+                board.scalar(each.tag, each.word_perplexity, each.step)
+            for layer, radius in each.spectral_radius.items():
+                board.scalar(f"{EVALUATED['spectral_radius'].tag}/{layer}, {each.weights}", radius, each.step)
+        if with_model and evaluations:
+            _show_model(board, Path(run_directory), config, evaluations[0].step)
 
 
 def _show_model(board: Board, run_directory: Path, config: Config, step: int) -> None:
@@ -52,14 +53,14 @@ def _show_model(board: Board, run_directory: Path, config: Config, step: int) ->
         return
     try:
         model = load_run(run_directory, checkpoint=str(step))
-    except (UserError, FileNotFoundError):
+    except UserError:
         return
     if settings.samples:
         drawing = SamplingSettings(seed=config.run.seed, longest=LONGEST_SENTENCE)
         sentences = [" ".join(sample_sentence(model, "", drawing, number)) for number in range(settings.samples)]
         board.text("samples", "\n".join(f"{number}. {literal(sentence)}" for number, sentence in enumerate(sentences, 1)), step)
     if settings.projector_words:
-        write_projector(run_directory / FOLDER, model, settings.projector_words)
+        write_projector(RunFolder(run_directory).evaluator_board, model, settings.projector_words)
 
 
 def _one_line(text: str) -> str:

@@ -20,15 +20,39 @@ import torch
 from torch import Tensor
 
 from lm1b.data.batches import cut_into_lanes
-from lm1b.distributed import Ranks
-from lm1b.evaluation.texts import ScoredText
-from lm1b.model.full_softmax import gather_dealt
+from lm1b.distributed import Ranks, all_reduce_sum
+from lm1b.errors import UserError
+from lm1b.evaluation.scoring.texts import ScoredText
+from lm1b.model.full_softmax import VOCABULARY_BLOCK, gather_dealt
 from lm1b.model.language_model import LanguageModel
-from lm1b.model.output_layer import OutputLayer
+from lm1b.model.output_layer import AdaptiveOutput, OutputLayer, TableOutput
+from lm1b.model.products import keep_float32_exact
 from lm1b.model.recurrent import State
 
 # In one call of the softmax: matrix products near their ceiling (on a CPU measured: 512 to 4,096), and on a GPU few launches.
 POSITIONS, POSITIONS_GPU = 1536, 16384
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # that it computes in
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """Raises UserError for a precision that is none."""
+    if precision not in DTYPES:
+        raise UserError(f"precision must be one of {', '.join(DTYPES)}, found {precision}")
+    return DTYPES[precision]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a rank holds of a model's tables, in any dtype, on any device.
+
+    ids_U: int64, rising, the words whose input rows are there. input_UD: rows that lie on another rank are 0. output_VP, bias_V: this
+    rank's rows of the softmax, None where it has none; output_VP is input_UD itself where one table is both.
+    """
+
+    ids_U: np.ndarray
+    input_UD: Tensor
+    output_VP: Tensor | None
+    bias_V: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -54,6 +78,35 @@ class Scorer:
     output: OutputLayer
     end_id: int
     ranks: Ranks
+
+    @classmethod
+    def of(
+        cls,
+        model: LanguageModel,
+        rows: Rows,
+        *,
+        end_id: int,
+        dtype: torch.dtype,
+        ranks: Ranks,
+        vocabulary_block: int = VOCABULARY_BLOCK,
+    ) -> Scorer:
+        """A model and its rows, made ready to compute in `dtype` on the ranks' devices. A collective.
+
+        vocabulary_block: words whose logits are held at a time. Sets that float32 products are computed as such.
+        """
+        keep_float32_exact()
+        model = model.to(ranks.device, dtype).eval()
+        input_UD = rows.input_UD
+        if ranks.size > 1:  # each row is on one rank and 0 on the others, so the sum brings every row to every rank unchanged
+            input_UD = all_reduce_sum(input_UD.to(ranks.device), ranks)
+        input_UD = input_UD.to(ranks.device, dtype)
+        if model.adaptive is not None:
+            return cls(model, rows.ids_U, input_UD, AdaptiveOutput(model.adaptive, ranks), end_id, ranks)
+        assert rows.output_VP is not None
+        assert rows.bias_V is not None
+        output_VP = input_UD if rows.output_VP is rows.input_UD else rows.output_VP.to(ranks.device, dtype)
+        output = TableOutput(output_VP, rows.bias_V.to(ranks.device), ranks, vocabulary_block)
+        return cls(model, rows.ids_U, input_UD, output, end_id, ranks)
 
     def nats(self, sequences: Sequence[np.ndarray], side_by_side: int, on_scored: Callable[[int], object] = lambda n: None) -> float:
         """Nats of all tokens of the sequences, each from zero state after `</S>`; float64. on_scored is told of each N."""

@@ -6,14 +6,14 @@ import statistics
 from collections.abc import Collection
 from typing import Literal
 
-from lm1b.evaluation.details import render_details
-from lm1b.evaluation.published import PUBLISHED
-from lm1b.evaluation.records import RunRecord, model_in_words
-from lm1b.evaluation.report_tables import COLUMNS, LEFT_ALIGNED, is_comparable
-from lm1b.evaluation.settings_table import commands_to_repeat, environment_rows, settings_rows
-from lm1b.evaluation.texts import count_test_looks
+from lm1b.evaluation.report.details import render_details
+from lm1b.evaluation.report.perplexities import COLUMNS, LEFT_ALIGNED, is_comparable
+from lm1b.evaluation.report.published import PUBLISHED
+from lm1b.evaluation.report.records import RunRecord, model_in_words
+from lm1b.evaluation.report.settings import commands_to_repeat, environment_rows, settings_rows
 from lm1b.markdown import literal, markdown_table
 from lm1b.progress import duration
+from lm1b.training.evaluations import count_test_looks
 
 ChartsHere = Literal["curves", "health"]  # charts of how good the runs became, and of how they went
 
@@ -70,7 +70,7 @@ def _at_a_glance(runs: list[RunRecord]) -> str:
             run.name,
             model_in_words(run),
             f"{parameters / 1e6:,.1f} million" if parameters else "",
-            f"{best['word_perplexity']:.2f} at step {best['step']:,}" if best else "not scored on validation",
+            f"{best.word_perplexity:.2f} at step {best.step:,}" if best else "not scored on validation",
             f"{last['words']:,}" if last.get("words") else "",
             duration(last["elapsed_seconds"]) if last.get("elapsed_seconds") else "",
             f"{statistics.median(speeds):,.0f}" if speeds else "",

@@ -1,6 +1,6 @@
 """An exported model: a folder that needs neither the run nor its tokens nor DeepSpeed.
 
-    config.json          the shape, the vocabulary's fingerprint, the perplexities; as `transformers` wants it, ours under `lm1b`
+    config.json          the architecture, the vocabulary's fingerprint, the perplexities; as `transformers` wants it, ours under `lm1b`
     model.safetensors    core and tables; above 2 GB model-00001-of-0000N.safetensors ... and model.safetensors.index.json
     vocabulary.txt       `word count` lines in id order; of pieces, `piece count`, with SentencePiece's own vocabulary.model beside it, and
                          vocabulary.words.txt where it is closed
@@ -23,22 +23,23 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from lm1b.config import ModelConfig, SoftmaxConfig
-from lm1b.config.strict import parse
 from lm1b.data.vocabulary.files import load_vocabulary
 from lm1b.data.vocabulary.vocabulary import VOCABULARY_NAME
 from lm1b.devices import best_device
 from lm1b.distributed import single_process
 from lm1b.errors import UserError
-from lm1b.evaluation.loading import DTYPES, LoadedModel, in_memory, load_run
-from lm1b.evaluation.perplexity import Weights
-from lm1b.evaluation.shape import Shape
+from lm1b.evaluation.scoring.scorer import Rows, Scorer, dtype_of
+from lm1b.evaluation.trained.architecture import Architecture
+from lm1b.evaluation.trained.loading import LoadedModel, load_run
 from lm1b.files import read_json, read_sealed_json
 from lm1b.model.language_model import LanguageModel
 from lm1b.training.checkpoint import damage_of, is_file_list
+from lm1b.training.evaluations import Weights
+from lm1b.training.run_folder import RunFolder
 from lm1b.training.tensor_file import read_tensor
 
 FORMAT_VERSION = 1
@@ -49,13 +50,7 @@ CORE, INPUT_TABLE, OUTPUT_TABLE, OUTPUT_BIAS = "core.", "input_table.weight", "o
 
 def is_export(path: Path) -> bool:
     """Whether a folder is (or was meant to be) an exported model; a run has checkpoints."""
-    return not (path / "checkpoints").exists() and any((path / name).exists() for name in (TENSORS, INDEX, MANIFEST))
-
-
-def shape_of_facts(facts: dict[str, Any], vocabulary_size: int, source: str) -> Shape:
-    """The shape that config.json tells. facts: its `lm1b` part. Raises UserError where it is none that this program knows."""
-    softmax = parse(SoftmaxConfig, facts.get("softmax") or {}, f"{source}: lm1b.softmax")
-    return Shape(parse(ModelConfig, facts.get("model"), f"{source}: lm1b.model"), softmax, vocabulary_size)
+    return not RunFolder(path).checkpoints.exists() and any((path / name).exists() for name in (TENSORS, INDEX, MANIFEST))
 
 
 def load_model(
@@ -68,8 +63,7 @@ def load_model(
     """
     if not is_export(Path(path)):
         return load_run(path, checkpoint=checkpoint, weights=weights, precision=precision, device=device)
-    if precision not in DTYPES:
-        raise UserError(f"precision must be one of {', '.join(DTYPES)}, found {precision}")
+    dtype_of(precision)
     return _load(ExportedModel(Path(path)), checkpoint, weights, precision, device)
 
 
@@ -80,12 +74,10 @@ def _load(export: ExportedModel, checkpoint: str, weights: Weights, precision: s
             f"{export.path}: an exported model is one checkpoint (step {facts['step']}, {facts['weights']} weights), so no other can be "
             "chosen; leave the choice out, or load the run"
         )
-    dtype = DTYPES[precision]
-    model = export.core(dtype)
-    tables = export.tables(dtype)
+    dtype, ranks = dtype_of(precision), single_process(device or best_device())
+    scorer = Scorer.of(export.core(dtype), export.rows(dtype), end_id=export.vocabulary.end_id, dtype=dtype, ranks=ranks)
     known = {"export": str(export.path), "checkpoint": f"step_{facts['step']:08d}", "weights": facts["weights"], "precision": precision}
-    ranks = single_process(device or best_device())
-    return in_memory(model, tables, export.vocabulary, known, dtype=dtype, ranks=ranks)
+    return LoadedModel(scorer, export.vocabulary, known)
 
 
 class ExportedModel:
@@ -97,7 +89,7 @@ class ExportedModel:
         self._manifest = self._verify()
         self.facts = self._read_facts()
         self.vocabulary = load_vocabulary(path / VOCABULARY)
-        self.shape = shape_of_facts(self.facts, self.vocabulary.size, str(path / CONFIG))
+        self.architecture = Architecture.of_export(self.facts, self.vocabulary.size, str(path / CONFIG))
         if self.vocabulary.fingerprint != self.facts["vocabulary"]["fingerprint"]:
             raise UserError(f"{path / VOCABULARY}: not the vocabulary that {CONFIG} names; export the model again")
         self._files: Mapping[str, str] = read_json(path / INDEX)["weight_map"] if INDEX in self._manifest else {}
@@ -138,16 +130,15 @@ class ExportedModel:
 
     def core(self, dtype: torch.dtype) -> LanguageModel:
         """The dense core in `dtype`, on the CPU."""
-        model = self.shape.core().to(dtype)
+        model = self.architecture.core().to(dtype)
         model.load_state_dict({name: self._read(CORE + name, torch.empty_like(value)) for name, value in model.state_dict().items()})
         return model
 
-    def tables(self, dtype: torch.dtype) -> list[Tensor]:
-        """Input rows, output rows and (float32) output bias, on the CPU, as far as there are any; tied rows twice the same tensor."""
-        num_words, model = self.vocabulary.size, self.shape.model
-        tables = [self._read(INPUT_TABLE, torch.empty(num_words, model.embedding, dtype=dtype))]
-        if self.shape.has_output_rows:
-            rows = torch.empty(num_words, model.output_width, dtype=dtype)
-            tables.append(tables[0] if model.tie_tables else self._read(OUTPUT_TABLE, rows))
-            tables.append(self._read(OUTPUT_BIAS, torch.empty(num_words)))
-        return tables
+    def rows(self, dtype: torch.dtype) -> Rows:
+        """Every row of the tables in `dtype`, and the float32 bias, on the CPU."""
+        num_words, model = self.vocabulary.size, self.architecture.model
+        input_VD = self._read(INPUT_TABLE, torch.empty(num_words, model.embedding, dtype=dtype))
+        if not self.architecture.has_output_rows:
+            return Rows(np.arange(num_words), input_VD, None, None)
+        output_VP = input_VD if model.tie_tables else self._read(OUTPUT_TABLE, torch.empty(num_words, model.output_width, dtype=dtype))
+        return Rows(np.arange(num_words), input_VD, output_VP, self._read(OUTPUT_BIAS, torch.empty(num_words)))

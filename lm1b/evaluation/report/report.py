@@ -9,28 +9,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lm1b.evaluation.baselines import baseline_key, find_baselines, levels_of
-from lm1b.evaluation.curves import HEALTH, LOSS, PERPLEXITY, Levels, axes_of, draw_curves, panel_svg
-from lm1b.evaluation.page import Charts, render_page
-from lm1b.evaluation.records import RunRecord
-from lm1b.evaluation.report_parts import Place, report_parts, title_of
-from lm1b.evaluation.report_tables import as_text, baseline_rows, is_comparable, table_rows
+from lm1b.evaluation.report.baselines import find_baselines, levels_of
+from lm1b.evaluation.report.curves import HEALTH, LOSS, PERPLEXITY, Levels, axes_of, draw_curves, panel_svg
+from lm1b.evaluation.report.page import Charts, render_page
+from lm1b.evaluation.report.perplexities import as_text, baseline_rows, table_rows
+from lm1b.evaluation.report.records import RunRecord
+from lm1b.evaluation.report.sections import Place, report_parts, title_of
 from lm1b.files import atomic_file
 
-__all__ = ["baseline_key", "find_baselines", "is_comparable", "report"]
 CURVES = "![Training loss and validation perplexity against words, steps and time](curves.png)"
 
 
 def report(run_directories: list[Path], out: Path | None = None) -> str:
     """Write report.md, curves.png and report.html into `out` (default: the first run's report/). Returns the table as text."""
     runs = [RunRecord.read(directory) for directory in run_directories]
-    out = out or runs[0].directory / "report"
+    out = out or runs[0].folder.report
     rows: list[list[str]] = []
     notes: list[str] = []
     levels: Levels = {}
     seen: set[str] = set()
     for run in runs:
-        baselines, problems = find_baselines(run, run.directory / "report" / "baselines.json")
+        baselines, problems = find_baselines(run, run.folder.baselines)
         notes += problems
         levels |= levels_of(run, baselines)
         rows += table_rows(run, baselines)

@@ -20,11 +20,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from lm1b.errors import UserError
+from lm1b.evaluation.scoring.texts import ScoredText
 from lm1b.files import atomic_file
+from lm1b.training.evaluations import Evaluation
+from lm1b.training.run_folder import RunFolder
 
-FOLDER = "token_nats"
 LARGEST_TOKENS = 5_000_000
-FACTS = ("step", "split", "files", "state", "lanes", "precision", "weights", "vocabulary")  # of the line in evaluations.jsonl
+FACTS = ("step", "split", "files", "state", "lanes", "precision", "weights", "vocabulary")  # of the evaluation
 
 
 @dataclass(frozen=True)
@@ -55,39 +57,34 @@ class TokenNats:
         return np.add.reduceat(values_N.astype(np.float64), starts)
 
 
-def path_of(run_directory: Path, line: dict[str, Any]) -> Path:
-    """Where the nats of a line of evaluations.jsonl are kept."""
-    text = line["split"] if line["split"] != "files" else hashlib.sha256("\n".join(line["files"]).encode()).hexdigest()[:12]
-    way = "_".join(str(line[key]) for key in ("state", "weights", "precision"))
-    return Path(run_directory) / FOLDER / f"{text}_{way}.safetensors"
+def path_of(folder: RunFolder, evaluation: Evaluation) -> Path:
+    """Where the nats of an evaluation are kept."""
+    files = hashlib.sha256("\n".join(evaluation.files).encode()).hexdigest()[:12]
+    text = files if evaluation.is_of_files else evaluation.split
+    return folder.token_nats / f"{text}_{evaluation.state}_{evaluation.weights}_{evaluation.precision}.safetensors"
 
 
 def write_token_nats(
-    run_directory: Path,
-    line: dict[str, Any],
-    parts: Sequence[np.ndarray],
-    ids_N: np.ndarray,
-    symbols: dict[str, int],
-    begins_N: np.ndarray | None = None,
+    folder: RunFolder,
+    evaluation: Evaluation,
+    text: ScoredText,
+    nats: Sequence[np.ndarray],
 ) -> None:
-    """Keep the nats of a line of evaluations.jsonl. parts: nats of the text's parts, in order. symbols: end_id and unknown_id.
-
-    begins_N: as of TokenNats.
-    """
-    facts = {**{key: line[key] for key in FACTS}, **symbols}
-    tensors = {"nats": np.concatenate(parts).astype(np.float32), "ids": ids_N.astype(np.uint32)}
-    if begins_N is not None:
-        tensors["begins"] = begins_N.astype(np.uint8)
-    with atomic_file(path_of(run_directory, line), outlives_power=False) as file:
+    """Keep the nats of an evaluation. nats: of each token of the text's sequences, in order."""
+    facts = {**evaluation.only(FACTS), "end_id": text.end_id, "unknown_id": text.unknown_id}
+    tensors = {"nats": np.concatenate(nats).astype(np.float32), "ids": text.tokens_N.astype(np.uint32)}
+    if text.begins_N is not None:
+        tensors["begins"] = text.begins_N.astype(np.uint8)
+    with atomic_file(path_of(folder, evaluation), outlives_power=False) as file:
         file.write(save(tensors, {"facts": json.dumps(facts)}))
 
 
-def read_token_nats(run_directory: Path, line: dict[str, Any]) -> TokenNats | None:
-    """The nats of a line of evaluations.jsonl; None where a later evaluation has taken their place, or none were kept.
+def read_token_nats(folder: RunFolder, evaluation: Evaluation) -> TokenNats | None:
+    """The nats of an evaluation; None where a later evaluation has taken their place, or none were kept.
 
     Raises UserError for a file that is not whole.
     """
-    path = path_of(run_directory, line)
+    path = path_of(folder, evaluation)
     if not path.exists():
         return None
     try:
@@ -98,5 +95,5 @@ def read_token_nats(run_directory: Path, line: dict[str, Any]) -> TokenNats | No
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: damaged ({error}); evaluate again") from None
     lengths = {len(found.nats_N), len(found.ids_N), len(found.counts_N)}
-    is_of_line = all(facts.get(key) == line[key] for key in FACTS) and int(found.counts_N.sum()) == line["predictions"]
+    is_of_line = {key: facts.get(key) for key in FACTS} == evaluation.only(FACTS) and int(found.counts_N.sum()) == evaluation.predictions
     return found if is_of_line and len(lengths) == 1 else None

@@ -6,7 +6,7 @@ import json
 import shlex
 from typing import Any
 
-from lm1b.evaluation.curves import RunRecord
+from lm1b.evaluation.report.records import RunRecord
 
 PLACES = ("run.directory", "run.mirror", "tokens.cache_directory")  # where, not what
 FACTS = {

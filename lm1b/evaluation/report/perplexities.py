@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 from lm1b.data.text.benchmark import HELD_OUT_COUNTS, VOCABULARY_SIZE
-from lm1b.evaluation.baselines import Baselines, baseline_key
-from lm1b.evaluation.records import RunRecord
-from lm1b.evaluation.texts import TEST_FILE
+from lm1b.evaluation.report.baselines import Baselines, baseline_key
+from lm1b.evaluation.report.records import RunRecord
+from lm1b.training.evaluations import TEST_FILE, Evaluation
 
 COLUMNS = (
     "run", "step", "epochs", "tokens seen", "split", "files", "state", "weights", "precision", "predictions", "unknown", "perplexity",
@@ -20,25 +17,22 @@ LEFT_ALIGNED = {"run", "split", "files", "state", "weights", "precision"}
 def table_rows(run: RunRecord, baselines: Baselines) -> list[list[str]]:
     """One row of COLUMNS a result; the best on validation is marked with a star."""
     best, rows = run.best(), []
-    for line in run.evaluations:
-        beside = baselines.get(baseline_key(line), {})
-        perplexity = line["word_perplexity"]
-        files = line.get("official") or ", ".join(Path(file).name for file in line["files"][:1])
-        more = f" + {len(line['files']) - 1}" if len(line["files"]) > 1 else ""
-        epoch = line.get("epoch")
+    for each in run.evaluations:
+        beside = baselines.get(baseline_key(each), {})
+        perplexity, epoch = each.word_perplexity, each.epoch
         rows.append([
             run.name,
-            str(line["step"]),
+            str(each.step),
             "" if epoch is None else f"{epoch:.2f}" if isinstance(epoch, float) else str(epoch),
-            f"{run.tokens_at(line['step']):,}",
-            line["split"],
-            files + more,
-            line["state"],
-            line["weights"],
-            line["precision"],
-            f"{line['predictions']:,}",
-            unknown_share(line),
-            "not finite" if perplexity is None else f"{perplexity:.2f}" + (" *" if line is best else "  "),
+            f"{run.tokens_at(each.step):,}",
+            each.split,
+            each.files_in_short,
+            each.state,
+            each.weights,
+            each.precision,
+            f"{each.predictions:,}",
+            _unknown(each),
+            "not finite" if perplexity is None else f"{perplexity:.2f}" + (" *" if each is best else "  "),
             *(_ratio(perplexity, beside.get(name)) for name in ("unigram", "trigram")),
         ])  # fmt: skip
     return rows
@@ -47,23 +41,21 @@ def table_rows(run: RunRecord, baselines: Baselines) -> list[list[str]]:
 def baseline_rows(run: RunRecord, baselines: Baselines) -> list[tuple[list[str], str]]:
     """A row of COLUMNS for each baseline on each text that the run was scored on, and which baseline it is."""
     rows = []
-    for key, line in {baseline_key(line): line for line in run.evaluations}.items():
+    for key, each in {baseline_key(each): each for each in run.evaluations}.items():
         beside = baselines.get(key, {})
         for name, label in (("unigram", "unigram, add one"), ("trigram", "trigram, Kneser-Ney")):
             if beside.get(name) is not None:
-                files = line.get("official") or Path(line["files"][0]).name
-                more = f" + {len(line['files']) - 1}" if len(line["files"]) > 1 else ""
-                counts = [f"{line['predictions']:,}", unknown_share(line), f"{beside[name]:.2f}  "]
+                counts = [f"{each.predictions:,}", _unknown(each), f"{beside[name]:.2f}  "]
                 ratios = [_ratio(beside[name], beside["unigram"]), _ratio(beside[name], beside["trigram"])]
                 seen = f"{beside['training_tokens']:,}"
-                row = [f"{run.name}: {label}", "", "1", seen, line["split"], files + more, "", "", "", *counts, *ratios]
+                row = [f"{run.name}: {label}", "", "1", seen, each.split, each.files_in_short, "", "", "", *counts, *ratios]
                 rows.append((row, label))
     return rows
 
 
-def unknown_share(line: dict[str, Any]) -> str:
-    """Of a result's predictions; `none (open)` where every word is spelled out."""
-    return "none (open)" if line.get("label") == "open" else f"{100 * line['unknown'] / line['predictions']:.2f} %"
+def _unknown(each: Evaluation) -> str:
+    """Share of a result's predictions; `none (open)` where every word is spelled out."""
+    return "none (open)" if each.label == "open" else f"{each.unknown_percent:.2f} %"
 
 
 def _ratio(perplexity: float | None, baseline: float | None) -> str:
@@ -84,10 +76,8 @@ def as_text(rows: list[list[str]]) -> str:
 def is_comparable(run: RunRecord) -> bool:
     """Whether the run was trained on the full benchmark and scored on its test file with the official words, or pieces closed by them."""
 
-    def has_official_words(line: dict[str, Any]) -> bool:
-        is_closed_alike = line.get("label") == "closed" and line.get("unknown") == HELD_OUT_COUNTS[TEST_FILE][2]
-        return line.get("vocabulary_size") == VOCABULARY_SIZE or is_closed_alike
+    def has_official_words(each: Evaluation) -> bool:
+        is_closed_alike = each.label == "closed" and each.unknown == HELD_OUT_COUNTS[TEST_FILE][2]
+        return each.vocabulary_size == VOCABULARY_SIZE or is_closed_alike
 
-    return any(
-        line.get("trained_on_official") and line.get("official") == TEST_FILE and has_official_words(line) for line in run.evaluations
-    )
+    return any(each.trained_on_official and each.official == TEST_FILE and has_official_words(each) for each in run.evaluations)

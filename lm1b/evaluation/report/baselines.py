@@ -10,17 +10,18 @@ import numpy as np
 from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.data.tokens.remote import open_tokens
 from lm1b.errors import UserError, describe_os_error
-from lm1b.evaluation.ngram import fit_baselines
-from lm1b.evaluation.records import RunRecord
-from lm1b.evaluation.texts import ScoredText, text_of_files, text_of_split
+from lm1b.evaluation.report.ngram import fit_baselines
+from lm1b.evaluation.report.records import RunRecord
+from lm1b.evaluation.scoring.texts import ScoredText, text_of_files, text_of_split
 from lm1b.files import read_json, write_json
+from lm1b.training.evaluations import Evaluation
 
 Baselines = dict[str, dict[str, Any]]
 
 
-def baseline_key(line: dict[str, Any]) -> str:
+def baseline_key(each: Evaluation) -> str:
     """Names the text and the vocabulary that a result is on."""
-    return f"{line['vocabulary']} {line['split']} {' '.join(line['files'])} {line['predictions']} {line['unknown']}"
+    return f"{each.vocabulary} {each.split} {' '.join(each.files)} {each.predictions} {each.unknown}"
 
 
 def find_baselines(run: RunRecord, cache: Path) -> tuple[Baselines, list[str]]:
@@ -29,7 +30,7 @@ def find_baselines(run: RunRecord, cache: Path) -> tuple[Baselines, list[str]]:
     Counted on the run's training tokens at the first call and kept in `cache`; the token directory may be gone later.
     """
     known: Baselines = read_json(cache) if cache.exists() else {}
-    missing = {baseline_key(line): line for line in run.evaluations if baseline_key(line) not in known}
+    missing = {baseline_key(each): each for each in run.evaluations if baseline_key(each) not in known}
     if not missing:
         return known, []
     try:
@@ -38,26 +39,26 @@ def find_baselines(run: RunRecord, cache: Path) -> tuple[Baselines, list[str]]:
         problem = describe_os_error(error) if isinstance(error, OSError) else str(error)
         return known, [f"{run.name}: no baselines, since its token directory cannot be read ({problem})"]
     notes, texts = [], {}
-    for key, line in missing.items():
+    for key, evaluation in missing.items():
         try:
-            texts[key] = _text_of_line(tokens, line)
+            texts[key] = _text_of(tokens, evaluation)
         except UserError as error:
-            notes.append(f"{run.name}: no baselines on {line['split']} {' '.join(line['files'])} ({error})")
+            notes.append(f"{run.name}: no baselines on {evaluation.split} {' '.join(evaluation.files)} ({error})")
     if texts:
         known |= _count_baselines(tokens, texts)
         write_json(cache, known)
     return known, notes
 
 
-def _text_of_line(tokens: TokenDirectory, line: dict[str, Any]) -> ScoredText:
+def _text_of(tokens: TokenDirectory, evaluation: Evaluation) -> ScoredText:
     """The text that a result is on. Raises UserError where it is not the same any more."""
-    if line["vocabulary"] != tokens.fingerprint:
+    if evaluation.vocabulary != tokens.fingerprint:
         raise UserError("the token directory has another vocabulary now")
-    if line["split"] == "files":
-        text = text_of_files(tokens.vocabulary, [Path(file) for file in line["files"]])
+    if evaluation.split == "files":
+        text = text_of_files(tokens.vocabulary, [Path(file) for file in evaluation.files])
     else:
-        text = text_of_split(tokens, line["split"])
-    if (text.predictions, text.unknown) != (line["predictions"], line["unknown"]):
+        text = text_of_split(tokens, evaluation.split)
+    if (text.predictions, text.unknown) != (evaluation.predictions, evaluation.unknown):
         raise UserError("the text has changed since")
     return text
 
@@ -79,10 +80,9 @@ def _count_baselines(tokens: TokenDirectory, texts: dict[str, ScoredText]) -> Ba
 
 def levels_of(run: RunRecord, baselines: Baselines) -> dict[str, float]:
     """The trigram's perplexity on validation, to draw beside the run's: labelled by its text, so that runs share it."""
-    lines = [line for line in run.evaluations if line["split"] == "validation"]
-    found = {baseline_key(line): baselines[baseline_key(line)] for line in lines if baseline_key(line) in baselines}
+    found = ((each.predictions, baselines.get(baseline_key(each), {})) for each in run.evaluations if each.split == "validation")
     return {
-        f"Kneser-Ney trigram, {int(key.split()[-2]):,} predictions": entry["trigram"]
-        for key, entry in found.items()
-        if entry["trigram"] is not None
+        f"Kneser-Ney trigram, {predictions:,} predictions": entry["trigram"]
+        for predictions, entry in found
+        if entry.get("trigram") is not None
     }

@@ -15,25 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from lm1b.data.text.tokenized import blank_lines
 from lm1b.data.tokens.remote import open_tokens
 from lm1b.data.vocabulary.vocabulary import Vocabulary
 from lm1b.devices import best_device
-from lm1b.distributed import Ranks, single_process
+from lm1b.distributed import single_process
 from lm1b.errors import UserError
-from lm1b.evaluation.perplexity import Weights
-from lm1b.evaluation.scorer import Scorer
-from lm1b.evaluation.shape import output_layer, output_table_name, shape_of
-from lm1b.evaluation.watcher import choose_checkpoint
-from lm1b.model.full_softmax import VOCABULARY_BLOCK
-from lm1b.model.language_model import LanguageModel
-from lm1b.model.products import keep_float32_exact
-from lm1b.training.checkpoint import Checkpoint
-from lm1b.training.run_log import best_step, read_run_config
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+from lm1b.evaluation.scoring.scorer import Scorer, dtype_of
+from lm1b.evaluation.trained.open import choose_checkpoint, open_trained
+from lm1b.training.evaluations import Weights
+from lm1b.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -106,64 +98,17 @@ def load_run(
 
     device: a GPU if there is one where None. Raises UserError where there is no such run, checkpoint or token directory.
     """
-    if precision not in DTYPES:
-        raise UserError(f"precision must be one of {', '.join(DTYPES)}, found {precision}")
-    config = read_run_config(run_directory)
+    dtype = dtype_of(precision)
+    config = RunFolder(run_directory).read_config()
     tokens = open_tokens(config.tokens)
-    found = choose_checkpoint(run_directory, checkpoint, best_step(run_directory))
     ranks = single_process(device or best_device())
     vocabulary = tokens.vocabulary
-    with found.lease():
-        state = found.state()
-        if state["vocabulary"] != tokens.fingerprint:
-            raise UserError(f"{found.path}: trained with another vocabulary than that of {config.tokens.directory}")
-        found.verify(0, 1)
-        core, kind = chosen_core(found, weights)
-        shape = shape_of(found, state)
-        names = ["input_table", *([output_table_name(shape), "output_bias"] if shape.has_output_rows else [])]
-        rows = {name: found.read_table(name) for name in names}
-    dtype = DTYPES[precision]
-    model = shape.core()
+    with open_trained(choose_checkpoint(run_directory, checkpoint), tokens.fingerprint) as trained:
+        core, kind = trained.core(weights)
+        rows = trained.rows()
+    model = trained.architecture.core()
     model.load_state_dict(core)
-    facts = {"run": str(run_directory), "checkpoint": found.path.name, "weights": kind, "precision": precision}
-    return in_memory(
-        model,
-        [rows[name] for name in names],
-        vocabulary,
-        facts,
-        dtype=dtype,
-        ranks=ranks,
-        vocabulary_block=config.evaluation.vocabulary_block,
-    )
-
-
-def in_memory(
-    model: LanguageModel,
-    tables: Sequence[torch.Tensor],
-    vocabulary: Vocabulary,
-    facts: dict[str, Any],
-    *,
-    dtype: torch.dtype,
-    ranks: Ranks,
-    vocabulary_block: int = VOCABULARY_BLOCK,
-) -> LoadedModel:
-    """A model of what has been read. tables: input rows, output rows and output bias, of the whole vocabulary; the first alone where the
-    softmax has no others."""
-    keep_float32_exact()
-    model = model.to(ranks.device, dtype).eval()
-    rows_VP = bias_V = None
-    input_rows_VD = tables[0].to(ranks.device, dtype)
-    if len(tables) > 1:
-        rows_VP = input_rows_VD if tables[1] is tables[0] else tables[1].to(ranks.device, dtype)
-        bias_V = tables[2].flatten().to(ranks.device)
-    output = output_layer(model, rows_VP, bias_V, ranks, vocabulary_block)
-    scorer = Scorer(model, np.arange(vocabulary.size), input_rows_VD, output, vocabulary.end_id, ranks)
+    block = config.evaluation.vocabulary_block
+    scorer = Scorer.of(model, rows, end_id=vocabulary.end_id, dtype=dtype, ranks=ranks, vocabulary_block=block)
+    facts = {"run": str(run_directory), "checkpoint": trained.checkpoint.path.name, "weights": kind, "precision": precision}
     return LoadedModel(scorer, vocabulary, facts)
-
-
-def chosen_core(checkpoint: Checkpoint, weights: Weights) -> tuple[dict[str, torch.Tensor], Weights]:
-    """The core's tensors by name, float32, and which they are: `ema` falls back to `raw` where training kept no average."""
-    average = checkpoint.core("ema") if weights == "ema" else None
-    core = average or checkpoint.core("weights")
-    assert core is not None, "core.safetensors holds no weights"
-    return core, "ema" if average else "raw"

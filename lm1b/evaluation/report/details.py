@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
-from typing import Any
 
-from lm1b.evaluation.breakdown import Interval, Part, by_frequency, by_position, compare, confidence
-from lm1b.evaluation.records import RunRecord
-from lm1b.evaluation.token_nats import TokenNats, read_token_nats
+from lm1b.evaluation.report.breakdown import Interval, Part, by_frequency, by_position, compare, confidence
+from lm1b.evaluation.report.records import RunRecord
+from lm1b.evaluation.scoring.token_nats import TokenNats, read_token_nats
 from lm1b.markdown import literal, markdown_table
+from lm1b.training.evaluations import Evaluation
 
 EXPLAINED = (
     "Intervals hold 95 %, by the bootstrap over the text's sentences: how far this text lets one tell, not what another seed would give. "
@@ -17,33 +16,33 @@ EXPLAINED = (
 )
 
 
-def kept_nats(run: RunRecord) -> list[tuple[dict[str, Any], TokenNats]]:
-    """Lines of evaluations.jsonl whose nats of every token are still there. Raises UserError for a damaged file."""
-    latest = {(line["split"], tuple(line["files"]), line["state"], line["weights"], line["precision"]): line for line in run.evaluations}
-    found = ((line, read_token_nats(run.directory, line)) for line in latest.values())
-    return [(line, tokens) for line, tokens in found if tokens is not None]
+def kept_nats(run: RunRecord) -> list[tuple[Evaluation, TokenNats]]:
+    """Results whose nats of every token are still there. Raises UserError for a damaged file."""
+    latest = {(each.split, tuple(each.files), each.state, each.weights, each.precision): each for each in run.evaluations}
+    found = ((each, read_token_nats(run.folder, each)) for each in latest.values())
+    return [(each, tokens) for each, tokens in found if tokens is not None]
 
 
-def _text(line: dict[str, Any]) -> str:
-    text = line.get("official") or (line["split"] if line["split"] != "files" else ", ".join(Path(file).name for file in line["files"]))
-    return f"{literal(text)}, {line['state']}, {line['weights']}, {line['precision']}"
+def _text(each: Evaluation) -> str:
+    return f"{literal(each.text_name)}, {each.state}, {each.weights}, {each.precision}"
 
 
 def _shown(interval: Interval, digits: int) -> str:
     return f"{interval.value:.{digits}f} ({interval.low:.{digits}f} to {interval.high:.{digits}f})"
 
 
-def _compared(kept: list[tuple[RunRecord, dict[str, Any], TokenNats]]) -> list[str]:
+def _compared(kept: list[tuple[RunRecord, Evaluation, TokenNats]]) -> list[str]:
     """Every pair of runs on the same text, scored alike."""
     rows = []
-    for (one, line, tokens), (other, other_line, other_tokens) in itertools.combinations(kept, 2):
-        same_way = all(line[key] == other_line[key] for key in ("state", "precision", "weights")) and one.directory != other.directory
+    for (one, of_one, tokens), (other, of_other, other_tokens) in itertools.combinations(kept, 2):
+        scored = [(each.state, each.precision, each.weights) for each in (of_one, of_other)]
+        same_way = scored[0] == scored[1] and one.folder.path != other.folder.path
         if same_way and tokens.text_key == other_tokens.text_key:
             ratio = compare(tokens, other_tokens)
             verdict = (
                 "cannot tell" if ratio.low <= 1.0 <= ratio.high else f"{literal((other if ratio.value < 1.0 else one).name)} is better"
             )
-            rows.append([literal(one.name), literal(other.name), _text(line), _shown(ratio, 4), verdict])
+            rows.append([literal(one.name), literal(other.name), _text(of_one), _shown(ratio, 4), verdict])
     if not rows:
         return []
     return ["### Two runs on one text", markdown_table(["run", "other run", "text", "perplexity, other / run", "on this text"], rows)]
@@ -56,12 +55,12 @@ def _bands(name: str, parts: list[Part]) -> str:
 
 def render_details(runs: list[RunRecord]) -> list[str]:
     """Parts of the report's Markdown; none where no nats were kept."""
-    kept = [(run, line, tokens) for run in runs for line, tokens in kept_nats(run)]
+    kept = [(run, each, tokens) for run in runs for each, tokens in kept_nats(run)]
     if not kept:
         return []
-    rows = [[literal(run.name), str(line["step"]), _text(line), _shown(confidence(tokens), 2)] for run, line, tokens in kept]
+    rows = [[literal(run.name), str(each.step), _text(each), _shown(confidence(tokens), 2)] for run, each, tokens in kept]
     parts = ["## Where the nats go", EXPLAINED, markdown_table(["run", "step", "text", "perplexity"], rows), *_compared(kept)]
-    for run, line, tokens in kept:
-        parts.append(f"### {literal(run.name)}, step {line['step']}, {_text(line)}")
+    for run, each, tokens in kept:
+        parts.append(f"### {literal(run.name)}, step {each.step}, {_text(each)}")
         parts += [_bands("band", by_frequency(tokens)), _bands("place in the sentence", by_position(tokens))]
     return parts

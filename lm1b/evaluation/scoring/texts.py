@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
@@ -18,26 +18,46 @@ from lm1b.data.text.benchmark import HELD_OUT_COUNTS, VOCABULARY_SIZE, official_
 from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.data.vocabulary.vocabulary import Label, Vocabulary
 from lm1b.errors import UserError
-
-# The benchmark's test file: every look at it is counted.
-TEST_FILE = "news.en.heldout-00000-of-00050"
+from lm1b.training.evaluations import is_test_text
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ScoredText:
     """Whole sentences to score. tokens_N: unsigned integers (N,); sentence_ends: int64, exclusive ends in tokens_N.
 
-    begins_N: bool (N,), where a word begins or a sentence ends; None: everywhere, each id is a word. label: of the vocabulary.
+    fingerprint, end_id, unknown_id, label: of the vocabulary that spells it. official: the benchmark's file that it is. begins_N: bool
+    (N,), where a word begins or a sentence ends; None: everywhere, each id is a word.
     """
 
-    split: str
+    split: Split | Literal["files"]
     files: list[str]
     tokens_N: np.ndarray
     sentence_ends: np.ndarray
     unknown: int
+    fingerprint: str
+    end_id: int
+    unknown_id: int
+    label: Label = "closed"
     official: str | None = None
     begins_N: np.ndarray | None = None
-    label: Label = "closed"
+
+    @classmethod
+    def of(
+        cls, vocabulary: Vocabulary, split: Split | Literal["files"], files: list[str], tokens_N: np.ndarray, ends: np.ndarray, unknown: int
+    ) -> ScoredText:
+        """With what the vocabulary says of it."""
+        return cls(
+            split=split,
+            files=files,
+            tokens_N=tokens_N,
+            sentence_ends=ends,
+            unknown=unknown,
+            fingerprint=vocabulary.fingerprint,
+            end_id=vocabulary.end_id,
+            unknown_id=vocabulary.unknown_id,
+            label=vocabulary.label,
+            begins_N=None if vocabulary.kind == "words" else vocabulary.begins(tokens_N),
+        )
 
     @property
     def sentences(self) -> int:
@@ -55,13 +75,7 @@ class ScoredText:
     @property
     def is_test(self) -> bool:
         """Whether this is a look at a test text."""
-        return self.split == "test" or self.official == TEST_FILE
-
-
-def count_test_looks(lines: list[dict[str, Any]]) -> int:
-    """How often a run was scored on a test text, by its evaluations.jsonl: all results of one call are one look."""
-    on_test = [line for line in lines if line["split"] == "test" or line.get("official") == TEST_FILE]
-    return len({line.get("look", number) for number, line in enumerate(on_test)})
+        return is_test_text(self.split, self.official)
 
 
 def text_of_split(tokens: TokenDirectory, name: Split) -> ScoredText:
@@ -70,17 +84,11 @@ def text_of_split(tokens: TokenDirectory, name: Split) -> ScoredText:
     if split.num_tokens == 0:
         raise UserError(f"the {name} split of {tokens.directory} holds no tokens; nothing to score")
     tokens_N, ends = split.joined()
-    text = _with_words(ScoredText(name, [shard.name for shard in split.shards], tokens_N, ends, split.num_unknown), tokens.vocabulary)
+    text = ScoredText.of(tokens.vocabulary, name, [shard.name for shard in split.shards], tokens_N, ends, split.num_unknown)
     if text.words != split.num_words:
         raise UserError(f"{tokens.directory}: {name} has {text.words} words, its manifest says {split.num_words}; preprocess again")
     official_names = [official_name_of(text.md5) for text in tokens.manifest.made_from.texts if text.split == name]
     return _check_official(text, official_names, tokens.vocabulary)
-
-
-def _with_words(text: ScoredText, vocabulary: Vocabulary) -> ScoredText:
-    """The text with what its vocabulary says of its words."""
-    begins_N = None if vocabulary.kind == "words" else vocabulary.begins(text.tokens_N)
-    return replace(text, begins_N=begins_N, label=vocabulary.label)
 
 
 def text_of_files(vocabulary: Vocabulary, files: list[Path]) -> ScoredText:
@@ -98,8 +106,9 @@ def text_of_files(vocabulary: Vocabulary, files: list[Path]) -> ScoredText:
         parts.append(encoded.ids_N)
         official_names.append(official_name_of(hashlib.md5(data, usedforsecurity=False).hexdigest()))
         unknown, length = unknown + encoded.unknown, length + len(encoded.ids_N)
-    text = ScoredText("files", [str(path) for path in files], np.concatenate(parts), np.concatenate(ends), unknown)
-    return _check_official(_with_words(text, vocabulary), official_names, vocabulary)
+    names = [str(path) for path in files]
+    text = ScoredText.of(vocabulary, "files", names, np.concatenate(parts), np.concatenate(ends), unknown)
+    return _check_official(text, official_names, vocabulary)
 
 
 def _check_official(text: ScoredText, names: list[str | None], vocabulary: Vocabulary) -> ScoredText:

@@ -1,0 +1,142 @@
+"""Scores of a run's checkpoints on one text, written where the run's results are kept.
+
+1. `Evaluator` holds what stays the same from one checkpoint to the next: the run's config, its vocabulary, the text, the ranks.
+2. Every result goes to evaluations.jsonl, token_nats/ and TensorBoard as soon as it is there.
+3. launch/evaluate.py scores one checkpoint (`score_and_say`); watch.py all of them, beside the training.
+
+    evaluator = Evaluator(Path("runs/irnn_lm"), config)            # validation, by the config's `evaluation` section
+    (evaluation,) = evaluator.score(choose_checkpoint(Path("runs/irnn_lm"), "latest"))
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lm1b.config import Config, Split
+from lm1b.console import say
+from lm1b.data.tokens.remote import open_tokens
+from lm1b.devices import best_device
+from lm1b.distributed import Ranks, single_process
+from lm1b.errors import UserError
+from lm1b.evaluation.scoring.board import show
+from lm1b.evaluation.scoring.perplexity import evaluate_checkpoint
+from lm1b.evaluation.scoring.texts import ScoredText, text_of_files, text_of_split
+from lm1b.evaluation.scoring.token_nats import LARGEST_TOKENS, write_token_nats
+from lm1b.files import append_json_line, seal
+from lm1b.launchers import here
+from lm1b.model.products import keep_float32_exact
+from lm1b.peers import naming_the_guilty
+from lm1b.progress import Progress
+from lm1b.training.checkpoint import Checkpoint
+from lm1b.training.evaluations import KINDS, Evaluation, Weights, count_test_looks
+from lm1b.training.run_folder import RunFolder
+
+
+class Evaluator:
+    """Scores checkpoints of one run on one text.
+
+    config: the run's, with the `evaluation` section as asked for. split: of the token directory, or None for `files`.
+    """
+
+    def __init__(
+        self,
+        run_directory: Path,
+        config: Config,
+        split: Split | None = "validation",
+        files: list[Path] | None = None,
+        *,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self.folder = RunFolder(run_directory)
+        self.config = config
+        self.ranks = ranks or single_process()
+        tokens = open_tokens(config.tokens)
+        tokens.verify_once()
+        self.text: ScoredText = text_of_files(tokens.vocabulary, files or []) if split is None else text_of_split(tokens, split)
+
+    def score(self, checkpoint: Checkpoint, kinds: Sequence[Weights] | None = None) -> list[Evaluation]:
+        """Score one checkpoint; its lines are written to the run's logs. Raises UserError where it cannot be read.
+
+        kinds: of weights, where not all that the config asks for.
+        """
+        settings = self.config.evaluation
+        kinds = kinds or KINDS[settings.weights]
+        settings = settings.model_copy(update={"weights": "both" if len(kinds) > 1 else kinds[0]})
+        what, total = f"{checkpoint.path.name} on {self.text.split}", len(kinds) * len(self.text.tokens_N)
+        with Progress(what, total, "word", shown=self.ranks.is_first) as bar:
+            found = evaluate_checkpoint(
+                checkpoint,
+                settings,
+                self.text,
+                ranks=self.ranks,
+                on_scored=bar.update,
+                on_nats=self._keep_nats if len(self.text.tokens_N) <= LARGEST_TOKENS else None,
+            )
+        if self.ranks.is_first:
+            look = uuid.uuid4().hex
+            found = [replace(each, look=look) for each in found]
+            for each in found:
+                append_json_line(self.folder.evaluations, seal(each.as_line()))
+            show(self.folder.path, self.config, found, with_model=self.text.split == "validation" and self.ranks.size == 1)
+        return found
+
+    def _keep_nats(self, evaluation: Evaluation, nats: list[np.ndarray]) -> None:
+        """For the report's breakdowns; the first rank's."""
+        if self.ranks.is_first and evaluation.nats is not None:
+            write_token_nats(self.folder, evaluation, self.text, nats)
+
+    def scored(self) -> set[tuple[int, Weights]]:
+        """(step, kind of weights) that evaluations.jsonl already has for this text and these settings."""
+        wanted = (self.text.split, self.text.fingerprint, self.text.predictions)
+        return {
+            (each.step, kind)
+            for each in self.folder.read_evaluations()
+            if (each.split, each.vocabulary, each.predictions) == wanted and each.made_with(self.config.evaluation)
+            for kind in each.stands_for
+        }
+
+
+@contextlib.contextmanager
+def evaluating_ranks(device: str | None) -> Iterator[Ranks]:
+    """This process alone on `device` (None: a GPU if there is one), or one of the ranks that a launcher has started.
+
+    Ranks hold the vocabulary's rows between them and score the same positions. Raises UserError for a GPU that is not there.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: no CUDA device found here; use --device cpu")
+    keep_float32_exact()
+    if here().size == 1:
+        yield single_process(device or best_device())
+        return
+    from lm1b.training.process_group import start_ranks, stop_ranks  # loads DeepSpeed, which one process does without
+
+    ranks = start_ranks()
+    try:
+        with naming_the_guilty(ranks.peers, lambda: "run the same command again"):
+            yield ranks
+    finally:
+        stop_ranks()
+
+
+def say_result(evaluation: Evaluation) -> None:
+    """The result in words, or as an object of `--log-format json`."""
+    say(evaluation.in_words(), event="evaluation", step=evaluation.step, metrics=evaluation.as_line())
+
+
+def score_and_say(evaluator: Evaluator, checkpoint: Checkpoint) -> None:
+    """Score one checkpoint and say what came out, with the number of looks at a test text. Raises UserError as `Evaluator.score`."""
+    found = evaluator.score(checkpoint)
+    if not evaluator.ranks.is_first:
+        return
+    for evaluation in found:
+        say_result(evaluation)
+    if evaluator.text.is_test:
+        looks = count_test_looks(evaluator.folder.read_evaluations())
+        say(f"looks at test by this run so far: {looks}; choose nothing by them")

@@ -1,0 +1,164 @@
+"""A result of the exact evaluator, one line of evaluations.jsonl, and whatever is asked of results.
+
+1. lm1b/evaluation makes an `Evaluation` of each checkpoint, text and kind of weights, and appends its line.
+2. Retention asks for the best on validation, the watcher for what has been scored, the report, TensorBoard and exported models for all.
+3. Lines of older programs lack what was added since; it is None, or what was meant then.
+
+>>> evaluation = Evaluation.from_line(line)         # {"step": 100, "split": "validation", "word_perplexity": 98.2, ...}
+>>> evaluation.in_words()
+'step 100: word perplexity 98.20 on validation: 1,200 predictions, 0.50 % unknown, carry, 32 lanes, ema weights, fp32, 3.1 s'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from lm1b.config import Config, EvaluationConfig, Split
+from lm1b.data.text.benchmark import HELD_OUT_COUNTS, VOCABULARY_SIZE
+from lm1b.errors import UserError
+from lm1b.metrics import EVALUATED
+
+Weights = Literal["raw", "ema"]
+KINDS: dict[str, list[Weights]] = {"raw": ["raw"], "ema": ["ema"], "both": ["ema", "raw"]}  # by evaluation.weights
+TEST_FILE = "news.en.heldout-00000-of-00050"  # the benchmark's: every look at it is counted
+
+
+def is_test_text(split: str, official: str | None) -> bool:
+    """Whether scoring a text is a look at a test text. official: the name of the benchmark's file that it is."""
+    return split == "test" or official == TEST_FILE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A text's nats under one kind of weights of one checkpoint. The fields are the line's, in its order.
+
+    files: of the split, or as given. lanes: None where the state is reset. has_average: whether the checkpoint holds averaged weights.
+    nats, word_perplexity: None where they are no finite number. predictions: words + sentences; tokens: ids, more of them where words are
+    spelled by pieces. official: the benchmark's file that the text is. vocabulary: its fingerprint. look: the call that it is of.
+    """
+
+    step: int
+    checkpoint: str
+    split: Split | Literal["files"]
+    files: list[str]
+    state: str
+    lanes: int | None
+    precision: str
+    weights: Weights
+    has_average: bool = True
+    nats: float | None
+    predictions: int
+    tokens: int | None = None
+    words: int
+    sentences: int
+    unknown: int
+    word_perplexity: float | None
+    label: str | None = None
+    official: str | None = None
+    trained_on_official: bool = False
+    vocabulary: str
+    vocabulary_size: int | None = None
+    epoch: float | None = None
+    spectral_radius: dict[str, float] = field(default_factory=dict)
+    seconds: float
+    finished_at: str
+    look: str | None = None
+
+    @classmethod
+    def from_line(cls, line: dict[str, Any], source: str = "a line") -> Evaluation:
+        """A line as it was read. Raises UserError that names `source`, and what every line has and this one lacks."""
+        known = fields(cls)
+        needed = [each.name for each in known if each.default is MISSING and each.default_factory is MISSING]
+        if missing := [name for name in needed if name not in line]:
+            raise UserError(f"{source}: a result without {', '.join(missing)}, which every one has; remove its line to go on")
+        return cls(**{each.name: line[each.name] for each in known if each.name in line})
+
+    def as_line(self) -> dict[str, Any]:
+        """The line's keys and values, in order; without `look` as long as it is of no call."""
+        line = {each.name: getattr(self, each.name) for each in fields(self)}
+        if self.look is None:
+            del line["look"]
+        return line
+
+    def only(self, names: Iterable[str]) -> dict[str, Any]:
+        """Some of the line's keys and values, in the order of `names`."""
+        return {name: getattr(self, name) for name in names}
+
+    def made_with(self, settings: EvaluationConfig) -> bool:
+        """Whether it was made with these settings, whatever the text and the weights."""
+        lanes = settings.lanes if settings.state == "carry" else None
+        return (self.state, self.precision, self.lanes) == (settings.state, settings.precision, lanes)
+
+    @property
+    def stands_for(self) -> set[Weights]:
+        """Kinds of weights that it tells of: its own, and `ema` too where the checkpoint holds no average."""
+        return {self.weights} if self.has_average else {self.weights, "ema"}
+
+    @property
+    def is_of_files(self) -> bool:
+        """Whether the text is files of the user's, and no split of the token directory."""
+        return self.split == "files"
+
+    @property
+    def is_test_look(self) -> bool:
+        """Whether it is a look at a test text."""
+        return is_test_text(self.split, self.official)
+
+    @property
+    def text_name(self) -> str:
+        """Which text: the benchmark's file, the split, or the files' names without their folders."""
+        return self.official or (", ".join(Path(file).name for file in self.files) if self.is_of_files else self.split)
+
+    @property
+    def files_in_short(self) -> str:
+        """Which files, of a split too: the first one's name and how many more."""
+        more = f" + {len(self.files) - 1}" if len(self.files) > 1 else ""
+        return (self.official or "".join(Path(file).name for file in self.files[:1])) + more
+
+    @property
+    def tag(self) -> str:
+        """Of its perplexity in TensorBoard and the like: a curve a split, state and kind of weights."""
+        return f"{EVALUATED['word_perplexity'].tag}/{self.split}_{self.state}_{self.weights}"
+
+    @property
+    def unknown_percent(self) -> float:
+        """Of the predictions, those of `<UNK>`."""
+        return 100 * self.unknown / self.predictions
+
+    def in_words(self) -> str:
+        """The result, one line."""
+        perplexity = "not a finite number" if self.word_perplexity is None else f"{self.word_perplexity:.2f}"
+        lanes = f", {self.lanes} lanes" if self.lanes else ""
+        checked = ""
+        if self.official:
+            counted = self.official in HELD_OUT_COUNTS and self.vocabulary_size == VOCABULARY_SIZE
+            checked = " (official by its MD5" + (", and its counts are the published ones)" if counted else ")")
+        spelled = f" in {self.tokens:,} pieces ({self.label})" if self.tokens not in (None, self.predictions) else ""
+        return (
+            f"step {self.step}: word perplexity {perplexity} on {self.text_name}{checked}: {self.predictions:,} predictions{spelled}, "
+            f"{self.unknown_percent:.2f} % unknown, {self.state}{lanes}, {self.weights} weights, {self.precision}, {self.seconds:.1f} s"
+        )
+
+
+def best_on_validation(evaluations: Sequence[Evaluation], config: Config) -> Evaluation | None:
+    """The lowest word perplexity on validation among those that compare, the earliest of equals.
+
+    Those made with the config's own evaluation settings, averaged weights where it asks for both.
+    """
+    settings = config.evaluation
+    kind = "raw" if settings.weights == "raw" or config.training.ema_decay is None else "ema"
+    fitting = [
+        (each.word_perplexity, each.step, each)
+        for each in evaluations
+        if each.split == "validation" and each.word_perplexity is not None and each.made_with(settings) and kind in each.stands_for
+    ]
+    return min(fitting, key=lambda found: found[:2], default=(None, None, None))[2]
+
+
+def count_test_looks(evaluations: Iterable[Evaluation]) -> int:
+    """How often a run was scored on a test text: all results of one call are one look."""
+    on_test = [each for each in evaluations if each.is_test_look]
+    return len({number if each.look is None else each.look for number, each in enumerate(on_test)})

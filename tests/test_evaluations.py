@@ -1,0 +1,59 @@
+"""A result keeps its line's keys and their order, reads older lines, and answers the same questions for all who ask."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from made_run import made_evaluation
+
+from lm1b.data.text.benchmark import VOCABULARY_SIZE
+from lm1b.errors import UserError
+from lm1b.files import append_json_line, read_json_lines, seal
+from lm1b.training.evaluations import TEST_FILE, Evaluation, count_test_looks
+from lm1b.training.run_folder import RunFolder
+
+# As every evaluations.jsonl has them; tools of others read these files.
+KEYS = [
+    *("step", "checkpoint", "split", "files", "state", "lanes", "precision", "weights", "has_average", "nats", "predictions", "tokens"),
+    *("words", "sentences", "unknown", "word_perplexity", "label", "official", "trained_on_official", "vocabulary", "vocabulary_size"),
+    *("epoch", "spectral_radius", "seconds", "finished_at", "look"),
+]
+
+
+def test_a_line_has_these_keys_in_this_order_and_reads_back(tmp_path: Path) -> None:
+    whole = made_evaluation(look="1", tokens=250, label="open", spectral_radius={"layer 0": 0.9}, epoch=0.5)
+    assert list(whole.as_line()) == KEYS
+    assert list(made_evaluation().as_line()) == KEYS[:-1], "of no call"
+    folder = RunFolder(tmp_path)
+    for each in (whole, made_evaluation()):
+        append_json_line(folder.evaluations, seal(each.as_line()))
+    assert folder.read_evaluations() == [whole, made_evaluation()]
+    assert [list(line) for line in read_json_lines(folder.evaluations)] == [KEYS, KEYS[:-1]]
+
+
+def test_an_older_line_is_read_and_one_without_its_figures_is_refused(tmp_path: Path) -> None:
+    line = made_evaluation().as_line()
+    added_since = ("has_average", "tokens", "label", "official", "trained_on_official", "vocabulary_size", "epoch", "spectral_radius")
+    assert Evaluation.from_line({key: line[key] for key in line if key not in added_since}) == made_evaluation()
+    assert Evaluation.from_line(line | {"of_a_later_program": 1}) == made_evaluation()
+    folder = RunFolder(tmp_path)
+    append_json_line(folder.evaluations, line)
+    append_json_line(folder.evaluations, {key: line[key] for key in line if key not in ("nats", "seconds")})
+    with pytest.raises(UserError, match=r"evaluations\.jsonl:2: .* nats, seconds"):
+        folder.read_evaluations()
+
+
+def test_a_text_is_named_by_the_benchmark_the_split_or_its_files() -> None:
+    of_split, of_files = made_evaluation(), made_evaluation(split="files", files=["/a/one.txt", "/b/two.txt"])
+    official = made_evaluation(split="files", files=["/a/one.txt"], official=TEST_FILE, vocabulary_size=VOCABULARY_SIZE)
+    assert [each.text_name for each in (of_split, of_files, official)] == ["validation", "one.txt, two.txt", TEST_FILE]
+    assert [each.files_in_short for each in (of_split, of_files, official)] == ["validation-2 + 1", "one.txt + 1", TEST_FILE]
+    assert f"on {TEST_FILE} (official by its MD5, and its counts are the published ones): 200 pred" in official.in_words()
+    assert "200 predictions in 250 pieces (open), 2.50 % unknown" in made_evaluation(tokens=250, label="open").in_words()
+
+
+def test_all_results_of_one_call_are_one_look_at_test() -> None:
+    results = [made_evaluation(split="test", look="a"), made_evaluation(split="test", look="a"), made_evaluation(look="b")]
+    results += [made_evaluation(split="files", official=TEST_FILE, look="c"), made_evaluation(split="test"), made_evaluation(split="test")]
+    assert count_test_looks(results) == 4, "one of each call, and those of older lines, which name none, by themselves"
