@@ -29,7 +29,7 @@ T = TypeVar("T")
 class Crew:
     """This process's place among those that work on one tokens directory. ranks None: the only one.
 
-    around: makes the context that every action runs in, where it puts errors in words.
+    around: makes a context manager that wraps every action, to turn a full disk into a UserError.
     """
 
     def __init__(

@@ -6,6 +6,9 @@
 3. `encode_chunks` has the vocabulary spell only each chunk's distinct words and translates the numbers: the text is not
    read, and not looked up word by word, a second time. It writes the token shard and removes the numbers.
 
+The chunk `a b a` has the words `a `=0, `b `=1, `</S> `=2 and the codes 0 1 0 2. A vocabulary with the ids `</S>`=0, `a`=1, `<UNK>`=2,
+`<S>`=3 spells those three words as 1, 2, 0; the shard is that array at the codes: 1 2 1 0.
+
 When a chunk is counted or its shard written, a receipt says so (`NAME.count.json`, `NAME.shard.json`): see receipts.py.
 Peak disk: the numbers (4 bytes a token) beside the shards.
 """
@@ -14,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -32,10 +35,20 @@ from lm1b.data.vocabulary.files import load_vocabulary
 from lm1b.data.vocabulary.vocabulary import Vocabulary
 from lm1b.errors import UserError
 from lm1b.files import atomic_file
+from lm1b.workers import Workers
 
 CHUNKS_TO_ENCODE_TOGETHER = 8  # one look-up table of the vocabulary is built for so many
 WORDS_TO_MERGE_TOGETHER = 1 << 20  # or as many as there are already, so that no word is added up often
 _WORDS_SCHEMA = pa.schema([("word", pa.binary()), ("count", pa.int64())])
+
+
+def start_workers(num_processes: int) -> Workers:
+    """Processes for the passes, each of one thread: Arrow would start one a core in every process."""
+    return Workers(
+        num_processes,
+        prepare=partial(pa.set_cpu_count, 1),
+        if_killed="run it again to go on from there, with --set tokens.processes=1 to use less memory",
+    )
 
 
 def _codes_path(work: Path, shard: str) -> Path:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +35,7 @@ from lm1b.data.preprocess.passes import (
     encode_chunks,
     merge_counts,
     read_share,
+    start_workers,
     write_share,
 )
 from lm1b.data.preprocess.publish import (
@@ -107,7 +107,7 @@ class Preprocessing:
             if self.crew.first(lambda: finish_earlier_run(self.directory, made_from)):
                 return self._opened()
             self._take_over_complete_run(made_from)
-            self._make(held.enter_context(self._workers()), made_from)
+            self._make(held.enter_context(start_workers(self.config.tokens.processes or self._useful_processes())), made_from)
         return self._opened()
 
     def _make(self, workers: Workers, made_from: MadeFrom) -> None:
@@ -155,14 +155,6 @@ class Preprocessing:
         earlier, in_place = self.crew.first(lambda: left_of_complete_run(self.directory, made_from))
         if earlier is not None:
             self.ledger.take_over(Manifest.model_validate(earlier), in_place)
-
-    def _workers(self) -> Workers:
-        """Each of one thread: Arrow would start one a core in every process."""
-        return Workers(
-            self.config.tokens.processes or self._useful_processes(),
-            prepare=partial(pa.set_cpu_count, 1),
-            if_killed="run it again to go on from there, with --set tokens.processes=1 to use less memory",
-        )
 
     def _useful_processes(self) -> int:
         """As many as this rank has cores, fewer for a text that is done before they have started. Raw text keeps every core busy."""

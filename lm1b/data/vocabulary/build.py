@@ -1,4 +1,9 @@
-"""From the training split's counted words to the vocabulary that the config asks for."""
+"""From the training split's counted words to the vocabulary that the config asks for.
+
+1. `vocabulary_origin` says which settings, and which given file, the ids depend on: a later run compares it.
+2. `make_vocabulary` makes the words that have an id, from the counts or from the given file.
+3. For pieces of words it learns them from the same counts (piece_training.py); closed by those words, or open.
+"""
 
 from __future__ import annotations
 

@@ -4,7 +4,8 @@
    reaches over a space, so this is the segmentation of the whole sentence too, but for ties that rounding breaks otherwise.
 2. A word's first piece begins with the library's mark of a space, U+2581; no other does. So the words of a stream can be counted and
    put together again. Text is never normalised; a character without a piece is spelled by its bytes. Every word comes back as it was.
-3. The library would read a U+2581 in the text as a space: such a word is the mark and then its bytes.
+3. The library would read a U+2581 in the text as a space; a word that contains U+2581 is therefore spelled as the mark followed by its
+   UTF-8 bytes.
 4. `open`: every word is spelled. `closed`: a word outside of a word vocabulary is the one id `<UNK>`, as it is for a word model with that
    vocabulary, so that the figures of both can be laid side by side.
 5. Ids are not the library's: pieces are ranked by their training counts, ties by bytes.
