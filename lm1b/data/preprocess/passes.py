@@ -27,7 +27,7 @@ from pyarrow import ipc
 from lm1b.data.receipts import is_sound, read_receipt, write_receipt
 from lm1b.data.text.benchmark import official_md5
 from lm1b.data.text.corpus import TextChunk
-from lm1b.data.text.tokenized import as_numpy, check_lines, check_utf8, code_dtype, number_words
+from lm1b.data.text.tokenized import as_numpy, check_lines, check_utf8, code_dtype, number_tokens
 from lm1b.data.tokens.arrays import map_array, write_array
 from lm1b.data.tokens.directory import write_shard
 from lm1b.data.tokens.manifest import CountedText, Shard
@@ -89,7 +89,7 @@ def count_chunk(chunk: TextChunk, work: Path) -> CountedText:
     data = chunk.read()
     check_utf8(data, chunk.source, chunk.start)
     check_lines(data, chunk.source)
-    words, codes, counts = number_words(data)
+    words, codes, counts = number_tokens(data)
     words_sha256 = write_words(_words_path(work, chunk.shard), words, counts)
     _, codes_sha256 = write_array(_codes_path(work, chunk.shard), codes, outlives_power=False)
     may_be_official = chunk.official_name in official_md5() or chunk.split != "train"

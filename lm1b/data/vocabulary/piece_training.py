@@ -66,7 +66,7 @@ def _learnt_from(words: pa.BinaryArray, known: WordVocabulary | None) -> np.ndar
     ):
         left_out = compute.or_(left_out, more)
     if known is not None:
-        known_words = pa.array([word.encode() for word in known.words], pa.binary())
+        known_words = pa.array([word.encode() for word in known.id_to_token], pa.binary())
         left_out = compute.or_(left_out, compute.invert(compute.is_in(words, value_set=known_words)))
     return ~left_out.to_numpy(zero_copy_only=False)
 
@@ -120,7 +120,7 @@ def build_piece_vocabulary(
     spelling = unranked.spell(with_space(words), threads=usable_cores())
     assert spelling.lengths_W is not None
     totals = np.bincount(spelling.ids_K, weights=np.repeat(counts, spelling.lengths_W), minlength=size).astype(np.int64)
-    start = unranked.words.index(START)
-    order = sorted(set(range(size)) - {start}, key=lambda number: (-totals[number], unranked.words[number].encode()))
+    start = unranked.id_to_token.index(START)
+    order = sorted(set(range(size)) - {start}, key=lambda number: (-totals[number], unranked.id_to_token[number].encode()))
     order_V = np.array([*order, start])
     return PieceVocabulary(model, order_V, totals[order_V], known)

@@ -106,7 +106,7 @@ class PieceVocabulary(Vocabulary):
         return "open" if self._known is None else "closed"
 
     @property
-    def words(self) -> list[str]:
+    def id_to_token(self) -> list[str]:
         """Pieces in id order, as the library writes them."""
         return self._pieces
 
@@ -115,7 +115,7 @@ class PieceVocabulary(Vocabulary):
         """Hex SHA-256 of the library's file, of the known words and of the ids' order."""
         known = self._known.fingerprint if self._known else NO_FILE
         digest = hashlib.sha256(f"lm1b pieces 1\n{hashlib.sha256(self._model).hexdigest()} {known}\n".encode())
-        digest.update("\n".join(self.words).encode())
+        digest.update("\n".join(self.id_to_token).encode())
         return digest.hexdigest()
 
     @cached_property
@@ -165,7 +165,8 @@ class PieceVocabulary(Vocabulary):
 
     def word_of(self, ids: Sequence[int]) -> str:
         """The pieces joined, without the mark at the front."""
-        parts = [bytes([int(self.words[number][1:-1], 16)]) if number in self._is_byte else self.words[number].encode() for number in ids]
+        pieces = [(number in self._is_byte, self._pieces[number]) for number in ids]
+        parts = [bytes([int(piece[1:-1], 16)]) if is_byte else piece.encode() for is_byte, piece in pieces]  # of a byte: `<0x41>`
         return b"".join(parts).removeprefix(SPACE.encode()).decode("utf-8", "replace")
 
     def begins(self, ids_N: np.ndarray) -> np.ndarray:
@@ -180,7 +181,7 @@ class PieceVocabulary(Vocabulary):
         if self._known is not None:
             self._known.save(known_words_path(path))
             head = head._replace(words_sha256=digest_of_file(known_words_path(path)))
-        lines = [f"{piece} {count}\n".encode() for piece, count in zip(self.words, self.counts_V.tolist(), strict=True)]
+        lines = [f"{piece} {count}\n".encode() for piece, count in zip(self.id_to_token, self.counts_V.tolist(), strict=True)]
         with atomic_file(path) as file:
             file.write(b"".join([head.line, b"\n", *lines]))
 

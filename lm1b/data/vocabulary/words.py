@@ -66,7 +66,7 @@ class WordVocabulary(Vocabulary):
         return "closed"
 
     @cached_property
-    def words(self) -> list[str]:
+    def id_to_token(self) -> list[str]:
         """Words in id order."""
         return self._words.cast(pa.string()).to_pylist()
 
@@ -89,7 +89,7 @@ class WordVocabulary(Vocabulary):
 
     @cached_property
     def _keys(self) -> pa.BinaryArray:
-        """The words as `words_of` shows them."""
+        """The words as `tokens_of` shows them."""
         return with_space(self._words)
 
     def _id_of_symbol(self, symbol: str) -> int:
@@ -107,7 +107,7 @@ class WordVocabulary(Vocabulary):
     def word_of(self, ids: Sequence[int]) -> str:
         """The word of one id."""
         (number,) = ids
-        return self.words[number]
+        return self.id_to_token[number]
 
     def begins(self, ids_N: np.ndarray) -> np.ndarray:
         """Everywhere: an id is a word or a sentence's end."""
