@@ -108,7 +108,7 @@ class Batches:
         return self._order
 
     def _parts(self, order: _EpochOrder, position: int, block: int, count: int) -> Iterator[tuple[int, int, int]]:
-        """Where `count` stream tokens from `position` on lie, the first in the order's `block`-th block: (shard, first, number)."""
+        """Places of `count` stream tokens from `position` on, the first in the order's `block`-th block: (shard, first, number)."""
         while count:
             chosen = order.blocks[block]
             inside = position - order.starts[block]

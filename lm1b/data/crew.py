@@ -46,7 +46,7 @@ class Crew:
 
     @property
     def processes_on_host(self) -> int:
-        """How many of the crew share this host's cores."""
+        """Number of the crew's ranks that share this host's cores."""
         if self.size == 1:
             return 1
         from lm1b.distributed import local_size  # loads torch, which a process on its own does without

@@ -117,7 +117,7 @@ def _count_key(chunk: TextChunk) -> list[object]:
 
 
 def recall_count(chunk: TextChunk, work: Path) -> tuple[CountedText, bool] | None:
-    """What an earlier run's first pass found for the same chunk, where that still holds and its words are there, undamaged.
+    """Result of an earlier run's first pass over the same chunk, where that still holds and its words are there, undamaged.
 
     With it, whether its numbers are there, undamaged, too, so that the second pass can be made.
     """
@@ -158,7 +158,7 @@ def write_share(work: Path, rank: int, words: pa.Table) -> str:
 
 
 def read_share(work: Path, rank: int, sha256: str) -> pa.Table:
-    """What `write_share` wrote. Raises UserError where it is not there, or something else is."""
+    """Read the table that `write_share` wrote. Raises UserError where it is not there, or something else is."""
     path = _share_path(work, rank)
     if not is_sound(path, sha256):
         raise UserError(f"{path}: not what rank {rank} has written; is the folder shared by all machines? Run it again")

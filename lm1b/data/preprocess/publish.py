@@ -96,7 +96,7 @@ def _move_in(directory: Path) -> None:
 
 
 def _publish_what_was_finished(directory: Path, made_from: MadeFrom) -> None:
-    """Where an earlier run of the same text and settings was killed while its parts changed places: move the rest."""
+    """Move the rest in, if an earlier run of the same text and settings was killed while its parts changed places."""
     path = directory / UNFINISHED_NAME / MANIFEST_NAME
     if not path.is_file():
         return

@@ -25,7 +25,7 @@ _READ_BYTES = 1 << 16
 
 
 class _Unpacked:
-    """What tarfile reads from: counts the unpacked bytes and stops where they are too many or too few.
+    """The stream that tarfile reads from: counts the unpacked bytes and stops where they are too many or too few.
 
     allowed: how many may come before the next header is read. needed: where the next header begins.
     """

@@ -47,7 +47,7 @@ _HASH_DIGITS = 16
 
 
 def raw_origin(config: CorpusConfig) -> dict[str, Any]:
-    """What the tokenized files depend on; cheap. Raises UserError where a raw file is missing."""
+    """Identifies the text and settings that the tokenized files are made of; cheap. Raises UserError where a raw file is missing."""
     rules = {"rules": RULES_VERSION, "held_out_words": config.held_out_words}
     if config.kind == "news_sample":
         return rules | {"wheel_sha256": news_sample.WHEEL.sha256}
@@ -129,7 +129,7 @@ def _chunk_bytes(total_bytes: int, num_processes: int) -> int:
 
 
 def _chunk_path(folder: Path, chunk: TextChunk, origin: dict[str, Any]) -> Path:
-    """Where a chunk's sentences go: the name tells what they are of, so that a later run may take them as they are."""
+    """Path for a chunk's sentences: its name identifies the text, so that a later run may take them as they are."""
     what = json.dumps([origin, chunk.identity.model_dump(), hashlib.sha256(chunk.data or b"").hexdigest()], sort_keys=True)
     return folder / f"{chunk.shard}-{hashlib.sha256(what.encode()).hexdigest()[:16]}.sorted"
 
@@ -231,7 +231,7 @@ def _merge(config: CorpusConfig, folder: Path, origin: dict[str, Any], paths: li
 
 
 def _made_splits(folder: Path, origin: dict[str, Any]) -> dict[Split, dict[str, Any]] | None:
-    """What `_write_splits` wrote in an earlier run of the same text, where all of it is there, undamaged."""
+    """The result of `_write_splits` in an earlier run of the same text, where all of it is there, undamaged."""
     receipt = read_receipt(folder / "done.json", origin, dict)
     return receipt.result if receipt else None
 

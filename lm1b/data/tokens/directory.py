@@ -138,7 +138,7 @@ class TokenDirectory:
         check_vocabulary(self.folder / VOCABULARY_NAME, self.manifest.vocabulary.sha256)
 
     def _refuse(self, path: Path, expected: str, found: str) -> UserError:
-        """What is wrong with a shard whose SHA-256 is another."""
+        """The error for a shard whose SHA-256 is another."""
         others = {sha256: other.name for other, _, sha256 in self._files()}
         swapped = f" (which is that of {others[found]})" if found in others else ""
         return UserError(

@@ -63,7 +63,7 @@ class PageFetcher:
 
 
 class PageSource:
-    """Where pages come from, nearest first: memory, the cache, the store."""
+    """The places that pages come from, nearest first: memory, the cache, the store."""
 
     def __init__(self, store: Store, cache: PageCache):
         self.store, self.cache, self.fetcher = store, cache, PageFetcher()

@@ -41,7 +41,7 @@ def this_machine() -> str:
 
 
 def status_of(path: Path) -> list[int]:
-    """What changes when a file does. The time of the inode's change cannot be set back, as the time of writing can."""
+    """Numbers that change when the file does. The time of the inode's change cannot be set back, as the time of writing can."""
     status = path.stat()
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 

@@ -24,7 +24,7 @@ PIECE_SETTINGS = ("pieces", "piece_model", "character_coverage", "sample_words",
 
 
 def vocabulary_origin(config: VocabularyConfig) -> dict[str, Any]:
-    """What the vocabulary depends on beside the text. Raises UserError where a given file is missing."""
+    """Identifies the settings and the given file of a vocabulary. Raises UserError where that file is missing."""
     if config.kind == "words":
         return _words_origin(config)
     settings = {"kind": config.kind} | {name: getattr(config, name) for name in PIECE_SETTINGS}

@@ -43,12 +43,12 @@ _WHITE_SPACE = b" \t\n\r\v\f"  # these bytes part words and lines, so that no wo
 
 
 def model_path(path: Path) -> Path:
-    """Where the library's file lies, from that of vocabulary.txt."""
+    """Path of the library's file beside vocabulary.txt (`path`)."""
     return path.with_name("vocabulary.model")
 
 
 def known_words_path(path: Path) -> Path:
-    """Where the word vocabulary of a closed one lies."""
+    """Path of the word vocabulary of a closed one, beside vocabulary.txt (`path`)."""
     return path.with_name("vocabulary.words.txt")
 
 

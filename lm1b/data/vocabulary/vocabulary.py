@@ -87,7 +87,7 @@ class Vocabulary(ABC):
     @property
     @abstractmethod
     def id_to_token(self) -> Sequence[str]:
-        """What each id stands for, a word or a piece of one, in id order."""
+        """The word, or piece of one, that each id stands for, in id order."""
 
     @property
     @abstractmethod
