@@ -147,7 +147,7 @@ class Lm1bTokenizer(PreTrainedTokenizerFast):
             vocabulary = load_vocabulary(Path(path))
             if vocabulary.kind != "words":
                 raise UserError(f"{path}: pieces of words, which no tokenizer of transformers spells as lm1b does; {_WITHOUT_TOKENIZER}")
-            words = {word: number for number, word in enumerate(vocabulary.words)}
+            words = {word: number for number, word in enumerate(vocabulary.id_to_token)}
         tokenizer = Tokenizer(WordLevel(words, unk_token=UNKNOWN))
         tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[ \t\r\n\v\f]+"), "removed")
         if END in words:

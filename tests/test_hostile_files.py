@@ -147,7 +147,7 @@ def everything_of(directory: Path) -> Any:
         (np.asarray(split.tokens(0)).tolist(), split.sentence_ends(0).tolist())
         for split in map(tokens.split, ("train", "validation", "test"))
     ]
-    return splits, tokens.vocabulary.words, tokens.manifest
+    return splits, tokens.vocabulary.id_to_token, tokens.manifest
 
 
 NAMES = ["manifest.json", "vocabulary.txt", "train-00001.tokens.npy", "train-00001.ends.npy", "test-00000.tokens.npy"]
@@ -177,11 +177,11 @@ def test_vocabularies(tmp_path: Path, directory: Path, change: Change) -> None:
     path.write_bytes(change((directory / "vocabulary.txt").read_bytes()))
     vocabulary = outcome(lambda: WordVocabulary.load(path))
     if vocabulary is not None:
-        assert len(vocabulary.words) == vocabulary.size == len(vocabulary.counts_V)
-        assert {vocabulary.words[vocabulary.end_id], vocabulary.words[vocabulary.unknown_id]} == {"</S>", "<UNK>"}
+        assert len(vocabulary.id_to_token) == vocabulary.size == len(vocabulary.counts_V)
+        assert {vocabulary.id_to_token[vocabulary.end_id], vocabulary.id_to_token[vocabulary.unknown_id]} == {"</S>", "<UNK>"}
     given_one = outcome(lambda: read_given_vocabulary(path))
     if given_one is not None:
-        assert given_one[0].words[-1] == "<S>"
+        assert given_one[0].id_to_token[-1] == "<S>"
         given_one[0].encode(b"a b\n")
 
 

@@ -21,7 +21,7 @@ import lm1b
 from lm1b.config import Config, TokensConfig, VocabularyConfig, parse_config
 from lm1b.config.strict import override
 from lm1b.data.preprocess.preprocess import preprocess
-from lm1b.data.text.tokenized import number_words
+from lm1b.data.text.tokenized import number_tokens
 from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.data.tokens.remote import open_tokens
 from lm1b.data.vocabulary.files import load_vocabulary
@@ -54,7 +54,7 @@ SETTINGS = VocabularyConfig(kind="sentencepiece", pieces=295)
 
 
 def counted(text: bytes) -> tuple[pa.BinaryArray, np.ndarray]:
-    keys, _, counts = number_words(text)
+    keys, _, counts = number_tokens(text)
     return pa.array([key[:-1] for key in keys.to_pylist()], pa.binary()), counts
 
 
@@ -93,9 +93,9 @@ def test_ids_fall_by_training_count_and_ties_go_by_bytes(name: str) -> None:
     vocabulary = VOCABULARIES[name]
     found = np.bincount(vocabulary.encode(TEXT).ids_N, minlength=vocabulary.size)
     assert vocabulary.counts_V.tolist() == found.tolist()
-    ranked = [(-count, piece.encode()) for count, piece in zip(found.tolist(), vocabulary.words, strict=True)]
+    ranked = [(-count, piece.encode()) for count, piece in zip(found.tolist(), vocabulary.id_to_token, strict=True)]
     assert ranked[:-1] == sorted(ranked[:-1])
-    assert (vocabulary.words[-1], vocabulary.size, vocabulary.start_id) == ("<S>", 295, 294)
+    assert (vocabulary.id_to_token[-1], vocabulary.size, vocabulary.start_id) == ("<S>", 295, 294)
 
 
 @pytest.mark.parametrize("name", ["unigram", "bpe"])
@@ -103,7 +103,7 @@ def test_words_are_segmented_as_the_library_segments_sentences(name: str) -> Non
     vocabulary = VOCABULARIES[name]
     theirs = SentencePieceProcessor(model_proto=vocabulary._model)
     for sentence in SENTENCES:
-        ours = [vocabulary.words[number] for number in vocabulary.encode(sentence.encode()).ids_N[:-1]]
+        ours = [vocabulary.id_to_token[number] for number in vocabulary.encode(sentence.encode()).ids_N[:-1]]
         assert ours == theirs.encode(sentence, out_type=str)
 
 
@@ -113,7 +113,7 @@ def test_the_same_counts_make_the_same_vocabulary_and_the_fingerprint_tells_othe
     again = build_piece_vocabulary(words.take(pa.array(turned)), counts[turned], SETTINGS, None)
     first = VOCABULARIES["unigram"]
     assert again.fingerprint == first.fingerprint
-    assert again.words == first.words
+    assert again.id_to_token == first.id_to_token
     order_V = np.argsort(first._id_of_number)
     order_V[[3, 4]] = order_V[[4, 3]]
     swapped = PieceVocabulary(first._model, order_V, first.counts_V, None)
@@ -159,7 +159,7 @@ def test_any_line_has_a_stated_treatment(line: bytes, words: int, unknown: int) 
 def test_closed_spells_an_unknown_word_by_one_id() -> None:
     closed = VOCABULARIES["closed"]
     ids = closed.encode(b"the zebra said <UNK> .\n").ids_N
-    assert [closed.words[number] for number in ids if number == closed.unknown_id] == ["<UNK>"] * 2
+    assert [closed.id_to_token[number] for number in ids if number == closed.unknown_id] == ["<UNK>"] * 2
     assert closed.decode(ids) == ["the <UNK> said <UNK> ."]
     assert (closed.label, VOCABULARIES["bpe"].label, KNOWN.label) == ("closed", "open", "closed")
 
@@ -296,9 +296,9 @@ def whole_words() -> tuple[WordVocabulary, PieceVocabulary]:
 def test_the_same_probabilities_give_the_same_perplexity_per_word() -> None:
     """A word model, and a piece model with its probabilities on the pieces that are those words and none on any other."""
     known, pieces = whole_words()
-    spelled = {word: pieces.encode(word.encode()).ids_N[:-1].tolist() for word in known.words if not word.startswith("<")}
+    spelled = {word: pieces.encode(word.encode()).ids_N[:-1].tolist() for word in known.id_to_token if not word.startswith("<")}
     assert all(len(ids) == 1 for ids in spelled.values())
-    place_of = [spelled[word][0] if word in spelled else pieces.words.index(word) for word in known.words]
+    place_of = [spelled[word][0] if word in spelled else pieces.id_to_token.index(word) for word in known.id_to_token]
     shape = made_config(Path("x")).model
     core, ranks = LanguageModel(shape, seed=3), single_process()
     rows, generator = {}, torch.Generator().manual_seed(1)

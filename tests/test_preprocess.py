@@ -52,7 +52,7 @@ def changed_at(directory: Path) -> dict[str, int]:
 
 def text_of(tokens: TokenDirectory, split: Any) -> str:
     ids, _ = tokens.split(split).joined()
-    return " ".join(tokens.vocabulary.words[i] for i in ids)
+    return " ".join(tokens.vocabulary.id_to_token[i] for i in ids)
 
 
 def test_every_word_of_the_corpus_is_in_the_shards(folder: Path) -> None:
@@ -62,7 +62,7 @@ def test_every_word_of_the_corpus_is_in_the_shards(folder: Path) -> None:
     kept = {word for word, count in counts.items() if count >= 3}
     expected = " ".join(" ".join(word if word in kept else "<UNK>" for word in line.split()) + " </S>" for line in lines)
     assert text_of(tokens, "train") == expected
-    assert set(tokens.vocabulary.words) == kept | {"</S>", "<UNK>", "<S>"}
+    assert set(tokens.vocabulary.id_to_token) == kept | {"</S>", "<UNK>", "<S>"}
     train = tokens.split("train")
     assert (train.num_words, train.num_sentences) == (sum(counts.values()), len(lines))
     by_id = np.bincount(train.joined()[0], minlength=tokens.vocabulary.size)
@@ -80,7 +80,7 @@ def test_the_worked_example_of_the_data_layer_is_right(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("a cat .\n")
     corpus = {"kind": "text", "path": None, "train": [str(tmp_path / "a.txt")], "validation": [str(tmp_path / "b.txt")]}
     tokens = run(tmp_path, corpus=corpus, vocabulary={"minimum_count": 2})
-    assert tokens.vocabulary.words == [".", "</S>", "<UNK>", "cat", "the", "<S>"]
+    assert tokens.vocabulary.id_to_token == [".", "</S>", "<UNK>", "cat", "the", "<S>"]
     train = tokens.split("train")
     assert (train.joined()[0].tolist(), train.sentence_ends(0).tolist()) == ([4, 3, 2, 0, 1, 4, 3, 2, 0, 1], [5, 10])
     batches = Batches(train, end_id=1, lanes=2, steps=2, seed=1, block_tokens=100)
@@ -157,7 +157,7 @@ def test_a_changed_corpus_is_done_anew(folder: Path) -> None:
     path.write_text("brand new words brand new words brand new words\n" + path.read_text())
     second = run(folder)
     assert second.fingerprint != first.fingerprint
-    assert "brand" in second.vocabulary.words
+    assert "brand" in second.vocabulary.id_to_token
     expected = files_of(run(folder, tokens={"directory": str(folder / "fresh")}).directory)
     assert files_of(folder / "tokens") == expected
 
@@ -186,7 +186,7 @@ def test_shards_of_a_smaller_corpus_do_not_stay(folder: Path) -> None:
 def test_given_vocabulary(folder: Path) -> None:
     (folder / "given.txt").write_text("w3\n<UNK>\n</S>\nw0\n<S>\n")
     tokens = run(folder, vocabulary={"file": str(folder / "given.txt")})
-    assert tokens.vocabulary.words == ["w3", "<UNK>", "</S>", "w0", "<S>"]
+    assert tokens.vocabulary.id_to_token == ["w3", "<UNK>", "</S>", "w0", "<S>"]
     ids = tokens.split("train").joined()[0]
     assert tokens.vocabulary.counts_V.tolist() == np.bincount(ids, minlength=5).tolist()
     with pytest.raises(UserError, match="no such vocabulary file"):

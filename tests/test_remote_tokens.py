@@ -28,7 +28,8 @@ from lm1b.data.preprocess.preprocess import preprocess
 from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.data.tokens.manifest import PAGE_BYTES, Manifest
 from lm1b.data.tokens.page_cache import LOCKS, PageCache
-from lm1b.data.tokens.remote import NEEDED_SECONDS, open_tokens
+from lm1b.data.tokens.pages import NEEDED_SECONDS
+from lm1b.data.tokens.remote import open_tokens
 from lm1b.distributed import Ranks
 from lm1b.errors import UserError
 from lm1b.files import read_json, write_sealed_json

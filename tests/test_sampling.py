@@ -37,7 +37,7 @@ def test_first_words_come_as_often_as_the_model_says(model: LoadedModel) -> None
     drawn = Counter(
         next(sample_sentence(model, "", SamplingSettings(longest=1, may_be_unknown=True), number), "</S>") for number in range(3000)
     )
-    for number, word in enumerate(model.vocabulary.words):
+    for number, word in enumerate(model.vocabulary.id_to_token):
         expected = 3000 * probabilities[number] / (1.0 - probabilities[model.vocabulary.start_id])
         if word == "<S>":
             assert drawn[word] == 0

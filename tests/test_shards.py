@@ -54,7 +54,7 @@ def test_a_directory_reads_back(tmp_path: Path) -> None:
     tokens = TokenDirectory.open(make_directory(tmp_path))
     train = tokens.split("train")
     assert (train.num_tokens, train.num_words, train.num_sentences, train.num_unknown) == (6, 4, 2, 1)
-    words = [tokens.vocabulary.words[i] for i in train.tokens(0)]
+    words = [tokens.vocabulary.id_to_token[i] for i in train.tokens(0)]
     assert words == ["a", "b", "<UNK>", "</S>", "b", "</S>"]
     assert train.sentence_ends(0).tolist() == [4, 6]
     assert train.tokens(0).dtype == np.uint16  # type: ignore[attr-defined]

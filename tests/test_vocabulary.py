@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm1b.data.preprocess.passes import merge_counts
-from lm1b.data.text.tokenized import blocks_of, check_utf8, words_of
+from lm1b.data.text.tokenized import blocks_of, check_utf8, tokens_of
 from lm1b.data.vocabulary.words import WordVocabulary, build_vocabulary, read_given_vocabulary
 from lm1b.errors import UserError
 
 
-def tokens_of(data: bytes) -> list[bytes]:
-    """The stream's tokens, by plain Python: what `words_of` must give."""
+def plain_tokens(data: bytes) -> list[bytes]:
+    """The stream's tokens, by plain Python: what `tokens_of` must give."""
     out = []
     for line in data.removeprefix(b"\xef\xbb\xbf").split(b"\n"):
         if words := line.split():
@@ -28,7 +28,7 @@ def tokens_of(data: bytes) -> list[bytes]:
 
 
 def small_vocabulary(text: bytes = b"b a b c\nb a d b\n", minimum_count: int = 2) -> WordVocabulary:
-    counts = Counter(tokens_of(text))
+    counts = Counter(plain_tokens(text))
     return build_vocabulary(pa.array(list(counts), pa.binary()), np.array(list(counts.values()), dtype=np.int64), minimum_count)
 
 
@@ -45,8 +45,8 @@ def small_vocabulary(text: bytes = b"b a b c\nb a d b\n", minimum_count: int = 2
         b"\t\n\r\n",
     ],
 )
-def test_words_of_untidy_text(data: bytes) -> None:
-    assert words_of(data).to_pylist() == [token + b" " for token in tokens_of(data)]
+def test_tokens_of_untidy_text(data: bytes) -> None:
+    assert tokens_of(data).to_pylist() == [token + b" " for token in plain_tokens(data)]
 
 
 @given(
@@ -55,9 +55,9 @@ def test_words_of_untidy_text(data: bytes) -> None:
     )
 )
 @settings(deadline=None, max_examples=200)
-def test_words_of_is_plain_splitting(parts: list[bytes]) -> None:
+def test_tokens_of_is_plain_splitting(parts: list[bytes]) -> None:
     data = b"".join(parts)
-    assert words_of(data).to_pylist() == [token + b" " for token in tokens_of(data)]
+    assert tokens_of(data).to_pylist() == [token + b" " for token in plain_tokens(data)]
 
 
 @given(st.binary(max_size=60), st.integers(1, 20))
@@ -78,38 +78,38 @@ def test_text_that_is_not_utf8_names_line_and_byte() -> None:
 
 def test_ids_fall_by_count_and_ties_go_by_bytes() -> None:
     vocabulary = small_vocabulary(b"z y x y z\nx w\xc3\xa9 w\n", minimum_count=2)
-    assert vocabulary.words == ["</S>", "<UNK>", "x", "y", "z", "<S>"]
+    assert vocabulary.id_to_token == ["</S>", "<UNK>", "x", "y", "z", "<S>"]
     assert vocabulary.counts_V.tolist() == [2, 2, 2, 2, 2, 0]
     assert (vocabulary.end_id, vocabulary.unknown_id, vocabulary.start_id, vocabulary.size) == (0, 1, 5, 6)
 
 
 def test_no_count_is_lost() -> None:
     vocabulary = small_vocabulary(b"b a b c <UNK>\nb a d b\n")
-    assert dict(zip(vocabulary.words, vocabulary.counts_V.tolist(), strict=True)) == {"b": 4, "<UNK>": 3, "</S>": 2, "a": 2, "<S>": 0}
+    assert dict(zip(vocabulary.id_to_token, vocabulary.counts_V.tolist(), strict=True)) == {"b": 4, "<UNK>": 3, "</S>": 2, "a": 2, "<S>": 0}
 
 
 def test_encode() -> None:
     vocabulary = small_vocabulary()
     ids, _, _, unknown = vocabulary.encode(b"a new b\r\n\nb </S>")
-    assert [vocabulary.words[i] for i in ids] == ["a", "<UNK>", "b", "</S>", "b", "<UNK>", "</S>"]
+    assert [vocabulary.id_to_token[i] for i in ids] == ["a", "<UNK>", "b", "</S>", "b", "<UNK>", "</S>"]
     assert (ids.dtype, unknown) == (np.uint32, 2)
     assert vocabulary.encode(b"").ids_N.tolist() == []
     with pytest.raises(UserError, match=r"x\.txt: not UTF-8"):
         vocabulary.encode(b"\xff", "x.txt")
 
 
-def test_words_of_strange_bytes_survive_saving(tmp_path: Path) -> None:
+def test_tokens_of_strange_bytes_survive_saving(tmp_path: Path) -> None:
     vocabulary = small_vocabulary("a\u00a0b \u2028 \u0085 a\u00a0b \u2028 \u0085 a\x01 a a a\x01\n".encode())
     vocabulary.save(tmp_path / "vocabulary.txt")
     loaded = WordVocabulary.load(tmp_path / "vocabulary.txt")
-    assert loaded.words == vocabulary.words
+    assert loaded.id_to_token == vocabulary.id_to_token
     assert loaded.counts_V.tolist() == vocabulary.counts_V.tolist()
     assert loaded.fingerprint == vocabulary.fingerprint
-    assert loaded.words.index("a") < loaded.words.index("a\x01"), "ties go by the words' bytes"
+    assert loaded.id_to_token.index("a") < loaded.id_to_token.index("a\x01"), "ties go by the words' bytes"
 
 
 def test_the_fingerprint_includes_the_order() -> None:
-    words = small_vocabulary().words
+    words = small_vocabulary().id_to_token
     turned = [words[1], words[0], *words[2:]]
     made = [
         WordVocabulary(pa.array([w.encode() for w in order], pa.binary()), np.zeros(len(order), dtype=np.int64))
@@ -123,11 +123,11 @@ def test_given_vocabularies(tmp_path: Path) -> None:
     path.write_text("<S> 9\nb 2\n</S> 5\na 2\n<UNK> 7\n")
     vocabulary, has_counts = read_given_vocabulary(path)
     assert has_counts
-    assert vocabulary.words == ["<UNK>", "</S>", "a", "b", "<S>"]
+    assert vocabulary.id_to_token == ["<UNK>", "</S>", "a", "b", "<S>"]
     path.write_text("b\n<S>\n</S>\n<UNK>\na\n")
     vocabulary, has_counts = read_given_vocabulary(path)
     assert not has_counts
-    assert vocabulary.words == ["b", "</S>", "<UNK>", "a", "<S>"]
+    assert vocabulary.id_to_token == ["b", "</S>", "<UNK>", "a", "<S>"]
     counted = vocabulary.counted(pa.array([b"a", b"zz", b"</S>"], pa.binary()), np.array([4, 2, 3], dtype=np.int64))
     assert counted.counts_V.tolist() == [0, 3, 2, 4, 0]
 

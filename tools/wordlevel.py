@@ -35,7 +35,7 @@ class WordLevel:
     def __init__(self, vocabulary: WordVocabulary) -> None:
         library = import_tokenizers()
         models, splitters = (importlib.import_module(f"tokenizers.{name}") for name in ("models", "pre_tokenizers"))
-        ids = {word: place for place, word in enumerate(vocabulary.words)}
+        ids = {word: place for place, word in enumerate(vocabulary.id_to_token)}
         self._tokenizer = library.Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
         self._tokenizer.pre_tokenizer = splitters.WhitespaceSplit()
         self._encode = getattr(self._tokenizer, "encode_batch_fast", self._tokenizer.encode_batch)

@@ -66,6 +66,7 @@ class Batches:
     """The training split as steps.
 
     split: the tokens. end_id: id of `</S>`. lanes (B), steps (T), block_tokens: as in the config's `batches`.
+    tokens_per_step: lanes x steps. steps_per_epoch. dropped_tokens_per_epoch: what an epoch does not visit, fewer than a step's.
     Raises UserError where the split does not fill one step.
     """
 
@@ -107,7 +108,7 @@ class Batches:
         return self._order
 
     def _parts(self, order: _EpochOrder, position: int, block: int, count: int) -> Iterator[tuple[int, int, int]]:
-        """Where `count` stream tokens from `position` on lie, the first in the order's `block`-th block: (shard, first, number)."""
+        """Places of `count` stream tokens from `position` on, the first in the order's `block`-th block: (shard, first, number)."""
         while count:
             chosen = order.blocks[block]
             inside = position - order.starts[block]
@@ -132,13 +133,13 @@ class Batches:
                 position = (lane * self.steps_per_epoch + step_in_epoch) * self._steps
                 block = int(np.searchsorted(order.starts, position, side="right")) - 1
                 for shard, first, count in self._parts(order, position, block, steps * self._steps):
-                    self._split.will_need(shard, first, first + count)
+                    self._split.prefetch(shard, first, first + count)
             step += steps
 
     def at(self, step: int, first_lane: int, num_lanes: int) -> Batch:
         """The batch of `step` (from 0, over all epochs) for lanes first_lane .. first_lane + num_lanes - 1."""
         assert 0 <= first_lane <= self._lanes - num_lanes, "lanes out of range"
-        if self._split.wants_hints and (step % LOOK_EVERY == 0 or first_lane not in self._told):
+        if self._split.can_prefetch and (step % LOOK_EVERY == 0 or first_lane not in self._told):
             self._told.add(first_lane)
             self._look_ahead(step, first_lane, num_lanes)
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)

@@ -29,7 +29,7 @@ T = TypeVar("T")
 class Crew:
     """This process's place among those that work on one tokens directory. ranks None: the only one.
 
-    around: makes the context that every action runs in, where it puts errors in words.
+    around: makes a context manager that wraps every action, to turn a full disk into a UserError.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Crew:
 
     @property
     def processes_on_host(self) -> int:
-        """How many of the crew share this host's cores."""
+        """Number of the crew's ranks that share this host's cores."""
         if self.size == 1:
             return 1
         from lm1b.distributed import local_size  # loads torch, which a process on its own does without

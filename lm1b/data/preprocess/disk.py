@@ -1,4 +1,8 @@
-"""When preprocessing cannot write: one line that names the folder, about how much is still to be written there, and how much is free."""
+"""When preprocessing cannot write: one line that names the folder, about how much is still to be written there, and how much is free.
+
+1. `explaining_faults` is around everything that writes, and turns the operating system's error into that line.
+2. `bytes_of_conversion` and `bytes_of_passes` tell it how much is still to come, from what a byte of text was measured to take.
+"""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class Ledger:
 
     @property
     def unfinished(self) -> Path:
-        """Where everything is written until all of it is there."""
+        """The folder that everything is written to until all of it is there."""
         return self.directory / UNFINISHED_NAME
 
     @property
@@ -91,7 +91,7 @@ class Ledger:
         return name not in self.shards
 
     def texts(self) -> list[CountedText]:
-        """What was found in each chunk, in the order of a manifest."""
+        """First-pass results of all chunks, in the order of a manifest."""
         return [self.counted[name] for name in self.names()]
 
     def share(self) -> None:

@@ -1,4 +1,9 @@
-"""Whether a corpus is the official benchmark, and whether what was counted is what is published."""
+"""Whether a corpus is the official benchmark, and whether what was counted is what is published.
+
+1. `check_official` compares the files' MD5 with the benchmark's. Where some are right and others are not, a file is damaged.
+2. `assert_official_counts` compares, at the end, sentences, tokens, the vocabulary's size and the held-out files' unknown words with the
+   published ones (text/benchmark.py).
+"""
 
 from __future__ import annotations
 

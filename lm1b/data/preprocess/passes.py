@@ -6,6 +6,9 @@
 3. `encode_chunks` has the vocabulary spell only each chunk's distinct words and translates the numbers: the text is not
    read, and not looked up word by word, a second time. It writes the token shard and removes the numbers.
 
+The chunk `a b a` has the words `a `=0, `b `=1, `</S> `=2 and the codes 0 1 0 2. A vocabulary with the ids `</S>`=0, `a`=1, `<UNK>`=2,
+`<S>`=3 spells those three words as 1, 2, 0; the shard is that array at the codes: 1 2 1 0.
+
 When a chunk is counted or its shard written, a receipt says so (`NAME.count.json`, `NAME.shard.json`): see receipts.py.
 Peak disk: the numbers (4 bytes a token) beside the shards.
 """
@@ -14,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +27,7 @@ from pyarrow import ipc
 from lm1b.data.receipts import is_sound, read_receipt, write_receipt
 from lm1b.data.text.benchmark import official_md5
 from lm1b.data.text.corpus import TextChunk
-from lm1b.data.text.tokenized import as_numpy, check_lines, check_utf8, code_dtype, number_words
+from lm1b.data.text.tokenized import as_numpy, check_lines, check_utf8, code_dtype, number_tokens
 from lm1b.data.tokens.arrays import map_array, write_array
 from lm1b.data.tokens.directory import write_shard
 from lm1b.data.tokens.manifest import CountedText, Shard
@@ -32,10 +35,20 @@ from lm1b.data.vocabulary.files import load_vocabulary
 from lm1b.data.vocabulary.vocabulary import Vocabulary
 from lm1b.errors import UserError
 from lm1b.files import atomic_file
+from lm1b.workers import Workers
 
 CHUNKS_TO_ENCODE_TOGETHER = 8  # one look-up table of the vocabulary is built for so many
 WORDS_TO_MERGE_TOGETHER = 1 << 20  # or as many as there are already, so that no word is added up often
 _WORDS_SCHEMA = pa.schema([("word", pa.binary()), ("count", pa.int64())])
+
+
+def start_workers(num_processes: int) -> Workers:
+    """Processes for the passes, each of one thread: Arrow would start one a core in every process."""
+    return Workers(
+        num_processes,
+        prepare=partial(pa.set_cpu_count, 1),
+        if_killed="run it again to go on from there, with --set tokens.processes=1 to use less memory",
+    )
 
 
 def _codes_path(work: Path, shard: str) -> Path:
@@ -76,7 +89,7 @@ def count_chunk(chunk: TextChunk, work: Path) -> CountedText:
     data = chunk.read()
     check_utf8(data, chunk.source, chunk.start)
     check_lines(data, chunk.source)
-    words, codes, counts = number_words(data)
+    words, codes, counts = number_tokens(data)
     words_sha256 = write_words(_words_path(work, chunk.shard), words, counts)
     _, codes_sha256 = write_array(_codes_path(work, chunk.shard), codes, outlives_power=False)
     may_be_official = chunk.official_name in official_md5() or chunk.split != "train"
@@ -104,7 +117,7 @@ def _count_key(chunk: TextChunk) -> list[object]:
 
 
 def recall_count(chunk: TextChunk, work: Path) -> tuple[CountedText, bool] | None:
-    """What an earlier run's first pass found for the same chunk, where that still holds and its words are there, undamaged.
+    """Result of an earlier run's first pass over the same chunk, where that still holds and its words are there, undamaged.
 
     With it, whether its numbers are there, undamaged, too, so that the second pass can be made.
     """
@@ -145,7 +158,7 @@ def write_share(work: Path, rank: int, words: pa.Table) -> str:
 
 
 def read_share(work: Path, rank: int, sha256: str) -> pa.Table:
-    """What `write_share` wrote. Raises UserError where it is not there, or something else is."""
+    """Read the table that `write_share` wrote. Raises UserError where it is not there, or something else is."""
     path = _share_path(work, rank)
     if not is_sound(path, sha256):
         raise UserError(f"{path}: not what rank {rank} has written; is the folder shared by all machines? Run it again")

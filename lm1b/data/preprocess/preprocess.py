@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +35,7 @@ from lm1b.data.preprocess.passes import (
     encode_chunks,
     merge_counts,
     read_share,
+    start_workers,
     write_share,
 )
 from lm1b.data.preprocess.publish import (
@@ -86,7 +86,7 @@ def preprocess(config: Config, *, progress: bool = True, ranks: Ranks | None = N
 
 
 class Preprocessing:
-    """One run, as one rank sees it. Every method that speaks of all ranks is a collective."""
+    """One run, as one rank sees it. The steps are collectives: every rank takes them, in this order."""
 
     def __init__(self, config: Config, ranks: Ranks | None, progress: bool) -> None:
         self.config = config
@@ -99,7 +99,7 @@ class Preprocessing:
     def run(self) -> TokenDirectory:
         """The seven steps."""
         made_from = self._look_at_text()
-        if self._was_complete(made_from):
+        if self._was_complete(made_from):  # 1
             return self._opened()
         with ExitStack() as held:
             self.crew.first(lambda: held.enter_context(lock_directory(self.directory)))  # for all of them
@@ -107,24 +107,25 @@ class Preprocessing:
             if self.crew.first(lambda: finish_earlier_run(self.directory, made_from)):
                 return self._opened()
             self._take_over_complete_run(made_from)
-            self._make(held.enter_context(self._workers()), made_from)
-        return self._opened()
+            workers = held.enter_context(start_workers(self.config.tokens.processes or self._useful_processes()))
+            self._make(workers, made_from)  # 2 to 7
+            return self._opened()
 
     def _make(self, workers: Workers, made_from: MadeFrom) -> None:
-        """Steps 2 to 7: whatever is not there yet."""
-        if self.corpus is None:
+        """Whatever is not there yet."""
+        if self.corpus is None:  # 2
             self.corpus = converted_corpus(self.config.corpus, self.directory, self.crew, workers, self._shows_progress)
         corpus = self.corpus
-        self._count(workers, corpus, trust_shards=True)
+        self._count(workers, corpus, trust_shards=True)  # 3
         is_official = check_official(self.ledger.texts())
-        vocabulary = self._earlier_vocabulary() if self.ledger.earlier else self._make_vocabulary(workers)
+        vocabulary = self._earlier_vocabulary() if self.ledger.earlier else self._make_vocabulary(workers)  # 4
         fingerprint: str = self.crew.first(lambda: _on_first_rank(vocabulary).fingerprint)
-        self._recall_shards(workers, corpus, fingerprint)
+        self._recall_shards(workers, corpus, fingerprint)  # 5
         self._encode(workers, fingerprint)
-        if is_official:
+        if is_official:  # 6
             self.crew.first(lambda: assert_official_counts(self.ledger, _on_first_rank(vocabulary), self.config.vocabulary))
         self._assert_splits()
-        self.crew.first(lambda: self._publish(_on_first_rank(vocabulary), is_official, made_from))
+        self.crew.first(lambda: self._publish(_on_first_rank(vocabulary), is_official, made_from))  # 7
 
     # 1. What there is.
 
@@ -151,18 +152,10 @@ class Preprocessing:
         return TokenDirectory(self.directory, Manifest.model_validate(manifest))
 
     def _take_over_complete_run(self, made_from: MadeFrom) -> None:
-        """Where there is a complete run on the same text that has lost a shard, keep the rest of it."""
+        """Keep the rest of a complete run on the same text that has lost a shard, if there is one."""
         earlier, in_place = self.crew.first(lambda: left_of_complete_run(self.directory, made_from))
         if earlier is not None:
             self.ledger.take_over(Manifest.model_validate(earlier), in_place)
-
-    def _workers(self) -> Workers:
-        """Each of one thread: Arrow would start one a core in every process."""
-        return Workers(
-            self.config.tokens.processes or self._useful_processes(),
-            prepare=partial(pa.set_cpu_count, 1),
-            if_killed="run it again to go on from there, with --set tokens.processes=1 to use less memory",
-        )
 
     def _useful_processes(self) -> int:
         """As many as this rank has cores, fewer for a text that is done before they have started. Raw text keeps every core busy."""

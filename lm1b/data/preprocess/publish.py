@@ -1,8 +1,10 @@
 """Whether a tokens directory is complete, and how what was made in its `unfinished/` takes the place of what was there before.
 
-Until everything is made, what was complete before is not touched. Then: the whole new manifest is written into `unfinished/`; the old one
-is removed; vocabulary and shards are moved in; the new manifest is moved last. A run that is killed while doing so leaves the
-manifest in `unfinished/`, and the next one moves the rest.
+1. One run at a time holds the directory (`lock_directory`). `finish_earlier_run` clears up what a killed one has left.
+2. Until everything is made, what was complete before is not touched.
+3. `publish` then writes the whole new manifest into `unfinished/`, removes the old one, moves vocabulary and shards in, and moves the new
+   manifest last.
+4. A run that is killed while doing so leaves the manifest in `unfinished/`, and the next one moves the rest.
 """
 
 from __future__ import annotations
@@ -94,7 +96,7 @@ def _move_in(directory: Path) -> None:
 
 
 def _publish_what_was_finished(directory: Path, made_from: MadeFrom) -> None:
-    """Where an earlier run of the same text and settings was killed while its parts changed places: move the rest."""
+    """Move the rest in, if an earlier run of the same text and settings was killed while its parts changed places."""
     path = directory / UNFINISHED_NAME / MANIFEST_NAME
     if not path.is_file():
         return

@@ -1,8 +1,9 @@
 """The members of a .tar or .tar.gz, from front to back, whoever made it: nothing is extracted, nothing grows with what it claims.
 
-Only plain files are given; links, devices and sparse files are passed over, and a member's name never becomes a path here. Bounded
-are the headers between two members, the number of members, and how much more comes out than went in (a gzip bomb). The
-gzip check sum at the very end is read too, so a changed byte inside is found.
+1. `read_members` gives plain files only; links, devices and sparse files are passed over, and a member's name never becomes a path here.
+2. Bounded are the headers between two members, the number of members, and how much more comes out than went in (a gzip bomb).
+3. The gzip check sum at the very end is read too, so a changed byte inside is found.
+4. `refusing_damage`, around all of that, turns what a damaged archive raises into one line.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _READ_BYTES = 1 << 16
 
 
 class _Unpacked:
-    """What tarfile reads from: counts the unpacked bytes and stops where they are too many or too few.
+    """The stream that tarfile reads from: counts the unpacked bytes and stops where they are too many or too few.
 
     allowed: how many may come before the next header is read. needed: where the next header begins.
     """

@@ -8,6 +8,9 @@
 4. The first sentences by hash, until they hold `held_out_words` words, are for validation, the next as many for test, all
    others for training. So a sentence's split depends on its hash alone, and no sentence is in two splits.
 
+With held_out_words=2, the sentences `b a`, `b a`, `c`, `d e`, `f g h`, in the order of their hash, become: validation `b a`, kept once;
+test `c` and `d e`, since one word is not yet two; training `f g h`.
+
 The files stay in `tokenized/` of the tokens directory; `done.json` there, their receipt, is written last.
 """
 
@@ -44,7 +47,7 @@ _HASH_DIGITS = 16
 
 
 def raw_origin(config: CorpusConfig) -> dict[str, Any]:
-    """What the tokenized files depend on; cheap. Raises UserError where a raw file is missing."""
+    """Identifies the text and settings that the tokenized files are made of; cheap. Raises UserError where a raw file is missing."""
     rules = {"rules": RULES_VERSION, "held_out_words": config.held_out_words}
     if config.kind == "news_sample":
         return rules | {"wheel_sha256": news_sample.WHEEL.sha256}
@@ -126,7 +129,7 @@ def _chunk_bytes(total_bytes: int, num_processes: int) -> int:
 
 
 def _chunk_path(folder: Path, chunk: TextChunk, origin: dict[str, Any]) -> Path:
-    """Where a chunk's sentences go: the name tells what they are of, so that a later run may take them as they are."""
+    """Path for a chunk's sentences: its name identifies the text, so that a later run may take them as they are."""
     what = json.dumps([origin, chunk.identity.model_dump(), hashlib.sha256(chunk.data or b"").hexdigest()], sort_keys=True)
     return folder / f"{chunk.shard}-{hashlib.sha256(what.encode()).hexdigest()[:16]}.sorted"
 
@@ -184,6 +187,7 @@ def _make(
     config: CorpusConfig, folder: Path, origin: dict[str, Any], crew: Crew, workers: Workers, progress: bool
 ) -> dict[Split, dict[str, Any]]:
     """All the steps of this page: chunks are dealt among the ranks, the first merges. -> what `_write_splits` says."""
+    crew.first(lambda: _clear(folder))
     processes = sum(crew.each(lambda: workers.num_processes))
 
     def tokenize_mine() -> list[Path]:
@@ -203,6 +207,13 @@ def _make(
     return crew.first(lambda: _merge(config, folder, origin, paths))
 
 
+def _clear(folder: Path) -> None:
+    """Make the folder, or remove from it what a killed run has left half-written, and the receipt of other text."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in [folder / "done.json", *folder.glob("*.partial")]:
+        path.unlink(missing_ok=True)
+
+
 def _merge(config: CorpusConfig, folder: Path, origin: dict[str, Any], paths: list[Path]) -> dict[Split, dict[str, Any]]:
     """Sorted chunks into the splits' files."""
     splits = _write_splits(_merged(paths), folder, config.held_out_words)
@@ -220,7 +231,7 @@ def _merge(config: CorpusConfig, folder: Path, origin: dict[str, Any], paths: li
 
 
 def _made_splits(folder: Path, origin: dict[str, Any]) -> dict[Split, dict[str, Any]] | None:
-    """What `_write_splits` wrote in an earlier run of the same text, where all of it is there, undamaged."""
+    """The result of `_write_splits` in an earlier run of the same text, where all of it is there, undamaged."""
     receipt = read_receipt(folder / "done.json", origin, dict)
     return receipt.result if receipt else None
 
@@ -233,14 +244,6 @@ def tokenized_corpus(config: CorpusConfig, directory: Path, crew: Crew, workers:
     folder = directory / FOLDER_NAME
     origin = crew.together(lambda: raw_origin(config))
 
-    def look() -> dict[Split, dict[str, Any]] | None:
-        if (splits := _made_splits(folder, origin)) is None:
-            (folder / "done.json").unlink(missing_ok=True)
-            folder.mkdir(parents=True, exist_ok=True)
-            for partial in folder.glob("*.partial"):
-                partial.unlink()
-        return splits
-
-    splits = crew.first(look) or _make(config, folder, origin, crew, workers, progress)
+    splits = crew.first(lambda: _made_splits(folder, origin)) or _make(config, folder, origin, crew, workers, progress)
     files = [SourceFile(split, number, folder / name) for split in SPLITS for number, (name, _) in enumerate(splits[split]["files"])]
     return crew.together(lambda: FilesCorpus(files))

@@ -41,7 +41,7 @@ _HASH_KEY = b"lm1b sentence split 1"
 
 @dataclass(frozen=True)
 class Part:
-    """What one worker reads. split: None where the hash tells. place: a file, or `SPLIT, shard 2 of 8` of a named dataset."""
+    """A worker's share. split: None where the hash tells. place: a file, or `SPLIT, shard 2 of 8` of a named dataset."""
 
     number: int
     split: Split | None
@@ -64,7 +64,7 @@ def local_files(config: CorpusConfig) -> Iterator[tuple[Split, Path]]:
 
 
 def datasets_origin(config: CorpusConfig) -> dict[str, Any]:
-    """What the tokenized files depend on; cheap, and without asking the hub. Raises UserError where a file is missing."""
+    """Identifies rows and settings, without asking the hub; cheap. Raises UserError where a file is missing."""
     settings = ("source", "column", "tokenized", *(() if _is_by_name(config) else ("validation_fraction", "test_fraction")))
     origin = {"rules": RULES} | {name: getattr(config, name) for name in settings}
     if config.source in LOCAL_SOURCES:
@@ -169,7 +169,7 @@ def _column(batch: pa.Table, features: Any, name: str, place: str, first: int) -
 
 
 def split_of(sentence: bytes, config: CorpusConfig) -> Split:
-    """Where a sentence belongs by its hash. sentence: words parted by one space."""
+    """The split that a sentence belongs to by its hash. sentence: words parted by one space."""
     digest = hashlib.blake2b(sentence, digest_size=8, key=_HASH_KEY).digest()
     share = int.from_bytes(digest, "big") / 2.0**64
     if share < config.validation_fraction:
@@ -238,7 +238,7 @@ def _recall(folder: Path, part: Part, key: str) -> list[tuple[Split, str]] | Non
 
 
 def _key(part: Part, origin: dict[str, Any]) -> str:
-    """What a part's files depend on."""
+    """Identifies the rows and settings that a part's files are made of."""
     what = [origin, part.split, Path(part.place).name if part.hub_split is None else part.place, part.num_bytes]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 

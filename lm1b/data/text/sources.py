@@ -50,7 +50,7 @@ def is_converted(config: CorpusConfig) -> bool:
 
 
 def converted_origin(config: CorpusConfig) -> dict[str, Any]:
-    """What those files depend on, `rules` among it; cheap. Raises UserError where a source file is missing."""
+    """Identifies the text and settings, `rules` among them; cheap. Raises UserError where a source file is missing."""
     if config.kind != "datasets":
         return raw_origin(config)
     return datasets_origin(config) | ({} if config.tokenized else {"held_out_words": config.held_out_words})

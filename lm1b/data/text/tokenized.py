@@ -4,11 +4,11 @@
 2. `tidy` brings text into one shape: words parted by one space, every sentence ended by one newline.
    Words part at ASCII white space only; blank lines are no sentences; `</S>` and `<S>` written in the text are read
    as `<UNK>`, since those two symbols are the stream's own.
-3. `words_of` views that as an Arrow array whose items are `word + b" "`, with `</S> ` where each sentence ends. The
+3. `tokens_of` views that as an Arrow array whose items are `word + b" "`, with `</S> ` where each sentence ends. The
    trailing space makes the items touch each other, so that the array is nothing but the text and where its spaces are.
-4. `number_words` numbers the distinct ones, so that what is slow need be done once a distinct word.
+4. `number_tokens` numbers the distinct ones, so that what is slow need be done once a distinct word.
 
->>> words_of(tidy(b"Hello ,\tworld !\\r\\n")).to_pylist()
+>>> tokens_of(tidy(b"Hello ,\tworld !\\r\\n")).to_pylist()
 [b'Hello ', b', ', b'world ', b'! ', b'</S> ']
 """
 
@@ -114,7 +114,7 @@ def _collapse(data: bytes) -> bytes:
     return data.lstrip(b" \n")
 
 
-def words_of(data: bytes) -> pa.BinaryArray:
+def tokens_of(data: bytes) -> pa.BinaryArray:
     """The stream's tokens of text, each with one trailing space, `</S> ` at sentence ends. `data` shorter than 1 GiB."""
     assert len(data) < 1 << 30, "32-bit offsets"
     for text in (tidy(data), None):
@@ -144,15 +144,15 @@ def code_dtype(num_words: int) -> np.dtype:
     return np.dtype(np.uint16 if num_words <= 1 << 16 else np.int32)
 
 
-def number_words(data: bytes) -> tuple[pa.BinaryArray, np.ndarray, np.ndarray]:
+def number_tokens(data: bytes) -> tuple[pa.BinaryArray, np.ndarray, np.ndarray]:
     """-> (distinct tokens of text with trailing space (m,), the text as their numbers, `code_dtype(m)` (n,), how often each is there,
     int64 (m,)). The numbers run in order of appearance.
     """
-    blocks = pa.chunked_array([words_of(block) for block in blocks_of(data)], pa.binary())
-    encoded = blocks.dictionary_encode()  # one table of words for all blocks
-    words = encoded.chunk(encoded.num_chunks - 1).dictionary if encoded.num_chunks else pa.array([], pa.binary())
-    numbers = np.empty(len(encoded), dtype=code_dtype(len(words)))
-    counts = np.zeros(len(words), dtype=np.int64)
+    blocks = pa.chunked_array([tokens_of(block) for block in blocks_of(data)], pa.binary())
+    encoded = blocks.dictionary_encode()  # one table of tokens for all blocks
+    distinct = encoded.chunk(encoded.num_chunks - 1).dictionary if encoded.num_chunks else pa.array([], pa.binary())
+    numbers = np.empty(len(encoded), dtype=code_dtype(len(distinct)))
+    counts = np.zeros(len(distinct), dtype=np.int64)
     start = 0
     for chunk in encoded.chunks:
         codes = as_numpy(chunk.indices)
@@ -160,4 +160,4 @@ def number_words(data: bytes) -> tuple[pa.BinaryArray, np.ndarray, np.ndarray]:
         start += len(codes)
         found = np.bincount(codes)
         counts[: len(found)] += found
-    return words, numbers, counts
+    return distinct, numbers, counts

@@ -5,6 +5,7 @@
 3. directory.py   shards written and read: `TokenDirectory`, `TokenSplit`
 4. verified.py    which files this machine has hashed before, so that they need not be read again
    unchanged.py   whether the corpus that the config names is still the one the shards were made of
-5. remote.py      the same directory at a URL, read page by page (64 KiB each) and fetched ahead
+5. remote.py      the same directory at a URL: slices of its arrays
+   pages.py       its files page by page (64 KiB each), verified, fetched ahead
    page_cache.py  the pages on this machine's disk, bounded in all
 """

@@ -1,4 +1,8 @@
-"""One-dimensional .npy files: written atomically with their checksums, mapped without being believed."""
+"""One-dimensional .npy files: written atomically with their checksums, mapped without being believed.
+
+1. `write_array` writes a header (`npy_header`) and the items, and gives the file's SHA-256; `digests_of_pages` gives one of every page.
+2. `map_array` compares the header with the one that such an array must have, instead of parsing it, and maps the items.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from lm1b.files import atomic_file
 
 
 def npy_header(dtype: np.dtype, length: int) -> bytes:
-    """How a .npy file of `length` items begins."""
+    """First bytes of a .npy file of `length` items."""
     header = io.BytesIO()
     description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)}
     np.lib.format.write_array_header_1_0(header, description)
@@ -45,7 +49,7 @@ def digests_of_pages(array: np.ndarray) -> list[str]:
 
 
 def map_array(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
-    """What `write_array` wrote, mapped, read-only. Raises UserError where the file does not hold `length` items of `dtype`.
+    """Map the array that `write_array` wrote, read-only. Raises UserError where the file does not hold `length` items of `dtype`.
 
     The header is compared, not parsed: a file that says something else of itself is never believed.
     """

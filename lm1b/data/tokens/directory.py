@@ -54,8 +54,8 @@ def write_shard(directory: Path, name: str, tokens: np.ndarray, end_id: int, unk
     )
 
 
-class Sliceable(Protocol):
-    """What an array's slices can be taken of, wherever it lies."""
+class TokenArray(Protocol):
+    """A shard's ids, wherever they lie: slices of it are arrays."""
 
     def __getitem__(self, part: slice, /) -> np.ndarray: ...
 
@@ -65,7 +65,7 @@ class Sliceable(Protocol):
 class TokenSplit:
     """The shards of one split, in the corpus's order."""
 
-    wants_hints = False  # whether `will_need` is of any use
+    can_prefetch = False  # whether `prefetch` does anything
 
     def __init__(self, name: str, folder: Path, shards: list[Shard], token_dtype: np.dtype) -> None:
         self.name = name
@@ -77,7 +77,7 @@ class TokenSplit:
         self.num_sentences = sum(shard.num_sentences for shard in shards)
         self.num_unknown = sum(shard.num_unknown for shard in shards)
 
-    def tokens(self, index: int) -> Sliceable:
+    def tokens(self, index: int) -> TokenArray:
         """Ids of shard `index`: uint16 or uint32 (n,), read-only; here mapped, elsewhere whatever gives an array for a slice."""
         return map_array(self._folder / self.shards[index].tokens_name, self.token_dtype, self.shards[index].num_tokens)
 
@@ -85,8 +85,8 @@ class TokenSplit:
         """Where each sentence of shard `index` ends, exclusive: int64 (num_sentences,), mapped, read-only."""
         return map_array(self._folder / self.shards[index].ends_name, np.dtype(np.int64), self.shards[index].num_sentences)
 
-    def will_need(self, index: int, start: int, stop: int) -> None:
-        """A hint: ids start to before stop of shard `index` are read soon. Nothing to do for files of this machine."""
+    def prefetch(self, index: int, start: int, stop: int) -> None:
+        """Ids start to before stop of shard `index` are read soon. Files of this machine need no fetching."""
 
     def joined(self) -> tuple[np.ndarray, np.ndarray]:
         """All shards one after another, in memory: (ids, sentence ends int64). For held-out splits."""
@@ -138,7 +138,7 @@ class TokenDirectory:
         check_vocabulary(self.folder / VOCABULARY_NAME, self.manifest.vocabulary.sha256)
 
     def _refuse(self, path: Path, expected: str, found: str) -> UserError:
-        """What is wrong with a shard whose SHA-256 is another."""
+        """The error for a shard whose SHA-256 is another."""
         others = {sha256: other.name for other, _, sha256 in self._files()}
         swapped = f" (which is that of {others[found]})" if found in others else ""
         return UserError(

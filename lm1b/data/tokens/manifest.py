@@ -140,7 +140,7 @@ class SplitShards(Record):
 
 
 class CountedText(Record):
-    """What the first pass found in a chunk of text. sha256, md5: of its bytes (md5 where held out, or where the benchmark has a file of
+    """First-pass result of a chunk of text. sha256, md5: of its bytes (md5 where held out, or where the benchmark has a file of
     that name). stream_length: words and sentence ends.
     """
 
@@ -155,7 +155,7 @@ class CountedText(Record):
 
 
 class MadeFrom(Record):
-    """What preprocessing compares to see whether anything has changed; all absent in a directory that something else made.
+    """Text and settings, compared to see whether anything has changed; all absent in a directory that something else made.
 
     origin: of the corpus. vocabulary: its settings. texts: every chunk of text, in the corpus's order.
     """
@@ -180,7 +180,7 @@ class MadeFrom(Record):
 
 
 class CorpusFacts(BaseModel):
-    """What the corpus is, wherever it lies; further keys say more of it and are only ever compared."""
+    """Identifies the corpus, wherever it lies; further keys say more of it and are only ever compared."""
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
 

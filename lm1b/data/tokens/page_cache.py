@@ -38,7 +38,7 @@ class PageCache:
             total.bytes = self._make_room(limit_bytes)  # the limit may be lower than it was
 
     def path(self, sha256: str) -> Path:
-        """Where a page lies, if it is here."""
+        """Path of a page, if it is here."""
         return self._pages / sha256[:2] / sha256
 
     def has(self, sha256: str) -> bool:

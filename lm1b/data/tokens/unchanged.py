@@ -1,8 +1,10 @@
 """Whether the corpus that the config names is still the one the shards were made of, as far as this machine can tell.
 
-Training needs only the shards, so where the corpus is not here, nothing is checked. Where it is, names and sizes must be those of
-the preprocessed files. Files that were only touched or copied since are read once and remembered; an archive, and raw text, of which
-no SHA-256 was taken as it stands, pass by name and size.
+1. The vocabulary's settings must be those of the manifest.
+2. Training needs only the shards, so where the corpus is not on this machine, nothing else is checked.
+3. Where it is, names and sizes must be those of the preprocessed files. For an archive, and for raw text, of which no SHA-256 was taken as
+   it stands, that is all.
+4. Files whose time of change is another, as after a copy, are read once, and that they are the same is remembered (verified.py).
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ def check_corpus_unchanged(config: Config, tokens: TokenDirectory) -> None:
     """Raise UserError naming the first corpus file that is not what `tokens` were made of; do nothing where the corpus is not here."""
     origin = tokens.manifest.made_from.origin
     _check_vocabulary(config, tokens)
-    if not origin or not _is_here(config):
+    if not origin or not _corpus_is_at_hand(config):
         return
     if is_converted(config.corpus) or "rules" in origin:
         _check_converted(config, origin, tokens)
@@ -66,7 +68,7 @@ def _check_vocabulary(config: Config, tokens: TokenDirectory) -> None:
             raise UserError(f"{tokens.directory}: made with vocabulary.{name}={value}, the config has {now}; {WHAT_TO_DO}")
 
 
-def _is_here(config: Config) -> bool:
+def _corpus_is_at_hand(config: Config) -> bool:
     """Whether anything of the corpus is on this machine. An empty folder is one that is not mounted."""
     corpus = config.corpus
     if corpus.kind == "news_sample":
@@ -145,9 +147,9 @@ def _check_contents(chunk: TextChunk, made: _MadeFile, memory: HashMemory) -> No
         return
     before, found = status_of(chunk.path), []
     for text in made.chunks:
-        part = TextChunk(chunk.split, text.shard, chunk.source, text.identity.start, text.identity.stop,
+        chunk_then = TextChunk(chunk.split, text.shard, chunk.source, text.identity.start, text.identity.stop,
                      made.num_bytes, 0, chunk.path)  # fmt: skip
-        found.append(hashlib.sha256(part.read()).hexdigest())
+        found.append(hashlib.sha256(chunk_then.read()).hexdigest())
         if found[-1] != text.sha256:
             raise UserError(f"{chunk.source}: changed since preprocessing, SHA-256 expected {text.sha256}, found {found[-1]}; {WHAT_TO_DO}")
     memory.note(chunk.path, before, _together(found))

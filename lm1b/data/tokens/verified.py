@@ -1,8 +1,10 @@
 """Which files this machine has hashed before, so that a training that starts again need not read gigabytes for nothing.
 
-One small sealed JSON file for each user and machine in the user's cache folder: path -> size, times of change, inode and the SHA-256
-that was found; files that are gone are dropped from it. It only ever saves work: where it is missing, damaged or cannot be
-written, files are hashed anew, and what it says counts only for a file that has not been touched since.
+1. Whoever hashes a file notes its path, size, times of change, inode and the SHA-256 that was found (`digest_of`, `note`).
+2. `save` adds that to one small sealed JSON file for each user and machine, in the user's cache folder; files that are gone are dropped.
+3. `remembers` answers from it, for a file that has not been touched since.
+
+It only ever saves work: where the file is missing, damaged or cannot be written, files are hashed anew.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ def this_machine() -> str:
 
 
 def status_of(path: Path) -> list[int]:
-    """What changes when a file does. The time of the inode's change cannot be set back, as the time of writing can."""
+    """Numbers that change when the file does. The time of the inode's change cannot be set back, as the time of writing can."""
     status = path.stat()
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
@@ -77,7 +79,7 @@ class HashMemory:
         return sha256
 
     def save(self) -> None:
-        """Add what was found to the cache file; other ranks may do so at the same time. A cache that cannot be written is none."""
+        """Add what was found to the cache file; other ranks may do so at the same time. If it cannot be written, it is silently skipped."""
         if self._found and self.path is not None:
             with contextlib.suppress(OSError, UserError):
                 self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,9 @@
-"""From the training split's counted words to the vocabulary that the config asks for."""
+"""From the training split's counted words to the vocabulary that the config asks for.
+
+1. `vocabulary_origin` says which settings, and which given file, the ids depend on: a later run compares it.
+2. `make_vocabulary` makes the words that have an id, from the counts or from the given file.
+3. For pieces of words it learns them from the same counts (piece_training.py); closed by those words, or open.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +24,7 @@ PIECE_SETTINGS = ("pieces", "piece_model", "character_coverage", "sample_words",
 
 
 def vocabulary_origin(config: VocabularyConfig) -> dict[str, Any]:
-    """What the vocabulary depends on beside the text. Raises UserError where a given file is missing."""
+    """Identifies the settings and the given file of a vocabulary. Raises UserError where that file is missing."""
     if config.kind == "words":
         return _words_origin(config)
     settings = {"kind": config.kind} | {name: getattr(config, name) for name in PIECE_SETTINGS}

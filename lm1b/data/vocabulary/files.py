@@ -1,7 +1,9 @@
 """A vocabulary's files in a folder: which there are, whether they are whole, and what is in them.
 
-`vocabulary.txt` says by its first line which kind it is, and of pieces also which other files belong to it, by their SHA-256. So who
-vouches for it, as a manifest of tokens does, vouches for all of them.
+1. `vocabulary.txt` says by its first line which kind it is, and of pieces also which other files belong to it, by their SHA-256.
+2. Because vocabulary.txt records the SHA-256 of the other files, a manifest that records vocabulary.txt's covers them all
+   (`check_vocabulary`).
+3. `load_vocabulary` reads whichever kind it is.
 """
 
 from __future__ import annotations

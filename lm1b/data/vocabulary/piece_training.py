@@ -1,9 +1,12 @@
 """A vocabulary of pieces from counted training words.
 
-Pieces never reach over a space, so all that SentencePiece needs of a corpus is how often each word is there. It is given a text of about
-`sample_words` words drawn from the counts of the whole training split: a word of count c is there c * share times, rounded up or down by
-a hash of its place among the sorted words, and the words are shuffled by a hash. The same counts and settings give the same model,
-whatever the files' order, the machine's cores or the number of ranks.
+1. Pieces never reach over a space, so all that SentencePiece needs of a corpus is how often each word is there.
+2. `sampled_lines` draws a text of about `sample_words` words from the counts of the whole training split: a word of count c is there
+   c * share times, rounded up or down by a hash of its place among the sorted words, and the words are shuffled by a hash.
+3. `train_model` has the library learn from that text.
+4. `build_piece_vocabulary` spells every counted word with the model, and ranks the pieces by how often they are used.
+
+The same counts and settings give the same model, whatever the files' order, the machine's cores or the number of ranks.
 """
 
 from __future__ import annotations
@@ -16,9 +19,9 @@ import pyarrow as pa
 import sentencepiece
 
 from lm1b.config import VocabularyConfig
-from lm1b.data.text.tokenized import END, RESERVED, START, UNKNOWN, as_numpy, compute
+from lm1b.data.text.tokenized import END, START, UNKNOWN, as_numpy, compute
 from lm1b.data.vocabulary.pieces import SPACE, PieceVocabulary
-from lm1b.data.vocabulary.words import WordVocabulary
+from lm1b.data.vocabulary.words import WordVocabulary, is_reserved, with_space
 from lm1b.errors import UserError
 from lm1b.workers import usable_cores
 
@@ -29,7 +32,10 @@ _ALSO_LEFT_OUT = rf"[\x00-\x1f{SPACE}\x{{2585}}]"  # characters that the library
 
 
 def _hashed(numbers: np.ndarray, seed: int) -> np.ndarray:
-    """splitmix64 (Steele, Lea, Flood 2014) of numbers under a seed: uint64."""
+    """splitmix64 (Steele, Lea, Flood 2014) of numbers under a seed: uint64.
+
+    Seeded otherwise than that of randomness.py: with that one, every vocabulary of pieces would come out another.
+    """
     with np.errstate(over="ignore"):
         mixed = (numbers.astype(np.uint64) + np.uint64(seed) * np.uint64(0xD1342543DE82EF95)) * np.uint64(0x9E3779B97F4A7C15)
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -53,14 +59,14 @@ def sampled_lines(words: pa.BinaryArray, counts: np.ndarray, sample_words: int, 
 
 def _learnt_from(words: pa.BinaryArray, known: WordVocabulary | None) -> np.ndarray:
     """bool: words that pieces are learnt from."""
-    left_out = compute.is_in(words, value_set=pa.array([symbol.encode() for symbol in RESERVED], pa.binary()))
+    left_out = is_reserved(words)
     for more in (
         compute.greater(compute.binary_length(words), LONGEST_WORD_BYTES),
         compute.match_substring_regex(words.cast(pa.string()), _ALSO_LEFT_OUT),
     ):
         left_out = compute.or_(left_out, more)
     if known is not None:
-        known_words = pa.array([word.encode() for word in known.words], pa.binary())
+        known_words = pa.array([word.encode() for word in known.id_to_token], pa.binary())
         left_out = compute.or_(left_out, compute.invert(compute.is_in(words, value_set=known_words)))
     return ~left_out.to_numpy(zero_copy_only=False)
 
@@ -111,11 +117,10 @@ def build_piece_vocabulary(
     model = train_model(words, counts, config, known)
     size = sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size()
     unranked = PieceVocabulary(model, np.arange(size), np.zeros(size, np.int64), known)
-    keys = compute.binary_join_element_wise(words, pa.scalar(b""), pa.scalar(b" ", pa.binary()))
-    spelling = unranked.spell(keys, threads=usable_cores())
+    spelling = unranked.spell(with_space(words), threads=usable_cores())
     assert spelling.lengths_W is not None
     totals = np.bincount(spelling.ids_K, weights=np.repeat(counts, spelling.lengths_W), minlength=size).astype(np.int64)
-    start = unranked.words.index(START)
-    order = sorted(set(range(size)) - {start}, key=lambda number: (-totals[number], unranked.words[number].encode()))
+    start = unranked.id_to_token.index(START)
+    order = sorted(set(range(size)) - {start}, key=lambda number: (-totals[number], unranked.id_to_token[number].encode()))
     order_V = np.array([*order, start])
     return PieceVocabulary(model, order_V, totals[order_V], known)

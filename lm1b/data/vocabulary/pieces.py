@@ -4,7 +4,8 @@
    reaches over a space, so this is the segmentation of the whole sentence too, but for ties that rounding breaks otherwise.
 2. A word's first piece begins with the library's mark of a space, U+2581; no other does. So the words of a stream can be counted and
    put together again. Text is never normalised; a character without a piece is spelled by its bytes. Every word comes back as it was.
-3. The library would read a U+2581 in the text as a space: such a word is the mark and then its bytes.
+3. The library would read a U+2581 in the text as a space; a word that contains U+2581 is therefore spelled as the mark followed by its
+   UTF-8 bytes.
 4. `open`: every word is spelled. `closed`: a word outside of a word vocabulary is the one id `<UNK>`, as it is for a word model with that
    vocabulary, so that the figures of both can be laid side by side.
 5. Ids are not the library's: pieces are ranked by their training counts, ties by bytes.
@@ -42,12 +43,12 @@ _WHITE_SPACE = b" \t\n\r\v\f"  # these bytes part words and lines, so that no wo
 
 
 def model_path(path: Path) -> Path:
-    """Where the library's file lies, from that of vocabulary.txt."""
+    """Path of the library's file beside vocabulary.txt (`path`)."""
     return path.with_name("vocabulary.model")
 
 
 def known_words_path(path: Path) -> Path:
-    """Where the word vocabulary of a closed one lies."""
+    """Path of the word vocabulary of a closed one, beside vocabulary.txt (`path`)."""
     return path.with_name("vocabulary.words.txt")
 
 
@@ -105,7 +106,7 @@ class PieceVocabulary(Vocabulary):
         return "open" if self._known is None else "closed"
 
     @property
-    def words(self) -> list[str]:
+    def id_to_token(self) -> list[str]:
         """Pieces in id order, as the library writes them."""
         return self._pieces
 
@@ -114,7 +115,7 @@ class PieceVocabulary(Vocabulary):
         """Hex SHA-256 of the library's file, of the known words and of the ids' order."""
         known = self._known.fingerprint if self._known else NO_FILE
         digest = hashlib.sha256(f"lm1b pieces 1\n{hashlib.sha256(self._model).hexdigest()} {known}\n".encode())
-        digest.update("\n".join(self.words).encode())
+        digest.update("\n".join(self.id_to_token).encode())
         return digest.hexdigest()
 
     @cached_property
@@ -164,7 +165,8 @@ class PieceVocabulary(Vocabulary):
 
     def word_of(self, ids: Sequence[int]) -> str:
         """The pieces joined, without the mark at the front."""
-        parts = [bytes([int(self.words[number][1:-1], 16)]) if number in self._is_byte else self.words[number].encode() for number in ids]
+        pieces = [(number in self._is_byte, self._pieces[number]) for number in ids]
+        parts = [bytes([int(piece[1:-1], 16)]) if is_byte else piece.encode() for is_byte, piece in pieces]  # of a byte: `<0x41>`
         return b"".join(parts).removeprefix(SPACE.encode()).decode("utf-8", "replace")
 
     def begins(self, ids_N: np.ndarray) -> np.ndarray:
@@ -179,7 +181,7 @@ class PieceVocabulary(Vocabulary):
         if self._known is not None:
             self._known.save(known_words_path(path))
             head = head._replace(words_sha256=digest_of_file(known_words_path(path)))
-        lines = [f"{piece} {count}\n".encode() for piece, count in zip(self.words, self.counts_V.tolist(), strict=True)]
+        lines = [f"{piece} {count}\n".encode() for piece, count in zip(self.id_to_token, self.counts_V.tolist(), strict=True)]
         with atomic_file(path) as file:
             file.write(b"".join([head.line, b"\n", *lines]))
 

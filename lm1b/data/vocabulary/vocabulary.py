@@ -24,7 +24,7 @@ from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from lm1b.data.text.tokenized import check_utf8, number_words
+from lm1b.data.text.tokenized import check_utf8, number_tokens
 
 VOCABULARY_NAME = "vocabulary.txt"  # what else a vocabulary needs lies beside it: files.py
 WORDS_AT_ONCE = 1 << 18  # translated at a time: bounded memory, and arrays that stay in the processor's cache
@@ -72,7 +72,7 @@ class Spelling(NamedTuple):
 
 
 class Vocabulary(ABC):
-    """Ids in order with their training counts. counts_V: int64 (V,). words: what each id stands for. kind, label: see the classes."""
+    """Ids in order with their training counts. counts_V: int64 (V,). id_to_token: what each id stands for. kind, label: see the classes."""
 
     kind: ClassVar[Kind]
     counts_V: np.ndarray
@@ -86,8 +86,8 @@ class Vocabulary(ABC):
 
     @property
     @abstractmethod
-    def words(self) -> Sequence[str]:
-        """What each id stands for, a word or a piece of one, in id order."""
+    def id_to_token(self) -> Sequence[str]:
+        """The word, or piece of one, that each id stands for, in id order."""
 
     @property
     @abstractmethod
@@ -133,8 +133,8 @@ class Vocabulary(ABC):
     def encode(self, data: bytes, source: str = "text") -> Encoded:
         """The stream of tokenized text. Raises UserError that names `source` where the text is not UTF-8."""
         check_utf8(data, source)
-        words, codes, _ = number_words(data)
-        ids_N = self.spell(words).ids_of(codes)
+        keys, codes, _ = number_tokens(data)
+        ids_N = self.spell(keys).ids_of(codes)
         sentences = int(np.count_nonzero(ids_N == self.end_id))
         return Encoded(ids_N, len(codes) - sentences, sentences, int(np.count_nonzero(ids_N == self.unknown_id)))
 

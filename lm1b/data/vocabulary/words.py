@@ -36,6 +36,16 @@ _IS_COUNT = re.compile(rb"[0-9]{1,18}")
 _IS_SEPARATOR = np.isin(np.arange(256), [0x20, 0x0A])
 
 
+def with_space(words: pa.BinaryArray) -> pa.BinaryArray:
+    """Words as a text's tokens are given: with one trailing space."""
+    return compute.binary_join_element_wise(words, pa.scalar(b""), pa.scalar(b" ", pa.binary()))
+
+
+def is_reserved(words: pa.BinaryArray) -> pa.BooleanArray:
+    """Which of them are `</S>`, `<S>` or `<UNK>`."""
+    return compute.is_in(words, value_set=pa.array([symbol.encode() for symbol in RESERVED], pa.binary()))
+
+
 class WordVocabulary(Vocabulary):
     """Words in id order with their training counts.
 
@@ -56,7 +66,7 @@ class WordVocabulary(Vocabulary):
         return "closed"
 
     @cached_property
-    def words(self) -> list[str]:
+    def id_to_token(self) -> list[str]:
         """Words in id order."""
         return self._words.cast(pa.string()).to_pylist()
 
@@ -79,8 +89,8 @@ class WordVocabulary(Vocabulary):
 
     @cached_property
     def _keys(self) -> pa.BinaryArray:
-        """The words as `words_of` shows them: with one trailing space."""
-        return compute.binary_join_element_wise(self._words, pa.scalar(b""), pa.scalar(b" ", pa.binary()))
+        """The words as `tokens_of` shows them."""
+        return with_space(self._words)
 
     def _id_of_symbol(self, symbol: str) -> int:
         return compute.index(self._words, pa.scalar(symbol.encode(), pa.binary())).as_py()
@@ -97,7 +107,7 @@ class WordVocabulary(Vocabulary):
     def word_of(self, ids: Sequence[int]) -> str:
         """The word of one id."""
         (number,) = ids
-        return self.words[number]
+        return self.id_to_token[number]
 
     def begins(self, ids_N: np.ndarray) -> np.ndarray:
         """Everywhere: an id is a word or a sentence's end."""
@@ -143,7 +153,7 @@ class WordVocabulary(Vocabulary):
         fields = pa.Array.from_buffers(pa.binary(), len(separators), [None, pa.py_buffer(offsets), pa.py_buffer(data)])
         fields = compute.binary_slice(fields, 0, -1)
         words, counts = (fields.take(pa.array(np.arange(start, len(fields), 2))) for start in (0, 1))
-        symbols = compute.is_in(words, value_set=pa.array([symbol.encode() for symbol in RESERVED], pa.binary()))
+        symbols = is_reserved(words)
         if (
             words[-1].as_py() != START.encode()
             or compute.sum(symbols).as_py() != len(RESERVED)
@@ -166,9 +176,7 @@ def build_vocabulary(words: pa.BinaryArray, counts: np.ndarray, minimum_count: i
 
     words: distinct, without trailing space, the stream's own `</S>` (and perhaps `<UNK>`) among them. counts: int64, same length.
     """
-    reserved = compute.is_in(words, value_set=pa.array([symbol.encode() for symbol in RESERVED], pa.binary())).to_numpy(
-        zero_copy_only=False
-    )
+    reserved = is_reserved(words).to_numpy(zero_copy_only=False)
     by_symbol = dict(zip(words.filter(pa.array(reserved)).to_pylist(), counts[reserved].tolist(), strict=True))
     kept = (counts >= minimum_count) & ~reserved
     num_unknown = int(counts[~kept & ~reserved].sum()) + by_symbol.get(UNKNOWN.encode(), 0)

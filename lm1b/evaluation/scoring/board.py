@@ -79,7 +79,7 @@ def write_projector(folder: Path, model: LoadedModel, most: int) -> None:
     with atomic_file(folder / WORDS, outlives_power=False) as file:
         file.write(b"word\trank\tcount\n")
         for number in ids:
-            word = _one_line(vocabulary.words[number])
+            word = _one_line(vocabulary.id_to_token[number])
             file.write(f"{word}\t{number + 1}\t{vocabulary.counts_V[number]}\n".encode(errors="replace"))
     config = ProjectorConfig()
     embedding = config.embeddings.add(tensor_name="input rows of the commonest words", tensor_path=EMBEDDING, metadata_path=WORDS)
