@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,9 @@ def test_nothing_runs_code_from_data(path: Path) -> None:
             for keyword in node.keywords:
                 is_false = isinstance(keyword.value, ast.Constant) and keyword.value.value is False
                 assert keyword.arg not in ("allow_pickle", "shell") or is_false, ast.unparse(node)
+
+
+@pytest.mark.parametrize("init", sorted(REPOSITORY.glob("lm1b/evaluation/*/__init__.py")), ids=module_name)
+def test_a_folder_s_docstring_names_each_of_its_files_once(init: Path) -> None:
+    told = re.findall(r"^(\w+\.py) ", ast.get_docstring(ast.parse(init.read_text())) or "", re.MULTILINE)
+    assert sorted(told) == sorted(path.name for path in init.parent.glob("*.py") if path != init)
