@@ -78,7 +78,7 @@ def share_of_cores(ranks: Ranks) -> int:
 
     A launcher may have given each rank cores of its own (mpirun, SLURM), or all ranks of a host the same ones (deepspeed, torchrun).
     """
-    mine = [host_name(), sorted(os.sched_getaffinity(0))]
+    mine = [host_name(), sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))]
     return max(1, len(mine[1]) // all_gather_objects(mine, ranks).count(mine))
 
 
@@ -116,6 +116,16 @@ def exchange(received: list[Tensor], sent: list[Tensor], ranks: Ranks, group: di
     with part("communication"):
         for work in dist.batch_isend_irecv(operations) if operations else []:
             work.wait()
+
+
+def all_gather_rows(values_N: Tensor, ranks: Ranks) -> Tensor:
+    """All ranks' values in rank order, along the first dimension, of the same shape on each. A collective."""
+    if ranks.size == 1:
+        return values_N
+    values_M = values_N.new_empty(ranks.size * len(values_N), *values_N.shape[1:])
+    with part("communication"):
+        dist.all_gather(list(values_M.chunk(ranks.size)), values_N.contiguous())
+    return values_M
 
 
 def all_gather_objects(value: object, ranks: Ranks) -> list[object]:

@@ -26,7 +26,6 @@ STEPS = 12
 BIN = str(Path(sys.executable).parent)
 VARIABLES = {"PYTHONPATH": str(REPOSITORY), "PATH": f"{BIN}:{os.environ['PATH']}"}
 needs_mpi = pytest.mark.skipif(shutil.which("mpirun") is None or shutil.which("ompi_info") is None, reason="needs Debian's openmpi-bin")
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

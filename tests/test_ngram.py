@@ -101,7 +101,6 @@ def test_nothing_to_count_is_refused() -> None:
         KneserNeyTrigram.fit([np.array([END])], 1 << 22, END)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not (SHARED / "news_mix").is_dir(), reason="the news_mix corpus is not on this machine")
 def test_perplexities_measured_elsewhere_on_real_news() -> None:
     from lm1b.data.vocabulary.words import read_given_vocabulary

@@ -290,7 +290,6 @@ def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
     return run_script("launch/evaluate.py", *arguments)
 
 
-@pytest.mark.slow
 def test_ranks_that_share_the_rows_give_the_same(config: Config, tmp_path: Path) -> None:
     made_checkpoint(config, 10)
     (tmp_path / "text").write_text(made_text(9, 40))

@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lm1b.distributed import Ranks, all_to_all
+from lm1b.distributed import Ranks, all_gather_rows, all_to_all
 from lm1b.model.blocks import block_positions, chunk_bytes, exp_of_difference, in_float32, scratch
 from lm1b.model.kernels import triton_kernels
 from lm1b.model.products import product
@@ -177,7 +177,7 @@ def full_softmax(
 class _FullSoftmaxLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_NP: Tensor, rows_LP: Tensor, bias_L: Tensor, targets_N: Tensor, ranks: Ranks, block: int) -> Tensor:
-        hidden_MP, places_M = _gathered(hidden_NP, ranks), places_of_targets(_gathered(targets_N, ranks), ranks)
+        hidden_MP, places_M = all_gather_rows(hidden_NP, ranks), places_of_targets(all_gather_rows(targets_N, ranks), ranks)
         here = full_softmax_part(hidden_MP, rows_LP, bias_L, places_M, block)
         with profiled("communication"):
             whole = here.reduce(ranks)
@@ -197,26 +197,6 @@ class _FullSoftmaxLoss(torch.autograd.Function):
         for gradient in taken:
             gradient.mul_(gradients[0].to(gradient.dtype))
         return *taken, None, None, None
-
-
-def _gathered(values_N: Tensor, ranks: Ranks) -> Tensor:
-    """All ranks' values in rank order, along the first dimension. A collective."""
-    if ranks.size == 1:
-        return values_N
-    values_M = values_N.new_empty(ranks.size * len(values_N), *values_N.shape[1:])
-    with profiled("communication"):
-        dist.all_gather(list(values_M.chunk(ranks.size)), values_N.contiguous())
-    return values_M
-
-
-def gather_dealt(own_TBP: Tensor, num_lanes: int, ranks: Ranks) -> Tensor:
-    """All ranks' lanes, where lane number l is on rank l % R at place l // R there: [T, num_lanes, P]. A collective."""
-    if ranks.size == 1:
-        return own_TBP
-    most = -(-num_lanes // ranks.size)
-    padded = own_TBP.new_zeros(own_TBP.shape[0], most, own_TBP.shape[2])
-    padded[:, : own_TBP.shape[1]] = own_TBP
-    return torch.stack(_gathered(padded, ranks).chunk(ranks.size), dim=2).flatten(1, 2)[:, :num_lanes]
 
 
 def _own_part(values_MP: Tensor, ranks: Ranks) -> Tensor:

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from lm1b.data.batches import cut_into_lanes
-from lm1b.distributed import Ranks, all_reduce_sum
+from lm1b.distributed import Ranks, all_gather_rows, all_reduce_sum
 from lm1b.errors import UserError
 from lm1b.evaluation.scoring.texts import ScoredText
-from lm1b.model.full_softmax import VOCABULARY_BLOCK, gather_dealt
+from lm1b.model.full_softmax import VOCABULARY_BLOCK
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.output_layer import AdaptiveOutput, OutputLayer, TableOutput
 from lm1b.model.products import keep_float32_exact
@@ -146,7 +146,7 @@ class Scorer:
             state = {name: value[: inputs_TB.shape[1]] for name, value in state.items()}
             x_TBD = self.input_rows_UD[torch.from_numpy(inputs_TB).to(device)]
             hidden_TBP, state = self._hidden(x_TBD, state)
-            hidden_TBP = gather_dealt(hidden_TBP, running, ranks)
+            hidden_TBP = _gather_dealt(hidden_TBP, running, ranks)
             real = torch.from_numpy(real_TB).to(device)
             targets_N = torch.from_numpy(targets_TB).to(device)[real]
             yield _Window(start, real_TB, self.output.nats(hidden_TBP[real], targets_N))
@@ -194,3 +194,13 @@ def cut_for_scoring(text: ScoredText, state: str, lanes: int) -> list[np.ndarray
     if state == "carry":
         return [lane for lane in cut_into_lanes(text.tokens_N, text.sentence_ends, lanes) if len(lane)]
     return np.split(text.tokens_N, text.sentence_ends[:-1])
+
+
+def _gather_dealt(own_TBP: Tensor, num_lanes: int, ranks: Ranks) -> Tensor:
+    """All ranks' lanes, where lane number l is on rank l % R at place l // R there: [T, num_lanes, P]. A collective."""
+    if ranks.size == 1:
+        return own_TBP
+    most = -(-num_lanes // ranks.size)
+    padded = own_TBP.new_zeros(own_TBP.shape[0], most, own_TBP.shape[2])
+    padded[:, : own_TBP.shape[1]] = own_TBP
+    return torch.stack(all_gather_rows(padded, ranks).chunk(ranks.size), dim=2).flatten(1, 2)[:, :num_lanes]
