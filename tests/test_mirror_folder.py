@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from lm1b.distributed import single_process
 from lm1b.errors import UserError
 from lm1b.training.checkpoint import list_checkpoints
 from lm1b.training.mirror import Mirror
-from lm1b.training.run import FETCHES, Run
+from lm1b.training.resume import FETCHES, Experiment
 
 THEIRS = '{"step": 1}\n'
 
@@ -125,20 +124,21 @@ def test_a_checkpoint_that_goes_while_it_is_fetched_gives_way_to_the_one_before(
 def test_a_disk_that_damages_what_is_fetched_is_not_fetched_to_for_ever(config: Config, there: Path) -> None:
     mirror = mirrored(config, there, 10, 20)
     directory = Path(config.run.directory)
+    damage: list[str] = []
 
-    def spoil_the_newest(state: dict[str, Any]) -> None:
-        if steps_here(config)[-1:] == [20]:
-            spoil(list_checkpoints(directory)[-1].path)
-            assert len(run.damage) < FETCHES, "fetched once more"
+    class Spoiling(Experiment):
+        def accept(self, state: dict[str, Any]) -> None:
+            if steps_here(config)[-1:] == [20]:
+                spoil(list_checkpoints(directory)[-1].path)
+                assert len(damage) < FETCHES, "fetched once more"
 
     shutil.copytree(there / "checkpoints/step_00000010", directory / "checkpoints/step_00000010")
-    run: Any = SimpleNamespace(config=config.model_copy(update={"run": config.run.model_copy(update={"mirror": mirror.url})}))
-    run.ranks, run.directory, run.mirror, run.fetched, run.damage = single_process(), directory, mirror, [], []
-    run._accept = spoil_the_newest
-    checkpoint = Run._newest_checkpoint(run)
+    mirrored_config = config.model_copy(update={"run": config.run.model_copy(update={"mirror": mirror.url})})
+    tokens: Any = None  # only `accept` would look at them
+    checkpoint = Spoiling(mirrored_config, tokens).newest_checkpoint(single_process(), mirror, print, damage.append)
     assert checkpoint is not None
     assert checkpoint.step == 10
-    assert len(run.damage) == FETCHES
+    assert len(damage) == FETCHES
 
 
 def test_logs_are_copied_again_only_when_they_have_grown(config: Config, there: Path) -> None:

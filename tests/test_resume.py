@@ -18,7 +18,8 @@ from lm1b.distributed import single_process
 from lm1b.errors import UserError
 from lm1b.files import read_json_lines
 from lm1b.training.checkpoint import checkpoint_folder, list_checkpoints
-from lm1b.training.run import FIXED_SECTIONS, Run
+from lm1b.training.resume import FIXED_SECTIONS
+from lm1b.training.run import Run
 
 SAVE_EVERY = 13  # neither a divisor of the epoch's 189 steps nor a multiple of the 4 steps between two lines of the log
 STEPS = 30

@@ -23,7 +23,7 @@ from lm1b.errors import UserError
 from lm1b.model.tables import VocabularyTable
 from lm1b.training import saving, snapshot
 from lm1b.training.checkpoint import Checkpoint, DamagedCheckpoint, list_checkpoints
-from lm1b.training.recovery import newest_sound_checkpoint
+from lm1b.training.resume import newest_sound_checkpoint
 from lm1b.training.saving import CheckpointSaver
 from lm1b.training.snapshot import RowPool, Snapshot
 from lm1b.training.tensor_file import MatrixInFile, write_tensors

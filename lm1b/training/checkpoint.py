@@ -6,7 +6,7 @@
 1. saving.py writes them: the manifest (size and SHA-256 of every file, sealed by its own) last, then the folder gets its name.
    "Latest" is found, never stored.
 2. A reader verifies what the manifest says before it uses a tensor, and may cut the tables for another number of ranks.
-3. A damaged one is set aside as `step_N.damaged`, and the one before it taken (recovery.py).
+3. A damaged one is set aside as `step_N.damaged`, and the one before it taken (resume.py).
 """
 
 from __future__ import annotations

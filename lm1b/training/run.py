@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lm1b.config import Config, parse_config
+from lm1b.config import Config
 from lm1b.data.batches import Batches
 from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.data.tokens.remote import open_tokens
@@ -25,21 +24,18 @@ from lm1b.model.kernels import triton_kernels
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.products import keep_float32_exact
 from lm1b.model.sampler import make_sampler
-from lm1b.model.tables import Tables, VocabularyTable
+from lm1b.model.tables import Tables
 from lm1b.training.checkpoint import Checkpoint, apply_retention
 from lm1b.training.deepspeed_settings import check_deepspeed_section, language_model_settings
 from lm1b.training.engine import Engine
 from lm1b.training.mirror import Mirror
 from lm1b.training.precision import resolve_precision
-from lm1b.training.recovery import newest_sound_checkpoint
+from lm1b.training.resume import Experiment, read_tables
 from lm1b.training.run_folder import RunFolder
 from lm1b.training.run_state import RunLock
 from lm1b.training.same_everywhere import check_patience, check_run_folder, check_tokens
 from lm1b.training.saving import CheckpointSaver
 from lm1b.training.step import TrainingStep
-
-FETCHES = 2  # from the mirror at the start: what is damaged here again right after it was fetched is the disk's fault
-FIXED_SECTIONS = ("model", "batches", "softmax", "tables", "optimizer")  # what a checkpoint cannot go on with when it changes
 
 
 @dataclass
@@ -88,7 +84,8 @@ class Run:
         self.fetched: list[str] = []  # what was done with the mirror
         self.damage: list[str] = []  # what was wrong with checkpoints newer than the one taken
         self.changes: list[str] = []  # what a resumed run does otherwise than before
-        checkpoint = self._newest_checkpoint()
+        experiment = Experiment(config, self.tokens)
+        checkpoint = experiment.newest_checkpoint(ranks, self.mirror, self.fetched.append, self.damage.append)
         model = agree(ranks, lambda: LanguageModel(config.model, config.run.seed, softmax=config.softmax, vocabulary_size=vocabulary_size))
         agree(ranks, lambda: check_deepspeed_section(config))
         engine = Engine(model, language_model_settings(config, ranks), self.precision, ranks)
@@ -106,20 +103,7 @@ class Run:
                 engine.start_ema()
         else:
             self._restore(checkpoint)
-
-    def _newest_checkpoint(self) -> Checkpoint | None:
-        """The newest sound checkpoint of the run directory, into which a newer one of its mirror is copied first; collective."""
-        if self.config.run.mirror is None:
-            return newest_sound_checkpoint(self.directory, self.ranks, self._accept, self.damage.append)
-        checkpoint = None
-        for _ in range(FETCHES):
-            agree(self.ranks, lambda: self.mirror and self.mirror.fetch_newer(self._accept, self.fetched.append), may_take_long=True)
-            check_run_folder(self.ranks, self.directory)  # waits until every host sees what was fetched
-            damaged_before = len(self.damage)
-            checkpoint = newest_sound_checkpoint(self.directory, self.ranks, self._accept, self.damage.append)
-            if len(self.damage) == damaged_before:
-                break  # else one was set aside, and the mirror may have it as it was
-        return checkpoint
+            self.changes = experiment.changes(checkpoint.state(), ranks.size, self.precision)
 
     @property
     def has_finished(self) -> bool:
@@ -162,22 +146,6 @@ class Run:
         if self.lock is not None:
             self.lock.release()
 
-    def _accept(self, state: dict[str, Any]) -> None:
-        """Raise UserError where a checkpoint's state is of another experiment than the config's."""
-        before, now = _with_defaults(state["config"]), self.config.as_json()
-        changed = [f"{name}.{key}" for name in FIXED_SECTIONS for key in _differences(before[name], now[name])]
-        if before["run"]["seed"] != self.config.run.seed:
-            changed.append("run.seed")
-        if state["vocabulary"] != self.tokens.fingerprint:
-            changed.append("the vocabulary")
-        if state["corpus"] != self.tokens.corpus:
-            changed.append("the corpus")
-        if changed:
-            raise UserError(
-                f"{self.directory}: its checkpoint of step {state['step']} is of another experiment; it differs in {', '.join(changed)}; "
-                "go on with the settings it was made with, or choose another run.directory"
-            )
-
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Set weights, optimizer state, tables, recurrent state and counters from a checkpoint."""
         step, ranks, state = self.training_step, self.ranks, checkpoint.state()
@@ -192,10 +160,6 @@ class Run:
         step.carry = {name: tensor[lanes].to(ranks.device, step.engine.dtype, copy=True) for name, tensor in checkpoint.carry().items()}
         step.step, step.updates = state["step"], state["updates"]
         self.counts = Counts(**state["counts"])
-        self.changes = _changes(_with_defaults(state["config"]), self.config.as_json())
-        for name, before, after in (("ranks", state["ranks"], ranks.size), ("computing precision", state["precision"], self.precision)):
-            if before != after:
-                self.changes.append(f"{name} {before} -> {after}")
 
     def begin_saving(self) -> None:
         """Start writing a checkpoint; collective. See `CheckpointSaver.begin`; `poll_saving` must follow once a step."""
@@ -264,35 +228,6 @@ def prepare_process(config: Config, ranks: Ranks) -> None:
     torch.set_flush_denormal(True)
     keep_freed_memory()
     keep_float32_exact()
-
-
-def read_tables(checkpoint: Checkpoint, ranks: Ranks, tables: list[VocabularyTable]) -> None:
-    """This rank's rows, straight into their place, as many matrices at a time as there are threads."""
-    reading = []
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for table in tables:
-            for key, matrix in (("rows", table.rows), ("accumulators", table.accumulators)):
-                reading.append(pool.submit(checkpoint.read_table, table.name, ranks.rank, ranks.size, key, matrix))
-        for done in reading:
-            done.result()
-
-
-def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint's config, in which a program that did not know a field yet did what is that field's default now."""
-    try:
-        return parse_config(config).as_json()
-    except UserError:
-        return config
-
-
-def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Fields that differ between two resolved configs, `section.key old -> new`."""
-    fields = [(section, key) for section in new for key in _differences(old.get(section, {}), new[section])]
-    return [f"{section}.{key} {old.get(section, {}).get(key)} -> {new[section].get(key)}" for section, key in fields]
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    return [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
 
 
 def _gather_lanes(carry: dict[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from lm1b.distributed import Ranks
 from lm1b.training.checkpoint import Checkpoint
-from lm1b.training.run import read_tables
+from lm1b.training.resume import read_tables
 from lm1b.training.saving import CheckpointSaver
 from lm1b.training.step import TrainingStep
 
