@@ -64,8 +64,9 @@ def become(request: dict[str, Any], descriptors: list[int]) -> None:
 def serve(path: str) -> str | None:
     """Fork for each request until stdin ends. Comes back in the forks, with the script to run; None in the server itself."""
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(path)
+        listener.bind(f"{path}.new")
         listener.listen()
+        os.rename(f"{path}.new", path)  # whoever waits for the name finds somebody who listens
         running: dict[int, tuple[int, socket.socket]] = {}  # descriptor that tells of the end -> process, whom to tell
         while True:
             ready, _, _ = select.select([0, listener, *running], [], [])
