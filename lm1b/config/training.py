@@ -41,8 +41,8 @@ class CommunicationConfig(Section):
 
     overlap: bool = Field(
         default=True,
-        description="Fetch rows and send their gradients in a thread beside the steps, with equal results; false, and on a GPU: within "
-        "the step.",
+        description="Fetch rows and send their gradients in a thread beside the steps, with equal results; false, and on a GPU unless "
+        "tables_on_host: within the step.",
     )
     row_gradients: Literal["compute", "fp32", "bf16", "int8"] = Field(
         default="compute",

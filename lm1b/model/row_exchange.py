@@ -54,6 +54,7 @@ def allocate_rows(
     they will be copied to, where the tables are in the host's memory and it computes.
     """
     fetches = []
+    assert copied_to is None or all(table.rows.device.type == "cpu" for table, _, _ in wanted), "only the host's memory can be pinned"
     is_pinned = copied_to is not None and copied_to.type == "cuda"
     for i, (table, request, dtype) in enumerate(wanted):
         num_rows = len(request.ids_U)

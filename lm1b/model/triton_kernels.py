@@ -131,7 +131,7 @@ def _accumulate_kernel(
 
 
 def accumulate(logits_nW: Tensor, bias_W: Tensor, columns_n: Tensor, target_n: Tensor, largest_n: Tensor, total_n: Tensor) -> None:
-    """See `lm1b.model.full_softmax.FullSoftmax`: largest_n (float32) and total_n (float64) take in W more words, in place.
+    """See `lm1b.model.full_softmax.LogSumExpPart`: largest_n (float32) and total_n (float64) take in W more words, in place.
 
     logits_nW: raw, rows contiguous. columns_n: int64, the target's column, outside 0 .. W-1 where it is elsewhere. target_n: float32,
     its logit.

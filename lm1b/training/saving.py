@@ -44,7 +44,7 @@ Files = dict[str, dict[str, Any]]
 class CheckpointSaver:
     """Saves one run's checkpoints; every rank has one and calls it at the same steps.
 
-    in_background False: `begin` returns when the files are written. So it is on a GPU, whose tables a thread cannot copy safely.
+    in_background False: `begin` returns when the files are written. So it is where a GPU computes, wherever the tables are.
     """
 
     def __init__(self, run_directory: Path, ranks: Ranks, *, in_background: bool = True) -> None:

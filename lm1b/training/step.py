@@ -228,7 +228,9 @@ class TrainingStep:
         places_K = places_of_targets(targets_K, self.ranks)
         there = output.rows.device  # the host, perhaps
         block = self.config.evaluation.vocabulary_block
-        part = full_softmax_part(hidden_KP.to(there), output.rows, bias.rows.squeeze(1), places_K.to(there), block)
+        if there != hidden_KP.device:  # a CPU may take very long over half precision
+            hidden_KP = hidden_KP.to(there, torch.float32)
+        part = full_softmax_part(hidden_KP, output.rows, bias.rows.squeeze(1), places_K.to(there), block)
         return float(sampled) / count, float(part.to(self.ranks.device).reduce(self.ranks).nats().sum()) / count
 
 

@@ -219,7 +219,9 @@ class RowPipeline:
             dtypes = [torch.float32 if table.width == 1 else self.dtype for table in self.tables]
             wanted = list(zip(self.tables, requests, dtypes, strict=False))
             takes_own = during is None or not self._travels_behind  # else `_fetch` does, of those not touched
-            fetches = allocate_rows(wanted, [plan.room[i] for i in leaves], copied_to=self._device, takes_own=takes_own)
+            fetches = allocate_rows(
+                wanted, [plan.room[i] for i in leaves], copied_to=self._device if self._copies_rows else None, takes_own=takes_own
+            )
             late = self._fetch(fetches, requests, during) if self.ranks.size > 1 or not takes_own else []
         return StepRows(plan, [*requests, *self._everything], fetches, late)
 
@@ -268,7 +270,7 @@ class RowPipeline:
         for i in indices:
             gradient = rows.leaves[i].grad  # not by `gradients()`: that of another table may not be there yet
             assert gradient is not None
-            gradient_UD = gradient.to(self.ranks.device)  # from a GPU to the host's tables: waits for it
+            gradient_UD = gradient[: len(rows.requests[i].ids_U)].to(self.ranks.device)  # from a GPU to the host's tables: waits for it
             sent.append(RowGradient(rows.requests[i], gradient_UD, self._format(rows.plan.step, self.tables[i])))
         return GradientExchange(sent, self.ranks if 0 in indices else self._output_ranks, self._rows_group)
 
