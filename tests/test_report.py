@@ -7,10 +7,13 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from made_run import made_checkpoint, made_config, made_evaluation, made_tokens
+from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 
 from lm1b.config import Config, override_config
 from lm1b.data.tokens.directory import TokenDirectory
@@ -40,6 +43,21 @@ def config(tmp_path: Path) -> Config:
         line = {"step": step, "nats_per_word": 6.0 - step / 20, "words": step * 20}
         append_json_line(Path(config.run.directory) / "metrics.jsonl", line | ({"true_nats_checked": 5.5} if step % 10 == 0 else {}))
     return config
+
+
+def test_the_legends_of_loss_and_perplexity_do_not_overlap(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    save = Figure.savefig
+
+    def remembering(figure: Figure, *arguments: Any, **keywords: Any) -> None:
+        save(figure, *arguments, **keywords)
+        if keywords["format"] == "png":
+            drawn.append(figure)
+
+    monkeypatch.setattr(Figure, "savefig", remembering)
+    report([Path(config.run.directory)])
+    loss, perplexity = (legend.get_window_extent() for figure in drawn for legend in figure.findobj(Legend))
+    assert not loss.overlaps(perplexity)
 
 
 def test_table_report_and_curves(config: Config, tmp_path: Path) -> None:

@@ -185,12 +185,14 @@ def draw_curves(runs: Sequence[RunRecord], levels: Levels, path: Path) -> None:
     with _plain_text():
         figure = Figure(figsize=(15, 9), layout="constrained")
         FigureCanvasAgg(figure)
-        grid = figure.subplots(2, 3, sharey="row")
-        for row, panel in zip(grid, (LOSS, PERPLEXITY), strict=True):
+        # Each row is a figure of its own, so that each legend has a place of its own.
+        parts: Any = figure.subfigures(2, 1)
+        for part, panel in zip(parts, (LOSS, PERPLEXITY), strict=True):
+            row = part.subplots(1, 3, sharey=True)
             for axes, axis in zip(row, axes_of(runs), strict=True):
                 draw_panel(axes, panel, runs, axis, levels)
             row[0].set_title(panel.title, loc="left")
-            _legend_below(figure, row[0], columns=3 if panel is LOSS else 2)
+            _legend_below(part, row[0], columns=3 if panel is LOSS else 2)
         with atomic_file(path) as file:
             figure.savefig(file, format="png", dpi=100)
 
