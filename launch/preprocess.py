@@ -60,7 +60,7 @@ def run(config: Config) -> TokenDirectory | None:
     """Preprocess, alone or as one of the ranks that a launcher has started. None on all ranks but the first."""
     if here().size == 1:
         return preprocess(config)
-    from lm1b.training.process_group import plain_ranks  # loads torch, which a process on its own does without
+    from lm1b.training.engine.process_group import plain_ranks  # loads torch, which a process on its own does without
     from lm1b.training.same_everywhere import check_program
 
     with plain_ranks() as ranks:

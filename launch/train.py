@@ -23,7 +23,7 @@ def main() -> None:
     config = load_config(arguments.config, arguments.set)
 
     if arguments.dry_run:
-        from lm1b.training.plan import dry_run
+        from lm1b.training.dry_run import dry_run
 
         dry_run(config)
         return

@@ -19,8 +19,9 @@ from learning.scored import word_perplexity
 from lm1b.config import parse_config
 from lm1b.distributed import Ranks
 from lm1b.evaluation.scoring.texts import text_of_split
-from lm1b.training import engine, loop
-from lm1b.training.process_group import start_ranks, stop_ranks
+from lm1b.training import loop
+from lm1b.training.engine import engine
+from lm1b.training.engine.process_group import start_ranks, stop_ranks
 
 
 def train(job: dict[str, Any], ranks: Ranks) -> dict[str, Any]:

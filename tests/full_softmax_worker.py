@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lm1b.model import full_softmax
-from lm1b.training.process_group import plain_ranks
+from lm1b.training.engine.process_group import plain_ranks
 
 BLOCK = 7
 

@@ -18,9 +18,9 @@ from lm1b.distributed import single_process
 from lm1b.files import digest_of_file, write_json
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.tables import VocabularyTable
-from lm1b.training.checkpoint import Checkpoint
+from lm1b.training.checkpoints.checkpoint import Checkpoint
+from lm1b.training.checkpoints.saving import CheckpointSaver
 from lm1b.training.evaluations import Evaluation
-from lm1b.training.saving import CheckpointSaver
 
 WORDS = 40
 

@@ -15,7 +15,7 @@ from lm1b.config import load_config
 from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.distributed import agree, share_of_cores
 from lm1b.errors import UserError
-from lm1b.training.process_group import start_ranks, stop_ranks
+from lm1b.training.engine.process_group import start_ranks, stop_ranks
 from lm1b.training.run_state import RunLock
 from lm1b.training.same_everywhere import check_program, check_run_folder, check_tokens
 

@@ -23,10 +23,10 @@ from lm1b.data.batches import Batch
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.sampler import LogUniform, Sampler
 from lm1b.model.tables import Tables
-from lm1b.training.deepspeed_settings import language_model_settings
-from lm1b.training.engine import Engine
-from lm1b.training.process_group import start_ranks, stop_ranks
-from lm1b.training.step import TrainingStep
+from lm1b.training.engine.engine import Engine
+from lm1b.training.engine.process_group import start_ranks, stop_ranks
+from lm1b.training.engine.settings import language_model_settings
+from lm1b.training.step.step import TrainingStep
 
 VOCABULARY = 3000
 

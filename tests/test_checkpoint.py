@@ -22,15 +22,14 @@ from safetensors.torch import save_file
 from lm1b.config import Config
 from lm1b.errors import UserError
 from lm1b.files import read_sealed_json, seal, write_sealed_json
-from lm1b.training.checkpoint import (
+from lm1b.training.checkpoints.checkpoint import (
     FORMAT_VERSION,
-    LEASE_SECONDS,
     Checkpoint,
     DamagedCheckpoint,
-    apply_retention,
     list_checkpoints,
     table_file,
 )
+from lm1b.training.checkpoints.retention import LEASE_SECONDS, apply_retention, is_leased, lease
 
 TABLES = ("input_table", "output_table", "output_bias")
 
@@ -78,41 +77,42 @@ def made_steps(run: Path, whole: Checkpoint, steps: list[int]) -> None:
 
 
 def test_a_lease_is_seen_and_given_back(checkpoint: Checkpoint) -> None:
-    assert not checkpoint.is_leased()
-    with checkpoint.lease():
-        assert checkpoint.is_leased()
-        assert not Checkpoint(11, checkpoint.path.with_name("step_00000011")).is_leased()
-    assert not checkpoint.is_leased()
-    with pytest.raises(ZeroDivisionError), checkpoint.lease():
+    assert not is_leased(checkpoint)
+    with lease(checkpoint):
+        assert is_leased(checkpoint)
+        assert not is_leased(Checkpoint(11, checkpoint.path.with_name("step_00000011")))
+    assert not is_leased(checkpoint)
+    with pytest.raises(ZeroDivisionError), lease(checkpoint):
         raise ZeroDivisionError
-    assert not checkpoint.is_leased()
+    assert not is_leased(checkpoint)
 
 
 def test_the_lease_of_a_reader_that_died_ends(checkpoint: Checkpoint) -> None:
     """On this host at once, wherever it was after a while."""
-    code = "import os, sys; from pathlib import Path; from lm1b.training.checkpoint import Checkpoint\n"
-    code += "with Checkpoint(10, Path(sys.argv[1])).lease(): os.kill(os.getpid(), 9)"
+    code = "import os, sys; from pathlib import Path\n"
+    code += "from lm1b.training.checkpoints.checkpoint import Checkpoint; from lm1b.training.checkpoints.retention import lease\n"
+    code += "with lease(Checkpoint(10, Path(sys.argv[1]))): os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code, str(checkpoint.path)], check=False)
     (mark,) = (checkpoint.path.parent / ".leases").iterdir()
-    assert not checkpoint.is_leased()
+    assert not is_leased(checkpoint)
     elsewhere = mark.rename(mark.with_name(f"{checkpoint.path.name}.1@another-host"))
-    assert checkpoint.is_leased()
+    assert is_leased(checkpoint)
     long_ago = time.time() - LEASE_SECONDS - 1
     os.utime(elsewhere, (long_ago, long_ago))
-    assert not checkpoint.is_leased()
+    assert not is_leased(checkpoint)
 
 
 def test_what_has_gone_cannot_be_leased(checkpoint: Checkpoint) -> None:
     checkpoint.delete()
-    with pytest.raises(UserError, match="deleted meanwhile"), checkpoint.lease():
+    with pytest.raises(UserError, match="deleted meanwhile"), lease(checkpoint):
         pytest.fail("leased what is not there")
-    assert not checkpoint.is_leased()
+    assert not is_leased(checkpoint)
 
 
 def test_retention_keeps_leased_newest_multiples_and_best(whole: Checkpoint, tmp_path: Path) -> None:
     made_steps(tmp_path, whole, [100, 150, 200, 250, 300, 350, 400])
     leased = next(checkpoint for checkpoint in list_checkpoints(tmp_path) if checkpoint.step == 250)
-    with leased.lease():
+    with lease(leased):
         apply_retention(tmp_path, keep_last=2, keep_every=200, best_step=150)
     kept = [150, 200, 250, 350, 400]
     assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == kept
@@ -124,7 +124,7 @@ def test_retention_keeps_leased_newest_multiples_and_best(whole: Checkpoint, tmp
 
 @pytest.mark.parametrize("old_size", [1, 2, 3])
 def test_a_table_is_read_back_by_any_number_of_ranks(checkpoint: Checkpoint, old_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lm1b.training.checkpoint.COPY_BYTES", 4 * 3 * 4)
+    monkeypatch.setattr("lm1b.training.checkpoints.checkpoint.COPY_BYTES", 4 * 3 * 4)
     rows, accumulators = (torch.randn(11, 3) for _ in range(2))
     for rank in range(old_size):
         tensors = {"rows": rows[rank::old_size].contiguous(), "accumulators": accumulators[rank::old_size].contiguous()}

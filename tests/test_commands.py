@@ -17,7 +17,7 @@ from command_runs import fill, launch, preprocess_and_train, run, train
 from tiny import REPOSITORY, environment, tiny_settings, write_settings
 
 from lm1b.files import read_json, read_json_lines
-from lm1b.training.checkpoint import list_checkpoints
+from lm1b.training.checkpoints.checkpoint import list_checkpoints
 
 
 @pytest.fixture(scope="module")

@@ -24,8 +24,8 @@ from lm1b.model.full_softmax import full_softmax_part
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.sampler import make_sampler
 from lm1b.model.tables import Tables
-from lm1b.training.step_rows import RowPipeline
-from lm1b.training.waiting import Waiting
+from lm1b.training.step.rows import RowPipeline
+from lm1b.training.timing import Waiting
 
 META = torch.device("meta")
 WORDS = 241

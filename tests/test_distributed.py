@@ -12,7 +12,7 @@ SLOW = """
 import time
 from lm1b.distributed import agree
 from lm1b.errors import UserError
-from lm1b.training.process_group import start_ranks, stop_ranks
+from lm1b.training.engine.process_group import start_ranks, stop_ranks
 ranks = start_ranks()
 print("result", agree(ranks, lambda: time.sleep(5 * ranks.rank) or 10 + ranks.rank, may_take_long=True))
 

@@ -24,7 +24,7 @@ from lm1b.evaluation.scoring.perplexity import evaluate_checkpoint
 from lm1b.evaluation.scoring.texts import text_of_split
 from lm1b.evaluation.trained.export import export_run
 from lm1b.files import append_json_line, digest_of_file, read_json, read_sealed_json, seal, write_json, write_sealed_json
-from lm1b.training.checkpoint import Checkpoint, list_checkpoints, table_file
+from lm1b.training.checkpoints.checkpoint import Checkpoint, list_checkpoints, table_file
 from lm1b.training.evaluations import Evaluation
 
 SENTENCES = made_text(3, 40).splitlines()

@@ -19,7 +19,7 @@ from training_runs import GOLDEN, GOLDEN_RUNS, GOLDEN_TOLERANCE, job, losses
 from lm1b.distributed import single_process
 from lm1b.evaluation.scoring.evaluator import Evaluator
 from lm1b.files import read_json, read_json_lines
-from lm1b.training.checkpoint import list_checkpoints
+from lm1b.training.checkpoints.checkpoint import list_checkpoints
 from lm1b.training.run_folder import RunFolder
 
 WORKER = str(Path(__file__).with_name("device_worker.py"))

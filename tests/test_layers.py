@@ -9,8 +9,14 @@ from pathlib import Path
 import pytest
 from tiny import REPOSITORY
 
-# Inside the data layer, in the order in which the data flows: a module imports only from its own folder or one before.
-DATA_FOLDERS = ["crew", "receipts", "text", "vocabulary", "tokens", "batches", "preprocess"]
+# Inside a layer, in the order in which the data flows: a module imports only from its own folder or one before.
+ORDER = {
+    "data": ["crew", "receipts", "text", "vocabulary", "tokens", "batches", "preprocess"],
+    "training": [
+        *("timing", "engine", "step", "evaluations", "run_folder", "checkpoints", "run_state", "same_everywhere", "resume", "stopping"),
+        *("run", "log", "dry_run", "loop"),
+    ],
+}
 LAYERS = ["base", "data", "model", "training", "evaluation", "sequence_tasks", "launch"]
 FILES = sorted([*REPOSITORY.glob("lm1b/**/*.py"), *REPOSITORY.glob("launch/*.py")])
 
@@ -46,16 +52,21 @@ def test_imports_go_down(path: Path) -> None:
     assert not upward, f"{module_name(path)} imports upward: {upward}"
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if module_name(path).startswith("lm1b.data.")], ids=module_name)
-def test_the_data_layer_s_imports_go_down(path: Path) -> None:
-    places = [DATA_FOLDERS.index(name.split(".")[2]) for name in imports_of(path) if name.startswith("lm1b.data.")]
-    own = module_name(path).split(".")[2]
-    assert own == "__init__" or all(place <= DATA_FOLDERS.index(own) for place in places), f"{module_name(path)} imports upward"
+@pytest.mark.parametrize("layer", ORDER)
+def test_imports_inside_a_layer_go_down(layer: str) -> None:
+    """A module of a layer, or of a folder in it, imports from its own folder or one that stands before it."""
+    order = ORDER[layer]
+    for path in sorted((REPOSITORY / "lm1b" / layer).glob("**/*.py")):
+        own, *_ = path.relative_to(REPOSITORY / "lm1b" / layer).with_suffix("").parts
+        used = {name.split(".")[2] for name in imports_of(path) if name.startswith(f"lm1b.{layer}.") and name.count(".") > 1}
+        upward = {name for name in used if name in order and own in order and order.index(name) > order.index(own)}
+        assert not upward, f"{module_name(path)} imports upward: {upward}"
+        assert own in order or own == "__init__", f"{own}: where does it stand in {layer}/?"
 
 
 def test_three_files_know_deepspeed() -> None:
     users = [module_name(path) for path in FILES if any(name.split(".")[0] == "deepspeed" for name in imports_of(path))]
-    assert users == [f"lm1b.training.{name}" for name in ("deepspeed_settings", "engine", "process_group")]
+    assert users == [f"lm1b.training.engine.{name}" for name in ("engine", "process_group", "settings")]
 
 
 def test_the_config_needs_no_torch() -> None:
@@ -74,7 +85,11 @@ def test_nothing_runs_code_from_data(path: Path) -> None:
                 assert keyword.arg not in ("allow_pickle", "shell") or is_false, ast.unparse(node)
 
 
-@pytest.mark.parametrize("init", sorted(REPOSITORY.glob("lm1b/evaluation/*/__init__.py")), ids=module_name)
-def test_a_folder_s_docstring_names_each_of_its_files_once(init: Path) -> None:
-    told = re.findall(r"^(\w+\.py) ", ast.get_docstring(ast.parse(init.read_text())) or "", re.MULTILINE)
-    assert sorted(told) == sorted(path.name for path in init.parent.glob("*.py") if path != init)
+FOLDERS = sorted(path for path in REPOSITORY.glob("lm1b/**/__init__.py") if "sequence_tasks" not in path.parts)
+
+
+@pytest.mark.parametrize("init", FOLDERS, ids=module_name)
+def test_a_folder_s_docstring_names_all_that_is_in_it_once(init: Path) -> None:
+    told = re.findall(r"^(?:\d\.)? *(\w+(?:\.py|/)) {2,}\S", ast.get_docstring(ast.parse(init.read_text())) or "", re.MULTILINE)
+    folders = [f"{path.parent.name}/" for path in init.parent.glob("*/__init__.py")]
+    assert sorted(told) == sorted([*folders, *(path.name for path in init.parent.glob("*.py") if path != init)])

@@ -25,7 +25,8 @@ from tiny import environment, tiny_settings, write_settings
 from training_runs import assert_same_end, events, job, launch, losses, run_launches
 
 from lm1b.files import read_json_lines
-from lm1b.training.checkpoint import Checkpoint, checkpoint_folder, list_checkpoints, steps_to_keep
+from lm1b.training.checkpoints.checkpoint import Checkpoint, checkpoint_folder, list_checkpoints
+from lm1b.training.checkpoints.retention import steps_to_keep
 
 Seen = dict[str, dict[str, Any]]  # what the first rank saw, by run and number of steps
 

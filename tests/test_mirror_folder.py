@@ -12,8 +12,8 @@ from made_run import made_checkpoint, made_config, made_tokens
 from lm1b.config import Config
 from lm1b.distributed import single_process
 from lm1b.errors import UserError
-from lm1b.training.checkpoint import list_checkpoints
-from lm1b.training.mirror import Mirror
+from lm1b.training.checkpoints.checkpoint import list_checkpoints
+from lm1b.training.checkpoints.mirror import Mirror
 from lm1b.training.resume import FETCHES, Experiment
 
 THEIRS = '{"step": 1}\n'
@@ -78,9 +78,9 @@ def test_another_runs_mirror_is_refused_though_this_run_is_as_far(config: Config
     made_checkpoint(config, step)
     before = sorted(path for path in there.rglob("*"))
     with pytest.raises(UserError, match=f"run.mirror=file://{there}: another experiment"):
-        Mirror(config, f"file://{there}").fetch_newer(refuse, print)
+        Mirror(config, f"file://{there}").there.fetch_newer(refuse, print)
     assert sorted(path for path in there.rglob("*")) == before
-    assert Mirror(config, f"file://{there}").fetch_newer(accept, print) is None
+    assert Mirror(config, f"file://{there}").there.fetch_newer(accept, print) is None
     assert steps_here(config) == [step]
 
 
@@ -90,10 +90,10 @@ def test_where_the_checkpoint_is_the_logs_are(config: Config, there: Path) -> No
     in_the_way = Path(config.run.directory) / "metrics.jsonl"
     in_the_way.mkdir(parents=True)
     with pytest.raises(IsADirectoryError):
-        mirror.fetch_newer(accept, print)
+        mirror.there.fetch_newer(accept, print)
     assert steps_here(config) == []
     in_the_way.rmdir()
-    assert mirror.fetch_newer(accept, print) == 10
+    assert mirror.there.fetch_newer(accept, print) == 10
     assert in_the_way.read_text() == THEIRS * 1000
 
 
@@ -104,11 +104,11 @@ def test_a_fresh_host_does_not_begin_anew_where_all_there_is_damaged(config: Con
     said: list[str] = []
     for _ in range(2):
         with pytest.raises(UserError, match=r"every checkpoint there is damaged \(step_00000010, step_00000020\)"):
-            mirror.fetch_newer(accept, said.append)
+            mirror.there.fetch_newer(accept, said.append)
     assert len(said) == 2
     assert (there / "metrics.jsonl").read_text() == THEIRS
     shutil.rmtree(there / "checkpoints")
-    assert mirror.fetch_newer(accept, print) is None
+    assert mirror.there.fetch_newer(accept, print) is None
 
 
 def test_a_checkpoint_that_goes_while_it_is_fetched_gives_way_to_the_one_before(config: Config, there: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_checkpoint_that_goes_while_it_is_fetched_gives_way_to_the_one_before(
         if state["step"] == 20:
             shutil.rmtree(there / "checkpoints/step_00000020")
 
-    assert mirror.fetch_newer(accept_once, print) == 10
+    assert mirror.there.fetch_newer(accept_once, print) == 10
 
 
 def test_a_disk_that_damages_what_is_fetched_is_not_fetched_to_for_ever(config: Config, there: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_disk_that_damages_what_is_fetched_is_not_fetched_to_for_ever(config: 
                 assert len(damage) < FETCHES, "fetched once more"
 
     shutil.copytree(there / "checkpoints/step_00000010", directory / "checkpoints/step_00000010")
-    mirrored_config = config.model_copy(update={"run": config.run.model_copy(update={"mirror": mirror.url})})
+    mirrored_config = config.model_copy(update={"run": config.run.model_copy(update={"mirror": mirror.there.url})})
     tokens: Any = None  # only `accept` would look at them
     checkpoint = Spoiling(mirrored_config, tokens).newest_checkpoint(single_process(), mirror, print, damage.append)
     assert checkpoint is not None

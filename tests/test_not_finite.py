@@ -9,7 +9,7 @@ import pytest
 import torch
 from training_runs import events, job, launch, losses, run_launches, tensors_of
 
-from lm1b.training.checkpoint import list_checkpoints
+from lm1b.training.checkpoints.checkpoint import list_checkpoints
 
 STEPS, POISONED = 12, 4  # the fifth step is poisoned, in the middle of the warm-up
 WARMUP = 8

@@ -26,7 +26,7 @@ from lm1b.evaluation.scoring.texts import ScoredText, text_of_files, text_of_spl
 from lm1b.evaluation.trained.open import open_trained
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.output_layer import TableOutput
-from lm1b.training.checkpoint import Checkpoint
+from lm1b.training.checkpoints.checkpoint import Checkpoint
 from lm1b.training.evaluations import Evaluation
 
 ALONE = single_process()

@@ -41,7 +41,7 @@ from lm1b.evaluation.trained.loading import LoadedModel
 from lm1b.evaluation.trained.sampling import sample_sentence
 from lm1b.evaluation.trained.sampling_settings import SamplingSettings
 from lm1b.model.language_model import LanguageModel
-from lm1b.training.checkpoint import Checkpoint
+from lm1b.training.checkpoints.checkpoint import Checkpoint
 
 SENTENCES = [
     "the president said on monday that the talks would go on .",

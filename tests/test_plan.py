@@ -20,7 +20,7 @@ from lm1b.data.batches import Batches
 from lm1b.launchers import Place
 from lm1b.model.costs import core_parameters, flops_per_word, table_parameters
 from lm1b.model.language_model import LanguageModel
-from lm1b.training.plan import _bytes_a_rank, make_plan
+from lm1b.training.dry_run import _bytes_a_rank, make_plan
 
 SHAPES = [
     {"cell": "irnn", "hidden": 20, "embedding": 7},

@@ -41,7 +41,7 @@ CACHE_BYTES = 6 * PAGE_BYTES
 SLOW_ENDS = """
 import json, sys, time
 from lm1b.config import parse_config
-from lm1b.training.process_group import start_ranks, stop_ranks
+from lm1b.training.engine.process_group import start_ranks, stop_ranks
 from lm1b.training.run import Run
 
 class SlowRun(Run):

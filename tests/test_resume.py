@@ -17,7 +17,7 @@ from lm1b.data.preprocess.preprocess import preprocess
 from lm1b.distributed import single_process
 from lm1b.errors import UserError
 from lm1b.files import read_json_lines
-from lm1b.training.checkpoint import checkpoint_folder, list_checkpoints
+from lm1b.training.checkpoints.checkpoint import checkpoint_folder, list_checkpoints
 from lm1b.training.resume import FIXED_SECTIONS
 from lm1b.training.run import Run
 

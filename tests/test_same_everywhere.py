@@ -57,7 +57,7 @@ def folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_corpus(folder / "other" / "corpus", seed=6)
     preprocess(parse_config(tiny_settings(folder / "other", "none")), progress=False)
     shutil.copytree(REPOSITORY / "lm1b", folder / "program" / "lm1b", ignore=shutil.ignore_patterns("__pycache__"))
-    with open(folder / "program" / "lm1b" / "training" / "schedule.py", "a") as file:
+    with open(folder / "program" / "lm1b" / "training" / "step" / "schedule.py", "a") as file:
         file.write("# another line\n")
     for name, version in (("torch", "2.10.0"), ("numpy", "0.0.1")):
         (folder / "program" / f"{name}-{version}.dist-info").mkdir()
@@ -85,7 +85,7 @@ def test_every_difference_is_named_with_where_it_is_and_what_to_do(folder: Path)
     program = one["program"]
     assert two["program"] == program
     assert f"but 2.10.0 on rank 1 on {HOST}; install the same" in program
-    assert "see training/schedule.py;" in program
+    assert "see training/step/schedule.py;" in program
     assert program.endswith("see training.total_steps")
     assert one["tokens"] == two["tokens"]
     assert "the tokens' vocabulary differs" in one["tokens"]

@@ -21,12 +21,12 @@ from tiny import REPOSITORY, environment
 from lm1b.distributed import single_process
 from lm1b.errors import UserError
 from lm1b.model.tables import VocabularyTable
-from lm1b.training import saving, snapshot
-from lm1b.training.checkpoint import Checkpoint, DamagedCheckpoint, list_checkpoints
+from lm1b.training.checkpoints import saving, snapshot
+from lm1b.training.checkpoints.checkpoint import Checkpoint, DamagedCheckpoint, list_checkpoints
+from lm1b.training.checkpoints.saving import CheckpointSaver
+from lm1b.training.checkpoints.snapshot import RowPool, Snapshot
+from lm1b.training.checkpoints.tensor_file import MatrixInFile, write_tensors
 from lm1b.training.resume import newest_sound_checkpoint
-from lm1b.training.saving import CheckpointSaver
-from lm1b.training.snapshot import RowPool, Snapshot
-from lm1b.training.tensor_file import MatrixInFile, write_tensors
 
 RANKS = single_process()
 CARRY = {"0.h": torch.ones(2, 3, dtype=torch.bfloat16)}
@@ -196,7 +196,7 @@ sys.path.append("tests")
 from pathlib import Path
 from lm1b.distributed import single_process
 from lm1b.model.tables import VocabularyTable
-from lm1b.training.saving import CheckpointSaver
+from lm1b.training.checkpoints.saving import CheckpointSaver
 from table_steps import apply, asked
 ranks = single_process()
 table = VocabularyTable("t", 200_000, 256, seed=1, initial_scale=0.0, initial_accumulator=1.0, ranks=ranks)

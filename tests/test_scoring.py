@@ -21,7 +21,7 @@ from lm1b.errors import UserError
 from lm1b.evaluation.scoring.perplexity import evaluate_checkpoint
 from lm1b.evaluation.scoring.texts import text_of_files
 from lm1b.evaluation.trained.loading import LoadedModel
-from lm1b.training.checkpoint import list_checkpoints
+from lm1b.training.checkpoints.checkpoint import list_checkpoints
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.evaluation.scoring.perplexity import evaluate_checkpoint
 from lm1b.evaluation.scoring.texts import text_of_split
 from lm1b.files import read_json_lines
-from lm1b.training.checkpoint import list_checkpoints
+from lm1b.training.checkpoints.checkpoint import list_checkpoints
 
 STEPS = 20
 CUTOFFS = [40, 150]

@@ -14,8 +14,8 @@ from training_runs import assert_same_end, job, launch, losses, run_launches
 from lm1b.files import read_json_lines
 from lm1b.model.row_formats import Packed, Plain, StochasticInt8
 from lm1b.randomness import derive_key
-from lm1b.training.progress import describe
-from lm1b.training.waiting import PARTS, straggler
+from lm1b.training.log.metrics_line import describe
+from lm1b.training.timing import WAITED_FOR, straggler
 
 LATE_SECONDS = 0.05
 
@@ -105,7 +105,7 @@ def test_the_rank_that_the_others_wait_for_is_named(tiny_folder: Path, trained: 
     lines = read_json_lines(tiny_folder / "late" / "metrics.jsonl")[1:]
     for line in lines:
         assert line["slowest"].startswith("rank 1")
-        waited = [sum(line["waiting_seconds"][part][rank] for part in PARTS) for rank in (0, 1)]
+        waited = [sum(line["waiting_seconds"][part][rank] for part in WAITED_FOR) for rank in (0, 1)]
         assert waited[0] - waited[1] > LATE_SECONDS * 0.5
         assert f"waiting for {line['slowest']}" in describe(line)
         assert line["waiting_for_slowest"] > 0.2

@@ -20,7 +20,7 @@ from tiny import REPOSITORY, environment, free_port, run_ranks, tiny_settings
 
 from lm1b.files import read_json_lines
 from lm1b.processes import RankProcess
-from lm1b.training.checkpoint import list_checkpoints
+from lm1b.training.checkpoints.checkpoint import list_checkpoints
 from lm1b.training.run_state import endings, run_state, training_ranks
 
 DEEPSPEED = str(Path(sys.executable).with_name("deepspeed"))
@@ -177,7 +177,7 @@ def test_a_killed_rank_is_named_by_the_other(start: Start, killed: int) -> None:
 FAILING = """
 import sys, torch, torch.distributed as dist
 from lm1b.peers import naming_the_guilty
-from lm1b.training.process_group import start_ranks
+from lm1b.training.engine.process_group import start_ranks
 ranks = start_ranks()
 with naming_the_guilty(ranks.peers, lambda: "go on"):
     if ranks.rank == int(sys.argv[1]):

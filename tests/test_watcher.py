@@ -23,7 +23,8 @@ from lm1b.evaluation.scoring.evaluator import Evaluator
 from lm1b.evaluation.scoring.watch import watch
 from lm1b.evaluation.trained.open import choose_checkpoint
 from lm1b.files import append_json_line, read_json_lines, write_json
-from lm1b.training.checkpoint import Checkpoint, list_checkpoints
+from lm1b.training.checkpoints.checkpoint import Checkpoint, list_checkpoints
+from lm1b.training.checkpoints.retention import is_leased
 from lm1b.training.evaluations import count_test_looks
 from lm1b.training.run_folder import RunFolder
 from lm1b.training.run_state import trainer_state
@@ -153,7 +154,7 @@ def test_one_deleted_between_two_looks_at_a_file_is_a_user_s_error(config: Confi
         checkpoint.delete()
         return str(len(path.read_bytes()))
 
-    monkeypatch.setattr("lm1b.training.checkpoint.digest_of_file", digest)
+    monkeypatch.setattr("lm1b.training.checkpoints.checkpoint.digest_of_file", digest)
     with pytest.raises(UserError, match="deleted meanwhile"):
         Evaluator(run_of(config), config).score(checkpoint)
 
@@ -270,7 +271,7 @@ def test_looks_at_the_test_split_are_counted(config: Config) -> None:
     Evaluator(run_of(config), config).score(checkpoint)
     assert count_test_looks(RunFolder(run_of(config)).read_evaluations()) == 2
     assert f"word perplexity {line.word_perplexity:.2f} on test" in line.in_words()
-    assert list_checkpoints(run_of(config))[0].is_leased() is False
+    assert is_leased(list_checkpoints(run_of(config))[0]) is False
 
 
 def test_a_figure_that_is_no_number_is_null_and_never_the_best(config: Config) -> None:

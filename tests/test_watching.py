@@ -26,9 +26,9 @@ from lm1b.files import read_json_lines
 from lm1b.metrics import EVALUATED, METRICS, meaning_of
 from lm1b.model.language_model import LanguageModel
 from lm1b.progress import duration
-from lm1b.training.activations import ActivationWatch
-from lm1b.training.board import LAYOUT, scalars_of
-from lm1b.training.services import numbers_of
+from lm1b.training.log.activations import ActivationWatch
+from lm1b.training.log.board import LAYOUT, scalars_of
+from lm1b.training.log.services import numbers_of
 
 STEPS = 30
 

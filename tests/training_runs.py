@@ -10,7 +10,7 @@ import torch
 from tiny import run_ranks, tiny_settings
 
 from lm1b.files import read_json_lines
-from lm1b.training.checkpoint import Checkpoint, list_checkpoints
+from lm1b.training.checkpoints.checkpoint import Checkpoint, list_checkpoints
 
 WORKER = str(Path(__file__).with_name("training_worker.py"))
 GOLDEN = Path(__file__).with_name("golden_losses.json")

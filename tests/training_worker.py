@@ -40,11 +40,13 @@ from lm1b.config import parse_config
 from lm1b.distributed import Ranks
 from lm1b.errors import UserError
 from lm1b.model.language_model import LanguageModel, LossParts
-from lm1b.training import background, loop, step_rows
-from lm1b.training.engine import Engine
-from lm1b.training.process_group import start_ranks, stop_ranks
-from lm1b.training.step import StepResult, TrainingStep
-from lm1b.training.step_rows import RowPipeline, StepRows
+from lm1b.training import loop
+from lm1b.training.engine.engine import Engine
+from lm1b.training.engine.process_group import start_ranks, stop_ranks
+from lm1b.training.step import background
+from lm1b.training.step import rows as step_rows
+from lm1b.training.step.rows import RowPipeline, StepRows
+from lm1b.training.step.step import StepResult, TrainingStep
 
 TIME_LIMIT_SECONDS = 200.0
 

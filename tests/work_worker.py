@@ -20,9 +20,10 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves
 
 from lm1b.distributed import Ranks
-from lm1b.training import background, step_rows
-from lm1b.training.process_group import start_ranks, stop_ranks
-from lm1b.training.step_rows import StepRows
+from lm1b.training.engine.process_group import start_ranks, stop_ranks
+from lm1b.training.step import background
+from lm1b.training.step import rows as step_rows
+from lm1b.training.step.rows import StepRows
 
 STEPS = 3
 VOCABULARY = 20_000

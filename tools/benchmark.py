@@ -46,8 +46,8 @@ from lm1b.devices import best_device
 from lm1b.distributed import single_process
 from lm1b.errors import UserError, run_command
 from lm1b.files import write_json
+from lm1b.training.log.run_log import git_revision
 from lm1b.training.run import prepare_process
-from lm1b.training.run_log import git_revision
 
 PARTS = ("training", "logging", "evaluation", "preprocessing", "resume")
 GPU_PARTS = ("training", "evaluation")  # where not asked for otherwise: the others are the same on a machine without a GPU

@@ -25,11 +25,11 @@ from benchmarks.training import build_step
 
 from lm1b.config import Config, load_config
 from lm1b.errors import run_command
-from lm1b.training.checkpoint import Checkpoint
-from lm1b.training.precision import resolve_precision
-from lm1b.training.process_group import start_ranks, stop_ranks
-from lm1b.training.saving import CheckpointSaver
-from lm1b.training.step import TrainingStep
+from lm1b.precision import resolve_precision
+from lm1b.training.checkpoints.checkpoint import Checkpoint
+from lm1b.training.checkpoints.saving import CheckpointSaver
+from lm1b.training.engine.process_group import start_ranks, stop_ranks
+from lm1b.training.step.step import TrainingStep
 
 
 def stretch_seconds(step: TrainingStep, num_steps: int, saver: CheckpointSaver | None) -> float:

@@ -40,11 +40,10 @@ from lm1b.distributed import Ranks
 from lm1b.errors import UserError, run_command
 from lm1b.evaluation.scoring.texts import ScoredText, text_of_files
 from lm1b.files import read_json, write_json
-from lm1b.training.engine import DTYPES
-from lm1b.training.precision import resolve_precision
-from lm1b.training.process_group import start_ranks, stop_ranks
+from lm1b.precision import DTYPES, resolve_precision
+from lm1b.training.engine.process_group import start_ranks, stop_ranks
+from lm1b.training.log.run_log import git_revision
 from lm1b.training.run import Run, prepare_process
-from lm1b.training.run_log import git_revision
 
 TARGET = 150.0  # the perplexity whose time is told
 REPOSITORY = Path(__file__).resolve().parents[1]

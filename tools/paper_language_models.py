@@ -21,13 +21,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from settings_search import try_settings
 
 from lm1b.config import load_config
 from lm1b.errors import UserError, run_command
 from lm1b.files import read_json, read_json_lines, write_json
+from lm1b.precision import resolve_precision
+from lm1b.training.log.run_log import git_revision
 from lm1b.training.run_folder import RunFolder
-from lm1b.training.run_log import git_revision
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIG = REPOSITORY / "configs" / "papers" / "language_model.json"
@@ -72,6 +74,9 @@ class Table:
             f"tokens.directory={json.dumps(str(self.work / 'tokens_language_model'))}",
             "training.threads=1",
         ]
+        config = load_config(CONFIG, self.common)
+        precision = resolve_precision(config.training.precision, config.model.cell, torch.device("cpu"))
+        self.common.append(f"training.precision={precision}")  # so that it is kept with each run
 
     def save(self) -> None:
         """Write the file."""

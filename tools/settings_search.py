@@ -28,7 +28,7 @@ from lm1b.config import Config, load_config
 from lm1b.errors import run_command
 from lm1b.evaluation.scoring.texts import text_of_split
 from lm1b.files import read_json, write_json
-from lm1b.training.process_group import start_ranks, stop_ranks
+from lm1b.training.engine.process_group import start_ranks, stop_ranks
 from lm1b.training.run import Run, prepare_process
 
 POINTS = (0.25, 0.5, 0.75, 1.0)

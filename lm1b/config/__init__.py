@@ -5,7 +5,12 @@
    fit between fields is reported once each by itself is right.
 3. Paths inside the file are taken relative to the working directory, as a shell would.
 
-Sections, in the order of the data: text.py (corpus, vocabulary, tokens), model.py (cell, model, softmax, tables), training.py (all else).
+strict.py    no unknown key, no loose type, all problems at once
+cells.py     the cells that a config may name, a user's own among them
+text.py      sections about text: corpus, vocabulary, tokens
+model.py     sections about the model: cell, layers, softmax, tables
+training.py  sections about a run: all else
+
 Example: `load_config("configs/irnn_lm.json", ["batches.lanes=64"]).batches.lanes` is 64.
 """
 

@@ -92,7 +92,8 @@ class TrainingConfig(Section):
     )
     total_steps: Positive | None = Field(default=None, description="Length in steps; either this or epochs.")
     precision: Precision = Field(
-        default="auto", description="Computing precision. auto: bf16 on a GPU or a CPU with AVX-512 bf16, else fp32. fp16: GPU only."
+        default="auto",
+        description="Computing precision. auto: bf16 on a GPU or a CPU that is faster in it (AMX; AMD), else fp32. fp16: GPU only.",
     )
     zero_stage: Literal[1, 2, 3] = Field(default=1, description="DeepSpeed's ZeRO stage of the core.")
     micro_batches: Positive = Field(default=1, description="Gradient accumulation: into how many micro-batches a rank's lanes are split.")

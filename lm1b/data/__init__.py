@@ -6,8 +6,10 @@
 4. tokens/       what it leaves and training reads: a manifest and memory-mapped shards, in a folder or at a URL
 5. batches.py    the shards as steps: a pure function of (seed, step)
 
-Below all of them: crew.py, the ranks that make a tokens directory together, without torch where there is one; receipts.py, whether a part
-of the work is done already.
+Below all of them:
+
+crew.py          the ranks that make a tokens directory together, without torch where there is one
+receipts.py      whether a part of the work is done already
 
 A worked example, with a vocabulary of words seen twice or more. The training file holds two sentences,
 

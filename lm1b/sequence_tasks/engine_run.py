@@ -17,8 +17,8 @@ from lm1b.errors import UserError
 from lm1b.sequence_tasks.data import Batch
 from lm1b.sequence_tasks.network import Answers
 from lm1b.sequence_tasks.trainer import SequenceRun, make_optimizer
-from lm1b.training.deepspeed_settings import EngineSettings
-from lm1b.training.engine import Engine
+from lm1b.training.engine.engine import Engine
+from lm1b.training.engine.settings import EngineSettings
 
 
 class EngineRun(SequenceRun):

@@ -10,7 +10,7 @@ import torch
 
 from lm1b.console import now
 from lm1b.sequence_tasks.data import Task
-from lm1b.training.run_log import git_revision
+from lm1b.training.log.run_log import git_revision
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ELSEWHERE = "PATH"  # stands for the folders above a file outside the repository

@@ -20,7 +20,7 @@ from lm1b.console import say_error
 from lm1b.distributed import Ranks, share_of_cores
 from lm1b.launchers import here
 from lm1b.peers import naming_the_guilty
-from lm1b.training.process_group import start_ranks, stop_ranks
+from lm1b.training.engine.process_group import start_ranks, stop_ranks
 from lm1b.training.stopping import Launcher
 
 GO_ON = "the same command goes on from there"

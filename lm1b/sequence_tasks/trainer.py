@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from lm1b.distributed import Ranks, agree, all_reduce_sum, from_first, single_process, tensors_from_first
 from lm1b.errors import UserError
+from lm1b.precision import DTYPES
 from lm1b.randomness import derive_key, permutation
 from lm1b.sequence_tasks.config import OptimizerConfig, TaskExperiment
 from lm1b.sequence_tasks.data import Batch, Split, Task
@@ -29,7 +30,7 @@ from lm1b.sequence_tasks.network import Answers, SequenceNetwork, loss_of, norm_
 from lm1b.sequence_tasks.run_file import read_run, write_run
 
 EVALUATED_TOGETHER = 128
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
 DIVERGED_LOSS = 2.0  # times what a run has started from
 PROGRESS = ("updates", "skipped", "skipped_in_a_row", "curve", "cpu_seconds")  # kept in the run's file beside the tensors
 

@@ -14,19 +14,19 @@ from lm1b.errors import UserError
 from lm1b.launchers import without_place
 from lm1b.peers import naming_the_guilty
 from lm1b.processes import RankProcess
-from lm1b.training.activations import watch_activations
-from lm1b.training.ceiling import words_at_ceiling
-from lm1b.training.mirror import mirror_logs
-from lm1b.training.process_group import start_ranks, stop_ranks
-from lm1b.training.progress import Interval
+from lm1b.training.checkpoints.mirror import mirror_logs
+from lm1b.training.engine.process_group import start_ranks, stop_ranks
+from lm1b.training.log.activations import watch_activations
+from lm1b.training.log.matmul_rate import words_at_ceiling
+from lm1b.training.log.metrics_line import Interval
+from lm1b.training.log.run_log import RunLog
+from lm1b.training.log.services import Services, check_services
+from lm1b.training.log.step_progress import StepProgress
 from lm1b.training.run import Run, prepare_process
 from lm1b.training.run_folder import RunFolder
-from lm1b.training.run_log import RunLog
 from lm1b.training.run_state import where_to_go_on
 from lm1b.training.same_everywhere import check_program
-from lm1b.training.services import Services, check_services
-from lm1b.training.step import StepResult
-from lm1b.training.step_progress import StepProgress
+from lm1b.training.step.step import StepResult
 from lm1b.training.stopping import Launcher, StopSignal, default_signals, ignore_signals
 
 SAVING_SECONDS = 25.0  # what a save after a signal should fit in

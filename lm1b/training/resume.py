@@ -24,8 +24,8 @@ from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.distributed import Ranks, agree, all_gather_objects
 from lm1b.errors import UserError
 from lm1b.model.tables import VocabularyTable
-from lm1b.training.checkpoint import Checkpoint, DamagedCheckpoint, checkpoint_folder, list_checkpoints
-from lm1b.training.mirror import Mirror
+from lm1b.training.checkpoints.checkpoint import Checkpoint, DamagedCheckpoint, checkpoint_folder, list_checkpoints
+from lm1b.training.checkpoints.mirror import Mirror
 from lm1b.training.run_folder import RunFolder
 from lm1b.training.same_everywhere import check_run_folder
 
@@ -56,7 +56,7 @@ class Experiment:
             return newest_sound_checkpoint(self.directory, ranks, self.accept, on_damage)
         checkpoint = None
         for _ in range(FETCHES):
-            agree(ranks, lambda: mirror and mirror.fetch_newer(self.accept, on_fetch), may_take_long=True)
+            agree(ranks, lambda: mirror and mirror.there.fetch_newer(self.accept, on_fetch), may_take_long=True)
             check_run_folder(ranks, self.directory)  # waits until every host sees what was fetched
             damaged: list[str] = []
             checkpoint = newest_sound_checkpoint(self.directory, ranks, self.accept, damaged.append)

@@ -25,17 +25,18 @@ from lm1b.model.language_model import LanguageModel
 from lm1b.model.products import keep_float32_exact
 from lm1b.model.sampler import make_sampler
 from lm1b.model.tables import Tables
-from lm1b.training.checkpoint import Checkpoint, apply_retention
-from lm1b.training.deepspeed_settings import check_deepspeed_section, language_model_settings
-from lm1b.training.engine import Engine
-from lm1b.training.mirror import Mirror
-from lm1b.training.precision import resolve_precision
+from lm1b.precision import resolve_precision
+from lm1b.training.checkpoints.checkpoint import Checkpoint
+from lm1b.training.checkpoints.mirror import Mirror
+from lm1b.training.checkpoints.retention import apply_retention
+from lm1b.training.checkpoints.saving import CheckpointSaver
+from lm1b.training.engine.engine import Engine
+from lm1b.training.engine.settings import check_deepspeed_section, language_model_settings
 from lm1b.training.resume import Experiment, read_tables
 from lm1b.training.run_folder import RunFolder
 from lm1b.training.run_state import RunLock
 from lm1b.training.same_everywhere import check_patience, check_run_folder, check_tokens
-from lm1b.training.saving import CheckpointSaver
-from lm1b.training.step import TrainingStep
+from lm1b.training.step.step import TrainingStep
 
 
 @dataclass
@@ -96,7 +97,7 @@ class Run:
         self.saver = CheckpointSaver(self.directory, ranks, in_background=config.checkpoints.in_background)
         self.saved_at = None if checkpoint is None else checkpoint.step  # step of the newest checkpoint, committed or begun
         self.watcher: subprocess.Popen[bytes] | None = None  # the evaluator beside the training
-        self.words_at_ceiling: float | None = None  # a second: see ceiling.py
+        self.words_at_ceiling: float | None = None  # a second: see log/matmul_rate.py
         if checkpoint is None:
             engine.prime(self.training_step.zero_loss)
             if config.training.ema_decay is not None:

@@ -1,9 +1,9 @@
 """A run's folder: the one list of the names in it, whoever writes them.
 
     config.json        environment.json   what was asked for, with its history; on what it runs
-    metrics.jsonl      events.jsonl       lines of the training (run_log.py): numbers, and what happened
+    metrics.jsonl      events.jsonl       lines of the training (log/run_log.py): numbers, and what happened
     evaluations.jsonl                     a line a result of the evaluator (evaluations.py)
-    checkpoints/                          checkpoint.py
+    checkpoints/                          checkpoints/checkpoint.py
     tensorboard/       token_nats/        points and texts; the nats of every token of the texts scored last
     report/                               launch/report.py
     training.lock      training.pid       who trains here (run_state.py)

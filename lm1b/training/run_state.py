@@ -20,7 +20,7 @@ from lm1b.console import now
 from lm1b.errors import UserError
 from lm1b.files import read_json_lines
 from lm1b.processes import RankProcess, read_processes
-from lm1b.training.checkpoint import Checkpoint, list_checkpoints
+from lm1b.training.checkpoints.checkpoint import Checkpoint, list_checkpoints
 from lm1b.training.run_folder import RunFolder
 
 RunState = Literal["finished", "stopped", "running", "dead", "none"]

@@ -13,10 +13,10 @@ from typing import Any
 import torch.distributed as dist
 
 from lm1b.distributed import Ranks
-from lm1b.training.checkpoint import Checkpoint
+from lm1b.training.checkpoints.checkpoint import Checkpoint
+from lm1b.training.checkpoints.saving import CheckpointSaver
 from lm1b.training.resume import read_tables
-from lm1b.training.saving import CheckpointSaver
-from lm1b.training.step import TrainingStep
+from lm1b.training.step.step import TrainingStep
 
 BLOCK_BYTES = 8 << 20
 REPEATS = 2

@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.machine import CPU, Ceiling, peak_memory, peak_memory_from_here, seconds_of
 from lm1b.evaluation.scoring.scorer import POSITIONS
 from lm1b.model.full_softmax import full_softmax_nats
-from lm1b.training.engine import DTYPES
+from lm1b.precision import DTYPES
 
 
 def measure_evaluation(

@@ -16,16 +16,15 @@ import torch
 from benchmarks.shapes import shape_config
 from lm1b.distributed import single_process
 from lm1b.processes import RankProcess
-from lm1b.training.progress import Interval
+from lm1b.training.log.metrics_line import Interval
+from lm1b.training.log.run_log import RunLog
+from lm1b.training.log.step_progress import StepProgress
 from lm1b.training.run import Counts, Run
-from lm1b.training.run_log import RunLog
-from lm1b.training.step import StepResult
-from lm1b.training.step_parts import StepParts
-from lm1b.training.step_progress import StepProgress
-from lm1b.training.waiting import PARTS
+from lm1b.training.step.step import StepResult
+from lm1b.training.timing import WAITED_FOR, StepParts
 
 LINES = 100
-RESULT = StepResult(9.0e3, True, False, 1.5, 0.9, 1.0, [], 0, None, [[0.0] * len(PARTS)])
+RESULT = StepResult(9.0e3, True, False, 1.5, 0.9, 1.0, [], 0, None, [[0.0] * len(WAITED_FOR)])
 
 
 def measure_logging() -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from lm1b.model.products import product
-from lm1b.training.engine import DTYPES
+from lm1b.precision import DTYPES
 
 CPU = torch.device("cpu")
 COPIED_BYTES = {"cpu": 128 << 20, "cuda": 2 << 30}  # far more than a cache holds

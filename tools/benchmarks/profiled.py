@@ -42,7 +42,7 @@ WAITS = tuple(PREFIX + name for name in ("backward", "core update", "row fetch",
 
 @dataclass(frozen=True)
 class Parts:
-    """Of one step. seconds: of the step's own thread by part. behind: the same of the row thread (lm1b/training/background.py), which
+    """Of one step. seconds: of the step's own thread by part. behind: the same of the row thread (lm1b/training/step/background.py), which
     hides behind the step; its `communication` is waiting. products: seconds in products and recurrent layers. num_operators: of both.
 
     gpu: seconds of kernels by part, gpu_products: of those in products and recurrent layers; gpu_busy: in which any kernel ran. 0 on a CPU.

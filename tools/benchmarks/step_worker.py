@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.shapes import shape_config, word_counts
 from benchmarks.training import build_step
-from lm1b.training.process_group import start_ranks, stop_ranks
-from lm1b.training.step import TrainingStep
-from lm1b.training.waiting import PARTS
+from lm1b.training.engine.process_group import start_ranks, stop_ranks
+from lm1b.training.step.step import TrainingStep
+from lm1b.training.timing import WAITED_FOR
 
 
 def interface_bytes(name: str) -> tuple[int, int]:
@@ -43,7 +43,7 @@ class Case:
         self.step, self.settings = step, settings
         self.seconds: list[float] = []
         self.sent = self.received = 0
-        self.waiting = [0.0] * len(PARTS)
+        self.waiting = [0.0] * len(WAITED_FOR)
 
     def turn(self, steps: int, interface: str) -> None:
         dist.barrier()
@@ -67,7 +67,7 @@ class Case:
             "step_seconds": statistics.median(self.seconds),
             "sent_bytes": self.sent / count,
             "received_bytes": self.received / count,
-            "waiting_seconds": {part: seconds / count for part, seconds in zip(PARTS, self.waiting, strict=True)},
+            "waiting_seconds": {part: seconds / count for part, seconds in zip(WAITED_FOR, self.waiting, strict=True)},
             "core_parameters": self.step.engine.core_size,
             "embedding": self.step.tables.input.width,
             "output_width": self.step.model.output_width,

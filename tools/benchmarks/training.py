@@ -31,11 +31,12 @@ from lm1b.model.kernels import VARIABLE, triton_kernels
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.sampler import make_sampler
 from lm1b.model.tables import Tables
-from lm1b.training.deepspeed_settings import language_model_settings
-from lm1b.training.engine import DTYPES, Engine
-from lm1b.training.process_group import start_ranks, stop_ranks
+from lm1b.precision import DTYPES
+from lm1b.training.engine.engine import Engine
+from lm1b.training.engine.process_group import start_ranks, stop_ranks
+from lm1b.training.engine.settings import language_model_settings
 from lm1b.training.run import prepare_process
-from lm1b.training.step import TrainingStep
+from lm1b.training.step.step import TrainingStep
 
 WARM_STEPS = {"cpu": 3, "cuda": 10}
 # Of one turn: on a GPU so many that its queue is full, as in a training; a turn ends when all of them are done.

@@ -18,7 +18,7 @@ from faults.strikes import Strike
 from faults.table import Trial
 from faults.workplace import EVERY, FLAVOURS, KEEP_LAST, Failure, TrainingRun, Workplace
 from lm1b.errors import UserError
-from lm1b.training.checkpoint import Checkpoint
+from lm1b.training.checkpoints.checkpoint import Checkpoint
 from lm1b.training.run_folder import RunFolder
 
 STRIKES_A_CHAIN = 9

@@ -17,7 +17,7 @@ from faults.table import Trial
 from faults.workplace import EVERY, Failure, TrainingRun, Workplace
 from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.errors import UserError
-from lm1b.training.checkpoint import Checkpoint
+from lm1b.training.checkpoints.checkpoint import Checkpoint
 
 PAGE = 4096
 

@@ -55,11 +55,11 @@ TABLE = r"(input_table|output_table|output_bias)\..*"
 CHECKPOINT = r"step_\d{8}"
 
 POINTS: dict[str, Point] = {
-    "backward": Point("lm1b.training.engine:Engine.backward"),
+    "backward": Point("lm1b.training.engine.engine:Engine.backward"),
     "all-to-all": Point("torch.distributed:all_to_all_single"),
-    "core file": Point("lm1b.training.tensor_file:TensorFile.write", CORE, "self", _write_half),
-    "table file": Point("lm1b.training.tensor_file:TensorFile.write", TABLE, "self", _write_half),
-    "manifest": Point("lm1b.training.saving:write_sealed_json", MANIFEST),
+    "core file": Point("lm1b.training.checkpoints.tensor_file:TensorFile.write", CORE, "self", _write_half),
+    "table file": Point("lm1b.training.checkpoints.tensor_file:TensorFile.write", TABLE, "self", _write_half),
+    "manifest": Point("lm1b.training.checkpoints.saving:write_sealed_json", MANIFEST),
     "rename": Point("os:replace", CHECKPOINT, path=1),
     "retention": Point("os:replace", CHECKPOINT, path=0),  # a complete checkpoint loses its name
     "evaluation line": Point("lm1b.evaluation.scoring.evaluator:append_json_line", r"evaluations\.jsonl", half=_append_half),

@@ -14,7 +14,7 @@ from typing import Any
 from faults.launches import Launch, python_command, training_command
 from faults.points import Order
 from lm1b.files import read_json_lines
-from lm1b.training.checkpoint import checkpoint_folder, list_checkpoints
+from lm1b.training.checkpoints.checkpoint import checkpoint_folder, list_checkpoints
 from lm1b.training.run_folder import RunFolder
 
 NUM_WORDS = 200

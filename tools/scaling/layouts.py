@@ -14,7 +14,7 @@ Time follows the code's passes over rows. Alone, a fetch reads rows and rounds t
     (read, add and write the accumulator; the same of the row). Of several ranks see `_passes`. Ranks compute in step, and their cores
     do not slow each other down, except by being too few.
 
-Overlap (the default, lm1b/training/step_rows.py): ids, marks, the rows that no rank touches in the step before, and row gradients
+Overlap (the default, lm1b/training/step/rows.py): ids, marks, the rows that no rank touches in the step before, and row gradients
     travel while the step computes; they count only as far as they take longer than that. Exposed stay the rows that are late, and the
     core's collectives (overlap_comm is off). In order, with no overlap, all of it is exposed and there are no marks. That the row
     thread takes some of the step's processor time is not modelled, except on loopback: where sending is the cores' own work and all

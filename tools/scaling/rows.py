@@ -26,7 +26,7 @@ class TouchedRows:
     all_inputs, all_others: the same of all ranks' tokens together. busiest_input, busiest_output: how many times the mean of the
     requested rows the owner that is asked for most has, since row r belongs to rank r mod N and frequent words come first.
     late_inputs, late_outputs: those of inputs and outputs that some rank has touched in the step before too, so that they cannot be
-    fetched ahead (lm1b/training/step_rows.py); busiest_late_*: as above, of them.
+    fetched ahead (lm1b/training/step/rows.py); busiest_late_*: as above, of them.
     """
 
     inputs: float

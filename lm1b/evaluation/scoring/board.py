@@ -22,8 +22,8 @@ from lm1b.evaluation.trained.sampling_settings import SamplingSettings
 from lm1b.files import atomic_file
 from lm1b.markdown import literal
 from lm1b.metrics import EVALUATED
-from lm1b.training.board import Board
 from lm1b.training.evaluations import Evaluation
+from lm1b.training.log.board import Board
 from lm1b.training.run_folder import RunFolder
 
 LONGEST_SENTENCE = 40

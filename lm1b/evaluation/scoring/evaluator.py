@@ -34,7 +34,7 @@ from lm1b.launchers import here
 from lm1b.model.products import keep_float32_exact
 from lm1b.peers import naming_the_guilty
 from lm1b.progress import Progress
-from lm1b.training.checkpoint import Checkpoint
+from lm1b.training.checkpoints.checkpoint import Checkpoint
 from lm1b.training.evaluations import KINDS, Evaluation, Weights, count_test_looks
 from lm1b.training.run_folder import RunFolder
 
@@ -115,7 +115,7 @@ def evaluating_ranks(device: str | None) -> Iterator[Ranks]:
     if here().size == 1:
         yield single_process(device or best_device())
         return
-    from lm1b.training.process_group import start_ranks, stop_ranks  # loads DeepSpeed, which one process does without
+    from lm1b.training.engine.process_group import start_ranks, stop_ranks  # loads DeepSpeed, which one process does without
 
     ranks = start_ranks()
     try:

@@ -24,11 +24,12 @@ from torch import Tensor
 from lm1b.config import EvaluationConfig
 from lm1b.console import now
 from lm1b.distributed import Ranks, agree, single_process
-from lm1b.evaluation.scoring.scorer import DTYPES, Rows, Scorer, cut_for_scoring
+from lm1b.evaluation.scoring.scorer import Rows, Scorer, cut_for_scoring
 from lm1b.evaluation.scoring.spectrum import spectral_radii
 from lm1b.evaluation.scoring.texts import ScoredText
 from lm1b.evaluation.trained.open import Trained, open_trained
-from lm1b.training.checkpoint import Checkpoint
+from lm1b.precision import DTYPES
+from lm1b.training.checkpoints.checkpoint import Checkpoint
 from lm1b.training.evaluations import KINDS, Evaluation, Weights
 
 

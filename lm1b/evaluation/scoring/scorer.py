@@ -28,16 +28,17 @@ from lm1b.model.language_model import LanguageModel
 from lm1b.model.output_layer import AdaptiveOutput, OutputLayer, TableOutput
 from lm1b.model.products import keep_float32_exact
 from lm1b.model.recurrent import State
+from lm1b.precision import DTYPES
 
 # In one call of the softmax: matrix products near their ceiling (on a CPU measured: 512 to 4,096), and on a GPU few launches.
 POSITIONS, POSITIONS_GPU = 1536, 16384
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # that it computes in
+PRECISIONS = ("fp32", "bf16")  # that it computes in
 
 
 def dtype_of(precision: str) -> torch.dtype:
     """Raises UserError for a precision that is none."""
-    if precision not in DTYPES:
-        raise UserError(f"precision must be one of {', '.join(DTYPES)}, found {precision}")
+    if precision not in PRECISIONS:
+        raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, found {precision}")
     return DTYPES[precision]
 
 

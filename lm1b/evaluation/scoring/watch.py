@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lm1b.errors import UserError
 from lm1b.evaluation.scoring.evaluator import Evaluator, say_result
-from lm1b.training.checkpoint import Checkpoint, list_checkpoints
+from lm1b.training.checkpoints.checkpoint import Checkpoint, list_checkpoints
 from lm1b.training.evaluations import KINDS, Evaluation, Weights
 from lm1b.training.run_folder import RunFolder
 from lm1b.training.run_state import trainer_state, training_has_finished

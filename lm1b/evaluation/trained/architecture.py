@@ -14,7 +14,7 @@ from lm1b.config import ModelConfig, SoftmaxConfig
 from lm1b.config.strict import parse
 from lm1b.errors import UserError
 from lm1b.model.language_model import LanguageModel
-from lm1b.training.checkpoint import Checkpoint
+from lm1b.training.checkpoints.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)

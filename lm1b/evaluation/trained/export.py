@@ -42,10 +42,10 @@ from lm1b.evaluation.trained.exported import (
 from lm1b.evaluation.trained.model_card import model_card
 from lm1b.evaluation.trained.open import Trained, choose_checkpoint, open_trained
 from lm1b.files import digest_of_file, flush_folder, needing_space, write_json, write_sealed_json
-from lm1b.training.checkpoint import Checkpoint, table_file
+from lm1b.training.checkpoints.checkpoint import Checkpoint, table_file
+from lm1b.training.checkpoints.tensor_file import DTYPE_NAMES, ELEMENT_BYTES, MatrixInFile, TensorFile, bytes_of
 from lm1b.training.evaluations import Weights
 from lm1b.training.run_folder import RunFolder
-from lm1b.training.tensor_file import DTYPE_NAMES, ELEMENT_BYTES, MatrixInFile, TensorFile, bytes_of
 
 LARGEST_FILE_BYTES = 2_000_000_000  # more is sharded; a table that is larger has a file of its own
 BLOCK_BYTES = 8 << 20  # of a table in memory at a time

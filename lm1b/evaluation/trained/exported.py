@@ -37,10 +37,10 @@ from lm1b.evaluation.trained.architecture import Architecture
 from lm1b.evaluation.trained.loading import LoadedModel, load_run
 from lm1b.files import read_json, read_sealed_json
 from lm1b.model.language_model import LanguageModel
-from lm1b.training.checkpoint import damage_of, is_file_list
+from lm1b.training.checkpoints.checkpoint import damage_of, is_file_list
+from lm1b.training.checkpoints.tensor_file import read_tensor
 from lm1b.training.evaluations import Weights
 from lm1b.training.run_folder import RunFolder
-from lm1b.training.tensor_file import read_tensor
 
 FORMAT_VERSION = 1
 MANIFEST, CONFIG, VOCABULARY = "manifest.json", "config.json", VOCABULARY_NAME

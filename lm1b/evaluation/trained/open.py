@@ -26,7 +26,8 @@ from lm1b.distributed import Ranks, agree, all_gather_objects, single_process
 from lm1b.errors import UserError
 from lm1b.evaluation.scoring.scorer import Rows
 from lm1b.evaluation.trained.architecture import Architecture
-from lm1b.training.checkpoint import Checkpoint, checkpoint_folder, list_checkpoints
+from lm1b.training.checkpoints.checkpoint import Checkpoint, checkpoint_folder, list_checkpoints
+from lm1b.training.checkpoints.retention import lease
 from lm1b.training.evaluations import Weights
 from lm1b.training.run_folder import RunFolder
 
@@ -81,7 +82,7 @@ def open_trained(checkpoint: Checkpoint, fingerprint: str, ranks: Ranks | None =
     """
     ranks = ranks or single_process()
     try:
-        with checkpoint.lease():
+        with lease(checkpoint):
             state = checkpoint.state()
             if state["vocabulary"] != fingerprint:
                 raise UserError(

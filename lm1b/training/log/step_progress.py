@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from lm1b.console import LastingOutput, is_json, remark, say
 from lm1b.progress import duration, on_terminal
-from lm1b.training.progress import describe
+from lm1b.training.log.metrics_line import describe
 
 DRAW_SECONDS = 1.0
 LINE_SECONDS = 10.0  # between two plain lines, which come with lines of metrics.jsonl alone

@@ -1,4 +1,4 @@
-"""DeepSpeed around the dense core; beside it only process_group.py and deepspeed_settings.py know DeepSpeed.
+"""DeepSpeed around the dense core; beside it only process_group.py and settings.py know DeepSpeed.
 
 The core (recurrent layers, projection) is what `deepspeed.initialize` gets; the vocabulary tables are not its business.
 Four things DeepSpeed leaves to its caller live here, each tried at stages 1 to 3, in fp32 and bf16:
@@ -21,11 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from lm1b.distributed import Ranks
-from lm1b.training.deepspeed_settings import EngineSettings, deepspeed_config
-from lm1b.training.process_group import at_the_end, before_the_end, import_deepspeed, quiet
-from lm1b.training.waiting import Waiting
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from lm1b.precision import DTYPES
+from lm1b.training.engine.process_group import at_the_end, before_the_end, import_deepspeed, quiet
+from lm1b.training.engine.settings import EngineSettings, deepspeed_config
+from lm1b.training.timing import Waiting
 
 
 class Engine:

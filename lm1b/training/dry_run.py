@@ -19,15 +19,14 @@ from lm1b.devices import best_device
 from lm1b.files import megabytes
 from lm1b.launchers import Place, here
 from lm1b.model.costs import TABLE_BYTES_A_PARAMETER, core_parameters, flops_per_word, logits_per_word, table_parameters
-from lm1b.training.ceiling import products_rate
-from lm1b.training.precision import resolve_precision
+from lm1b.precision import DTYPES, resolve_precision
+from lm1b.training.log.matmul_rate import products_rate
 from lm1b.workers import usable_cores
 
 PROCESS_BYTES = 620 << 20  # torch, DeepSpeed and gloo, before a model
 CORE_BYTES_A_PARAMETER = 30  # weights and their copies, gradients, Adam's state, average: of any optimizer and precision at most
 SHARE_OF_PRODUCTS = {1: 0.7, 2: 0.6}  # of the products' rate that a step reaches on one core, and on more of them
 MEASURED_SECONDS = 0.5
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,9 @@ from lm1b.distributed import Ranks, agree, all_gather_objects, all_reduce_sum
 from lm1b.errors import UserError, describe_os_error
 from lm1b.files import digest_of_file, flush_folder, megabytes, needing_space, write_json, write_sealed_json
 from lm1b.model.tables import VocabularyTable
-from lm1b.training.checkpoint import FORMAT_VERSION, Checkpoint, checkpoint_folder, table_file
-from lm1b.training.snapshot import BLOCK_BYTES, RowPool, Snapshot
-from lm1b.training.tensor_file import TensorFile, write_tensors
+from lm1b.training.checkpoints.checkpoint import FORMAT_VERSION, Checkpoint, checkpoint_folder, table_file
+from lm1b.training.checkpoints.snapshot import BLOCK_BYTES, RowPool, Snapshot
+from lm1b.training.checkpoints.tensor_file import TensorFile, write_tensors
 
 STAGING_BYTES = 256 << 20  # what a save may hold beside the tables: core, blocks, and rows kept
 LARGEST_STAGED_CORE_BYTES = 64 << 20  # a larger core is written before the steps go on

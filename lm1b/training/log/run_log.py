@@ -17,9 +17,9 @@ from lm1b.errors import UserError, describe_os_error
 from lm1b.files import append_json_line, atomic_file, read_json, read_json_lines, write_json
 from lm1b.host_facts import program_facts
 from lm1b.processes import RankProcess, write_processes
-from lm1b.training.board import Board
+from lm1b.training.log.board import Board
+from lm1b.training.log.services import Services
 from lm1b.training.run_folder import RunFolder
-from lm1b.training.services import Services
 
 
 def git_revision() -> str | None:

@@ -6,7 +6,8 @@
 1. saving.py writes them: the manifest (size and SHA-256 of every file, sealed by its own) last, then the folder gets its name.
    "Latest" is found, never stored.
 2. A reader verifies what the manifest says before it uses a tensor, and may cut the tables for another number of ranks.
-3. A damaged one is set aside as `step_N.damaged`, and the one before it taken (resume.py).
+3. A reader holds a lease on it meanwhile, else retention may delete it (retention.py).
+4. A damaged one is set aside as `step_N.damaged`, and the one before it taken (resume.py).
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import math
 import os
 import re
 import shutil
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,9 +31,8 @@ from torch import Tensor
 
 from lm1b.errors import UserError
 from lm1b.files import digest_of_file, flush_folder, read_json, read_sealed_json
-from lm1b.processes import host_name
+from lm1b.training.checkpoints.tensor_file import MatrixInFile
 from lm1b.training.run_folder import RunFolder
-from lm1b.training.tensor_file import MatrixInFile
 
 FORMAT_VERSION = 2
 COPY_BYTES = 8 << 20  # of a table in memory twice while it is cut for another number of ranks
@@ -43,10 +42,6 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 class DamagedCheckpoint(UserError):
     """A checkpoint that is not as it was written."""
-
-
-LEASE_SECONDS = 600.0  # a lease from another host that is older than this was left by a reader that died
-LONGEST_LEASE_SECONDS = 86_400.0  # on this host, where a process of that number lives: it may be another one by now
 
 
 def checkpoint_folder(run_directory: Path, step: int) -> Path:
@@ -148,33 +143,6 @@ class Checkpoint:
                 _take_own_rows(matrix, old_rank, old_size, on_cpu.numpy(), rank, size)
         return local if on_cpu is local else local.copy_(on_cpu)
 
-    @contextlib.contextmanager
-    def lease(self) -> Iterator[None]:
-        """Keep retention away while this process reads. Raises UserError where the checkpoint has gone already."""
-        leases = self.path.parent / ".leases"
-        leases.mkdir(exist_ok=True)
-        mark = leases / f"{self.path.name}.{os.getpid()}@{host_name()}"
-        mark.touch()
-        try:
-            if not (self.path / "manifest.json").exists():
-                raise UserError(f"{self.path}: the checkpoint has been deleted meanwhile")
-            yield
-        finally:
-            mark.unlink(missing_ok=True)
-
-    def is_leased(self) -> bool:
-        """Whether a living reader holds the checkpoint: its process on this host, or one on another host not long ago."""
-        for mark in (self.path.parent / ".leases").glob(f"{self.path.name}.*"):
-            pid, _, host = mark.name.removeprefix(f"{self.path.name}.").partition("@")
-            if host == host_name() and pid.isdecimal():
-                limit = LONGEST_LEASE_SECONDS if Path(f"/proc/{pid}").exists() else 0.0
-            else:
-                limit = LEASE_SECONDS
-            with contextlib.suppress(FileNotFoundError):  # its reader has just ended
-                if time.time() - mark.stat().st_mtime < limit:
-                    return True
-        return False
-
     def delete(self) -> None:
         """Remove the folder at once for every reader: it loses its name first. One that has it open must expect it to go."""
         aside = self.path.with_name(f"{self.path.name}.deleted.partial")
@@ -264,18 +232,3 @@ def list_checkpoints(run_directory: Path, *, damaged_too: bool = False) -> list[
         if match and path.is_dir() and (damaged_too or (path / "manifest.json").exists()):
             found.append(Checkpoint(int(match.group(1)), path))
     return sorted(found, key=lambda checkpoint: checkpoint.step)
-
-
-def steps_to_keep(steps: list[int], keep_last: int, keep_every: int | None, best_step: int | None) -> set[int]:
-    """Of steps that rise, those that retention keeps: the newest, the multiples of keep_every, the best."""
-    kept = set(steps[-keep_last:])
-    return kept | {step for step in steps if step == best_step or (keep_every is not None and step % keep_every == 0)}
-
-
-def apply_retention(run_directory: Path, keep_last: int, keep_every: int | None, best_step: int | None) -> None:
-    """Delete what need not be kept and is not being read; see `steps_to_keep`."""
-    checkpoints = list_checkpoints(run_directory)
-    kept = steps_to_keep([checkpoint.step for checkpoint in checkpoints], keep_last, keep_every, best_step)
-    for checkpoint in checkpoints:
-        if checkpoint.step not in kept and not checkpoint.is_leased():
-            checkpoint.delete()

@@ -2,7 +2,7 @@
 
 On several ranks a thread (background.py) communicates while the step computes:
 
-1. While step t computes, step t+1 is planned (step_plan.py), and those of its rows come that no rank's step t touches:
+1. While step t computes, step t+1 is planned (plan.py), and those of its rows come that no rank's step t touches:
    `split_routes` asks their owners, who know what is wanted of them in step t.
 2. The other rows of step t+1 come when step t has updated them: the step waits for these alone.
 3. The gradient of the output rows leaves as soon as the softmax's backward is done, behind the recurrent layers' backward; that
@@ -48,9 +48,9 @@ from lm1b.model.sampler import Sampler
 from lm1b.model.tables import Tables, VocabularyTable
 from lm1b.profiling import part
 from lm1b.randomness import derive_key
-from lm1b.training.background import Background
-from lm1b.training.step_plan import StepPlan, StepPlanner
-from lm1b.training.waiting import Waiting
+from lm1b.training.step.background import Background
+from lm1b.training.step.plan import StepPlan, StepPlanner
+from lm1b.training.timing import Waiting
 
 
 @dataclass

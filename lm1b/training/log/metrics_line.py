@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from lm1b.training.run import Run
-from lm1b.training.step import StepResult
-from lm1b.training.waiting import PARTS, straggler
+from lm1b.training.step.step import StepResult
+from lm1b.training.timing import WAITED_FOR, straggler
 
 
 class Interval:
@@ -69,7 +69,7 @@ class Interval:
         if run.words_at_ceiling:
             line["share_of_ceiling"] = line["words_per_second"] / run.words_at_ceiling
         waited_P = np.asarray(self.waiting_RP)[0].tolist() if self.steps else []
-        parts = run.training_step.parts.take(dict(zip(PARTS, waited_P, strict=False)), self.steps)
+        parts = run.training_step.parts.take(dict(zip(WAITED_FOR, waited_P, strict=False)), self.steps)
         if parts:
             line["step_seconds"] = parts
         if run.ranks.size > 1:
@@ -87,7 +87,7 @@ class Interval:
         rank, share = found or (None, 0.0)
         mean_PR = (waiting_RP / max(1, self.steps)).round(6).T.tolist()
         name = None if rank is None else str(run.ranks.peers.members[rank]) if run.ranks.peers else f"rank {rank}"
-        return {"waiting_seconds": dict(zip(PARTS, mean_PR, strict=True)), "slowest": name, "waiting_for_slowest": round(share, 4)}
+        return {"waiting_seconds": dict(zip(WAITED_FOR, mean_PR, strict=True)), "slowest": name, "waiting_for_slowest": round(share, 4)}
 
 
 def describe(line: dict[str, Any]) -> str:

@@ -31,11 +31,10 @@ from lm1b.model.sampled_softmax import SampledRows
 from lm1b.model.sampler import Sampler
 from lm1b.model.tables import Tables
 from lm1b.profiling import part
-from lm1b.training.engine import Engine
-from lm1b.training.schedule import learning_rate_factor
-from lm1b.training.step_parts import StepParts
-from lm1b.training.step_rows import RowPipeline, StepRows
-from lm1b.training.waiting import PARTS, Waiting
+from lm1b.training.engine.engine import Engine
+from lm1b.training.step.rows import RowPipeline, StepRows
+from lm1b.training.step.schedule import learning_rate_factor
+from lm1b.training.timing import WAITED_FOR, StepParts, Waiting
 
 # Of one tensor on one rank. Squares of what is below it, summed in an accumulator, stay far from float32's end (3e38): a larger
 # one would leave the accumulator infinite, and its weights frozen for good.
@@ -55,7 +54,7 @@ class StepResult:
     not_finite: list[str]  # "rank 1: loss", ...; empty if and only if applied
     lanes_restarted: int  # lanes of all ranks whose state was not finite, after a skipped step
     gap: tuple[float, float] | None  # sampled and true nats a word on the same few positions
-    waiting_RP: list[list[float]]  # seconds that each rank waited in the step before, by part (waiting.PARTS)
+    waiting_RP: list[list[float]]  # seconds that each rank waited in the step before, by part (timing.WAITED_FOR)
 
 
 class TrainingStep:
@@ -185,7 +184,7 @@ class TrainingStep:
         """
         ranks = self.ranks
         names = self._checked
-        width = len(names) + 1 + len(PARTS)
+        width = len(names) + 1 + len(WAITED_FOR)
         # A norm is finite only where every element is. (NaN is not below anything.)
         bad = 1.0 - torch.cat([torch.stack([finite_B.all(), torch.isfinite(nats)]), norms < LARGEST_NORM]).double()
         activation = largest_activation.double().nan_to_num(nan=math.inf).clamp(max=1e300)

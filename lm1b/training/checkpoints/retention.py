@@ -1,0 +1,61 @@
+"""Which checkpoints a run keeps: the newest, every so many steps, the best, and whatever is being read."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from lm1b.errors import UserError
+from lm1b.processes import host_name
+from lm1b.training.checkpoints.checkpoint import Checkpoint, list_checkpoints
+
+LEASE_SECONDS = 600.0  # a lease from another host that is older than this was left by a reader that died
+LONGEST_LEASE_SECONDS = 86_400.0  # on this host, where a process of that number lives: it may be another one by now
+
+
+@contextlib.contextmanager
+def lease(checkpoint: Checkpoint) -> Iterator[None]:
+    """Keep retention away while this process reads. Raises UserError where the checkpoint has gone already."""
+    leases = checkpoint.path.parent / ".leases"
+    leases.mkdir(exist_ok=True)
+    mark = leases / f"{checkpoint.path.name}.{os.getpid()}@{host_name()}"
+    mark.touch()
+    try:
+        if not (checkpoint.path / "manifest.json").exists():
+            raise UserError(f"{checkpoint.path}: the checkpoint has been deleted meanwhile")
+        yield
+    finally:
+        mark.unlink(missing_ok=True)
+
+
+def is_leased(checkpoint: Checkpoint) -> bool:
+    """Whether a living reader holds the checkpoint: its process on this host, or one on another host not long ago."""
+    name = checkpoint.path.name
+    for mark in (checkpoint.path.parent / ".leases").glob(f"{name}.*"):
+        pid, _, host = mark.name.removeprefix(f"{name}.").partition("@")
+        if host == host_name() and pid.isdecimal():
+            limit = LONGEST_LEASE_SECONDS if Path(f"/proc/{pid}").exists() else 0.0
+        else:
+            limit = LEASE_SECONDS
+        with contextlib.suppress(FileNotFoundError):  # its reader has just ended
+            if time.time() - mark.stat().st_mtime < limit:
+                return True
+    return False
+
+
+def steps_to_keep(steps: list[int], keep_last: int, keep_every: int | None, best_step: int | None) -> set[int]:
+    """Of steps that rise, those that retention keeps: the newest, the multiples of keep_every, the best."""
+    kept = set(steps[-keep_last:])
+    return kept | {step for step in steps if step == best_step or (keep_every is not None and step % keep_every == 0)}
+
+
+def apply_retention(run_directory: Path, keep_last: int, keep_every: int | None, best_step: int | None) -> None:
+    """Delete what need not be kept and is not being read; see `steps_to_keep`."""
+    checkpoints = list_checkpoints(run_directory)
+    kept = steps_to_keep([checkpoint.step for checkpoint in checkpoints], keep_last, keep_every, best_step)
+    for checkpoint in checkpoints:
+        if checkpoint.step not in kept and not is_leased(checkpoint):
+            checkpoint.delete()

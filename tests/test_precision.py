@@ -1,0 +1,39 @@
+"""Which precision `auto` means on which CPU, and what a CPU refuses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lm1b import precision
+from lm1b.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("vendor", "flags", "expected"),
+    [
+        ("AuthenticAMD", "avx2 avx512f avx512_bf16", "bf16"),
+        ("GenuineIntel", "avx2 avx512f avx512_bf16 amx_bf16 amx_tile", "bf16"),
+        ("GenuineIntel", "avx2 avx512f avx512_bf16", "fp32"),
+        ("AuthenticAMD", "avx2", "fp32"),
+        ("", "", "fp32"),
+    ],
+)
+def test_auto_is_what_this_cpu_is_faster_in(monkeypatch: pytest.MonkeyPatch, vendor: str, flags: str, expected: str) -> None:
+    monkeypatch.setattr(precision, "_cpu_facts", lambda: {"vendor_id": vendor, "flags": flags})
+    assert precision.resolve_precision("auto", "irnn", CPU) == expected
+
+
+def test_what_a_cpu_cannot_train_in_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "_cpu_facts", lambda: {"vendor_id": "GenuineIntel", "flags": "avx2"})
+    with pytest.raises(UserError, match="fp16 needs a GPU"):
+        precision.resolve_precision("fp16", "irnn", CPU)
+    with pytest.raises(UserError, match="needs a CPU with AVX-512"):
+        precision.resolve_precision("bf16", "lstm", CPU)
+    assert precision.resolve_precision("bf16", "irnn", CPU) == "bf16"
+
+
+def test_a_linux_machine_tells_of_its_cpu() -> None:
+    assert precision._cpu_facts().keys() >= {"flags", "vendor_id"} or precision.platform.machine() != "x86_64"
