@@ -13,7 +13,7 @@ The results are the same but for float32's rounding, and what one way has begun 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def ranks_of(configs: list[TaskExperiment]) -> Iterator[Ranks | None]:
+def ranks_of(configs: list[TaskExperiment]) -> Generator[Ranks | None]:
     """The ranks of a launcher, or None for a process on its own."""
     if here().size == 1:
         yield None

@@ -19,6 +19,7 @@ The layers, each imports only from those before it (tests/test_layers.py sees to
    host_facts.py      versions, and a digest of this package's source
    workers.py         processes side by side on one machine
    remote.py          a folder at a URL
+   remote_errors.py   what goes wrong with one, and whether asking again may help
    pinned_wheel.py    data that a package registry carries
    devices.py         which device computes, and tensors on their way to it
    precision.py       computing precisions, and which a device can train in

@@ -44,6 +44,7 @@ class LastingOutput:
         self._stream = stream
 
     def write(self, text: str) -> int:
+        """Characters taken: all of them, whether or not anybody reads."""
         try:
             return self._stream.write(text)
         except OSError:
@@ -51,6 +52,7 @@ class LastingOutput:
             return len(text)
 
     def flush(self) -> None:
+        """What is held back goes out, if anybody reads."""
         try:
             self._stream.flush()
         except OSError:

@@ -37,6 +37,7 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
+        """Whether this process writes and says what all ranks do once."""
         return self.rank == 0
 
     @property

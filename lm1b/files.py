@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -36,7 +36,7 @@ def flush_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path, *, outlives_power: bool = True) -> Iterator[BinaryIO]:
+def atomic_file(path: Path, *, outlives_power: bool = True) -> Generator[BinaryIO]:
     """A binary file that appears under `path` only when the block ends without an error.
 
     outlives_power: wait for the disk. Not needed for what is checked before it is used again and can be made again.
@@ -63,7 +63,7 @@ def atomic_file(path: Path, *, outlives_power: bool = True) -> Iterator[BinaryIO
 
 
 @contextlib.contextmanager
-def needing_space(folder: Path, num_bytes: int, *, checks_first: bool = True) -> Iterator[None]:
+def needing_space(folder: Path, num_bytes: int, *, checks_first: bool = True) -> Generator[None]:
     """Around writing `num_bytes` into `folder`. Raises UserError that says how much was needed and how much there is, at once
     (where it checks first) or when the disk turns out to be full meanwhile.
     """

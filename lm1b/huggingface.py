@@ -62,7 +62,7 @@ class Lm1bConfig(PreTrainedConfig):
     pad_token_id: int | None = None
     tie_word_embeddings: bool = False
     use_cache: bool = False
-    lm1b: dict | None = None
+    lm1b: dict[str, Any] | None = None
 
     @property
     def architecture(self) -> Architecture:
@@ -74,6 +74,7 @@ class OutputTable(nn.Linear):
     """The softmax's rows, and its bias, which stays float32: hidden [..., P] -> logits [..., V], float32."""
 
     def forward(self, hidden: Tensor) -> Tensor:  # type: ignore[override]
+        """hidden: [..., P] -> float32 [..., V]."""
         return nn.functional.linear(hidden, self.weight).float() + self.bias.float()
 
 
@@ -98,12 +99,16 @@ class Lm1bForCausalLM(PreTrainedModel, GenerationMixin):
         """Weights come from a file; what is made without one keeps torch's own initial values."""
 
     def get_input_embeddings(self) -> nn.Module:
+        """The input table, as the library asks for it."""
         return self.input_table
 
     def get_output_embeddings(self) -> nn.Module | None:
+        """The softmax's rows; None for the adaptive softmax."""
         return self.output_table
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
+    def prepare_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride] (the library hands all but the ids by name)
+        self, input_ids: Tensor, **kwargs: Any
+    ) -> dict[str, Any]:
         """The whole text every time: there is no cache."""
         return {"input_ids": input_ids, "attention_mask": kwargs.get("attention_mask")}
 
@@ -125,9 +130,10 @@ class Lm1bForCausalLM(PreTrainedModel, GenerationMixin):
             logits_BTV = self.output_table(hidden_BTP)
         else:
             logits_BTV = self.core.adaptive.log_probabilities(hidden_BTP.flatten(0, 1)).unflatten(0, hidden_BTP.shape[:2])
-        loss = None
+        loss: Any = None
         if labels is not None:
-            loss = self.loss_function(logits_BTV, labels, vocab_size=self.config.vocab_size, **kwargs)
+            loss_function: Any = self.loss_function  # the library's, which it looks up by the class's name
+            loss = loss_function(logits_BTV, labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutput(loss=loss, logits=logits_BTV)
 
 

@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import NoReturn
 
 import psutil
@@ -130,7 +130,7 @@ def _hang_up(store_port: int) -> None:
 
 
 @contextlib.contextmanager
-def naming_the_guilty(peers: Peers | None, where_to_go_on: Callable[[], str]) -> Iterator[None]:
+def naming_the_guilty(peers: Peers | None, where_to_go_on: Callable[[], str]) -> Generator[None]:
     """Around the ranks' work: an error that is not a UserError ends this process, status 1, and so it does the others.
 
     The rank whose own error it is prints its traceback; every other one prints one line that names that rank. A UserError passes:

@@ -48,6 +48,7 @@ class RankProcess:
         return RankProcess(rank, value["host"], value["pid"], created_at)
 
     def as_json(self) -> dict[str, Any]:
+        """What `from_json` takes."""
         return asdict(self)
 
     @property

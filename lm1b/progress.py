@@ -26,7 +26,7 @@ def on_terminal() -> bool:
     return sys.stderr.isatty() and not is_json()
 
 
-class Progress(tqdm):
+class Progress(tqdm):  # pyright: ignore[reportMissingTypeArgument] (its stub alone has some)
     """tqdm, which off a terminal says a plain line every half a minute and nothing for what is shorter."""
 
     def __init__(self, what: str, total: int, unit: str, *, shown: bool = True) -> None:

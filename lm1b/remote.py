@@ -11,129 +11,42 @@ What this machine's own disk refuses is an OSError as it came.
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import math
-import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tenacity
-from tenacity.stop import stop_base
 
 from lm1b.errors import UserError
-from lm1b.files import LARGEST_JSON_BYTES, NO_SPACE, digest_of_file
+from lm1b.files import LARGEST_JSON_BYTES, digest_of_file
+from lm1b.remote_errors import (
+    CHECKSUM_TRIES,
+    DamagedInStore,
+    EndOfPatience,
+    OfThisMachine,
+    StoreError,
+    WrongBytes,
+    in_words,
+    may_pass,
+    naming_this_machine,
+    patience_seconds,
+)
 
 T = TypeVar("T")
-PATIENCE_VARIABLE, DEFAULT_PATIENCE = "LM1B_STORE_SECONDS", "25"  # less than the 60 s that ranks wait for one another
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0
 ANSWER_SECONDS = 15.0  # for one request, less toward the end of patience but never less than this, and more for large bodies:
 LEAST_ANSWER_SECONDS = 5.0
 LEAST_BYTES_PER_SECOND = 1e6
-CHECKSUM_TRIES = 3  # a body that is wrong in the same way each time is wrong in the store
 
-_HELPLESS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ImportError, TypeError, AttributeError)
-_HELPLESS_NAMES = ("NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "NoRegionError", "ProfileNotFound")
-_INVALID = (errno.EINVAL, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOSYS, errno.ENAMETOOLONG)
 _CREDENTIALS = re.compile(r"(?<=://)([^/]*@|[^/@:]+:(?!\d+/)[^@]*@)|\?.*")  # the second: secret keys may hold a slash, ports none
-_PASSING_NAMES = ("IncompleteBody", "BadDigest", "RequestTimeout")  # S3 answers these to a body that was cut on its way
-
-
-class StoreError(OSError):
-    """A store that does not give or take what it should, in one line: as a full disk, no fault of the program's."""
-
-    def __init__(self, url: str, problem: str):
-        super().__init__(errno.EIO, problem, url)
-
-
-class DamagedInStore(StoreError):
-    """A file that came with the same wrong bytes again and again."""
-
-
-class WrongBytes(Exception):
-    """What has come is not what was asked for: too short, or of another checksum."""
 
 
 def is_url(place: str) -> bool:
     """Whether a place is a URL rather than a path of this machine."""
     return "://" in place
-
-
-def patience_seconds() -> float:
-    """How long a store is asked again. Raises UserError where the environment says something else than seconds."""
-    text = os.environ.get(PATIENCE_VARIABLE, DEFAULT_PATIENCE)
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise UserError(f"{PATIENCE_VARIABLE}={text}: expected a number of seconds")
-    return seconds
-
-
-class _OfThisMachine(Exception):
-    """Around an error of this machine's disk, on its way past the store's errors."""
-
-    def __init__(self, error: OSError):
-        super().__init__(str(error))
-        self.error = error
-
-
-@contextlib.contextmanager
-def _naming_this_machine(path: Path, *, is_written: bool) -> Iterator[None]:
-    """Around copying a file to or from the store: an error about `path` here is no store's. is_written: nor is a full disk."""
-    try:
-        yield
-    except OSError as error:
-        is_full = is_written and error.errno in NO_SPACE
-        if is_full:
-            error.filename, error.filename2 = str(path), None
-        if is_full or (error.errno is not None and error.filename2 is None and str(error.filename) == str(path)):
-            raise _OfThisMachine(error) from None
-        raise
-
-
-def _may_pass(error: BaseException) -> bool:
-    """Whether an error may go away by itself."""
-    if not isinstance(error, Exception) or isinstance(error, StoreError) or type(error).__name__ in _HELPLESS_NAMES:
-        return False
-    if isinstance(error, _OfThisMachine):
-        return False
-    if isinstance(error, OSError) and error.errno in _INVALID:
-        return any(name in str(error) or name in repr(error.__cause__) for name in _PASSING_NAMES)
-    return not isinstance(error, _HELPLESS)
-
-
-def _in_words(error: BaseException) -> str:
-    """What a store's error means, in a few words."""
-    said = " ".join(str(error.strerror if isinstance(error, OSError) and error.strerror else error).split())[:200]
-    if isinstance(error, FileNotFoundError):
-        return "not there; check the bucket, the folder and the endpoint"
-    if isinstance(error, PermissionError):
-        return f"access refused ({said}); check the credentials and their rights"
-    if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
-        return f"{said}; set the store's credentials, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-    if isinstance(error, TimeoutError) or type(error).__name__ == "FSTimeoutError":
-        return "no answer in time"
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
-
-
-class _EndOfPatience(stop_base):
-    """After so many seconds; where bytes are wrong, after so many times: the way to here spoils some, not the same ones each time."""
-
-    def __init__(self, seconds: float):
-        self._seconds, self._times_wrong = seconds, 0
-
-    def __call__(self, retry_state: tenacity.RetryCallState) -> bool:
-        outcome = retry_state.outcome
-        if outcome is not None and isinstance(outcome.exception(), WrongBytes):
-            self._times_wrong += 1
-            return self._times_wrong >= CHECKSUM_TRIES
-        return (retry_state.seconds_since_start or 0.0) + retry_state.upcoming_sleep >= self._seconds
 
 
 class Store:
@@ -163,12 +76,12 @@ class Store:
         pauses = tenacity.wait_exponential(multiplier=FIRST_PAUSE_SECONDS, max=LONGEST_PAUSE_SECONDS)
         pauses += tenacity.wait_random(0, FIRST_PAUSE_SECONDS)  # not all ranks at the same instant
         retrying = tenacity.Retrying(
-            stop=_EndOfPatience(self._patience), wait=pauses, retry=tenacity.retry_if_exception(_may_pass), reraise=True
+            stop=EndOfPatience(self._patience), wait=pauses, retry=tenacity.retry_if_exception(may_pass), reraise=True
         )
         self._asking.until = time.monotonic() + self._patience
         try:
             return retrying(attempt)
-        except _OfThisMachine as error:
+        except OfThisMachine as error:
             raise error.error from None
         except Exception as error:
             if isinstance(error, StoreError | UserError):
@@ -178,9 +91,9 @@ class Store:
             if isinstance(error, WrongBytes):
                 raise DamagedInStore(self.place(name), f"damaged ({error}), {CHECKSUM_TRIES} times; put a sound copy there") from None
             again = (
-                f", tried {tries} times in {seconds:.0f} s; run the same command again when the store answers" if _may_pass(error) else ""
+                f", tried {tries} times in {seconds:.0f} s; run the same command again when the store answers" if may_pass(error) else ""
             )
-            raise StoreError(self.place(name), f"could not be {action}: {_in_words(error)}{again}") from None
+            raise StoreError(self.place(name), f"could not be {action}: {in_words(error)}{again}") from None
 
     def _ask(self, method: str, *arguments: Any, num_bytes: int = 0, **keywords: Any) -> Any:
         """One request, with a time limit where the file system is an asynchronous one."""
@@ -249,7 +162,7 @@ class Store:
         """Copy a file of that size and SHA-256 to this machine. Raises DamagedInStore where it is another each time."""
 
         def attempt() -> None:
-            with _naming_this_machine(path, is_written=True):
+            with naming_this_machine(path, is_written=True):
                 self._ask("get_file", self._path(name), str(path), num_bytes=num_bytes)
                 found = digest_of_file(path) if path.stat().st_size == num_bytes else f"{path.stat().st_size} bytes instead of {num_bytes}"
             if found != sha256:
@@ -261,7 +174,7 @@ class Store:
         """Copy a file of this machine to the store, over what is there."""
 
         def attempt() -> None:
-            with _naming_this_machine(path, is_written=False):
+            with naming_this_machine(path, is_written=False):
                 self._ask("put_file", str(path), self._path(name), num_bytes=path.stat().st_size)
 
         self.retry(name, "written", attempt)

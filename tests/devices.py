@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ KERNELS = ["torch", pytest.param("triton", marks=ON_GPU)]
 
 
 @contextlib.contextmanager
-def kernels_of(kind: str) -> Iterator[None]:
+def kernels_of(kind: str) -> Generator[None]:
     """Compute with these kernels in here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(VARIABLE, "1" if kind == "triton" else "0")
@@ -63,7 +63,7 @@ def on(module: torch.nn.Module, device: str, dtype: torch.dtype) -> torch.nn.Mod
 
 
 @contextlib.contextmanager
-def no_waiting(device: str) -> Iterator[None]:
+def no_waiting(device: str) -> Generator[None]:
     """On a GPU: what waits for the device in here raises RuntimeError."""
     if device == "cpu":
         yield

@@ -54,7 +54,15 @@ class ForkedProcess:
     """The part of `subprocess.Popen` that the tests need. script: relative to cwd."""
 
     def __init__(
-        self, script: str, arguments: list[str], *, env: dict[str, str], cwd: Path, stdout: IO, stderr: IO, stdin: IO | None = None
+        self,
+        script: str,
+        arguments: list[str],
+        *,
+        env: dict[str, str],
+        cwd: Path,
+        stdout: IO[bytes],
+        stderr: IO[bytes],
+        stdin: IO[bytes] | None = None,
     ) -> None:
         """stdin: nothing to read where it is None."""
         self._answers = socket.socket(socket.AF_UNIX)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -150,7 +150,7 @@ def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
 
 
 @contextlib.contextmanager
-def s3_server(folder: Path) -> Iterator[int]:
+def s3_server(folder: Path) -> Generator[int]:
     """The port of a server of its own, empty."""
     port = free_port()
     with open(folder / "s3_server.log", "ab") as log:
@@ -174,7 +174,7 @@ def s3_server(folder: Path) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def proxy_to(server_port: int) -> Iterator[Proxy]:
+def proxy_to(server_port: int) -> Generator[Proxy]:
     """A proxy in threads of this process."""
     proxy = Proxy(0, server_port)
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(proxy))
@@ -190,7 +190,7 @@ def proxy_to(server_port: int) -> Iterator[Proxy]:
 
 
 @contextlib.contextmanager
-def in_environment(values: dict[str, str]) -> Iterator[None]:
+def in_environment(values: dict[str, str]) -> Generator[None]:
     """This process's environment with these values."""
     before = dict(os.environ)
     os.environ.update(values)

@@ -8,7 +8,7 @@ import secrets
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
@@ -52,7 +52,7 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 
 @contextlib.contextmanager
-def slurm_box(folder: Path) -> Iterator[dict[str, str]]:
+def slurm_box(folder: Path) -> Generator[dict[str, str]]:
     """Run one, with its files in `folder`; the variables that make SLURM's commands use it."""
     folder.chmod(0o755)
     text = SETTINGS.format(folder=folder, controller=free_port())
@@ -97,7 +97,7 @@ def _idle_nodes(variables: dict[str, str]) -> int:
     return subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True).stdout.split().count("idle")
 
 
-def _wait_for(condition, folder: Path, seconds: float = 60) -> None:
+def _wait_for(condition: Callable[[], bool], folder: Path, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

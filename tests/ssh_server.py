@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +35,7 @@ class SshServer:
 
 
 @contextlib.contextmanager
-def ssh_server(folder: Path, elsewhere: tuple[Path, Path] | None = None) -> Iterator[SshServer]:
+def ssh_server(folder: Path, elsewhere: tuple[Path, Path] | None = None) -> Generator[SshServer]:
     """Run one, with its files in `folder`. elsewhere: a path that leads to another one on the host 127.0.0.2."""
     assert SSHD
     port, programs = free_port(), folder / "programs"

@@ -20,8 +20,10 @@ from lm1b.sequence_tasks.papers.smoke import run_smoke, smoke_configs
 from lm1b.sequence_tasks.papers.tables import render_published
 from lm1b.workers import Workers
 
-PUBLISHED_FIGURES = [row.figure for table in TASK_TABLES for row in table.rows if re.search(r"\d", row.figure)]
-PUBLISHED_FIGURES += [str(row.perplexity) for row in LANGUAGE_MODELS]
+PUBLISHED_FIGURES = [
+    *(row.figure for table in TASK_TABLES for row in table.rows if re.search(r"\d", row.figure)),
+    *(str(row.perplexity) for row in LANGUAGE_MODELS),
+]
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import math
 import struct
 import sys
 import wave
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -232,7 +233,7 @@ SHORT_FORMAT = b"RIFF\x24\x00\x00\x00WAVEfmt \x10\x00\x00\x00" + struct.pack("<H
         (lambda wav: wav.unlink(), r"sx1\.phn has no \.wav file beside it"),
     ],
 )
-def test_audio_that_cannot_be_used_is_refused_by_name(folder: Path, damage, message: str) -> None:
+def test_audio_that_cannot_be_used_is_refused_by_name(folder: Path, damage: Callable[[Path], object], message: str) -> None:
     wav = folder / SPEAKERS[3] / "sx1.wav"
     damage(wav)
     with pytest.raises(UserError, match=message) as caught:

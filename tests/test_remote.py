@@ -15,7 +15,8 @@ from tiny import free_port
 
 from lm1b.errors import UserError, describe_os_error
 from lm1b.files import LARGEST_JSON_BYTES
-from lm1b.remote import LEAST_ANSWER_SECONDS, Store, StoreError, WrongBytes, is_url
+from lm1b.remote import LEAST_ANSWER_SECONDS, Store, is_url
+from lm1b.remote_errors import StoreError, WrongBytes
 
 DATA = bytes(range(256)) * 300
 

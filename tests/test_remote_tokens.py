@@ -33,7 +33,7 @@ from lm1b.data.tokens.remote import open_tokens
 from lm1b.distributed import Ranks
 from lm1b.errors import UserError
 from lm1b.files import read_json, write_sealed_json
-from lm1b.remote import StoreError
+from lm1b.remote_errors import StoreError
 from lm1b.training.same_everywhere import check_patience
 
 URL = "s3://lm1b/tokens"

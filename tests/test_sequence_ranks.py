@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,7 @@ class Launched:
 
 
 @contextlib.contextmanager
-def launched(words: list[str], output: Path) -> Iterator[Launched]:
+def launched(words: list[str], output: Path) -> Generator[Launched]:
     started = Launched(words, output)
     try:
         yield started

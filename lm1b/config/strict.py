@@ -81,9 +81,10 @@ def _apply_override(value: dict[str, Any], override: str) -> None:
         new = text
     *sections, name = path.split(".")
     for section in sections:
-        value = value.setdefault(section, {})
-        if not isinstance(value, dict):
+        inner: Any = value.setdefault(section, {})
+        if not isinstance(inner, dict):
             raise UserError(f"--set {override}: `{section}` is not a section")
+        value = inner
     value[name] = new
 
 

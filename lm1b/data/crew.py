@@ -42,6 +42,7 @@ class Crew:
 
     @property
     def is_first(self) -> bool:
+        """Whether this rank writes and says what the crew does once."""
         return self.rank == 0
 
     @property

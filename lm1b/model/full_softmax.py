@@ -190,7 +190,7 @@ class _FullSoftmaxLoss(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride] (once_differentiable hides the name of ctx)
         if ctx.gradients is None:
             raise RuntimeError("full_softmax: its gradient was taken already (retain_graph is not supported)")
         taken, ctx.gradients = ctx.gradients, None

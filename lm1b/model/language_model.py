@@ -145,7 +145,7 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride] (once_differentiable hides the name of ctx)
         (positions,) = ctx.saved_tensors
         gradient = gradients[0].flatten(0, -2).to(torch.float32)
         total = torch.zeros(ctx.num_rows, gradient.shape[1], device=gradient.device)

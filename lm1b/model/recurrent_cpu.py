@@ -96,7 +96,7 @@ class _RNN(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride] (once_differentiable hides the name of ctx)
         x_TBD, h_BH, weight_ih, weight_hh, y_TBH = ctx.saved_tensors
         y_gradient_TBH = gradients[0]
         gates_TBH = torch.empty_like(y_TBH)
@@ -144,7 +144,7 @@ class _LSTM(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride] (once_differentiable hides the name of ctx)
         x_TBD, h_BP, weight_ih, weight_hh, weight_hr, y_TBP = ctx.saved_tensors
         gates_TBG, c_TBH, tanh_c_TBH, unprojected_TBH = ctx.activations
         y_gradient_TBP, c_gradient = gradients[0], gradients[1].to(c_TBH.dtype, copy=True)

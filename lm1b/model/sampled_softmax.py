@@ -69,7 +69,7 @@ class _SampledSoftmax(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride] (once_differentiable hides the name of ctx)
         if ctx.gradients is None:
             raise RuntimeError("sampled_softmax: its gradient was taken already (retain_graph is not supported)")
         # Handed over, not kept: autograd may then use these tensors as the leaves' gradients without a copy.

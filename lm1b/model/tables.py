@@ -147,6 +147,7 @@ class Tables:
 
     @property
     def are_tied(self) -> bool:
+        """Whether input and output rows are one table."""
         return self.output is self.input
 
     def all(self) -> list[VocabularyTable]:

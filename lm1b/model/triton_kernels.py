@@ -1,4 +1,4 @@
-# pyright: reportMissingImports=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# pyright: reportMissingParameterType=false, reportMissingImports=false, reportCallIssue=false, reportAttributeAccessIssue=false
 """Three pieces as kernels of a pass or two each, for GPUs, in Triton: sampled softmax, full softmax's sums, Adagrad on chosen rows.
 
 torch's own operations go through memory a dozen times for each. `softmax_in_place` reads the logits twice (the second time mostly

@@ -108,6 +108,7 @@ class Run:
 
     @property
     def has_finished(self) -> bool:
+        """Whether all its steps are done."""
         return self.training_step.step >= self.total_steps
 
     def _open_tokens(self) -> TokenDirectory:

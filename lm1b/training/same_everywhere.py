@@ -19,7 +19,8 @@ from lm1b.errors import UserError
 from lm1b.host_facts import package_folder, program_facts, source_digests
 from lm1b.peers import ANSWER_SECONDS
 from lm1b.processes import host_name
-from lm1b.remote import PATIENCE_VARIABLE, is_url, patience_seconds
+from lm1b.remote import is_url
+from lm1b.remote_errors import PATIENCE_VARIABLE, patience_seconds
 from lm1b.training.checkpoints.checkpoint import list_checkpoints
 from lm1b.training.engine.process_group import TIME_LIMIT_VARIABLE, time_limit
 from lm1b.training.run_folder import RunFolder

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -37,7 +37,7 @@ class PartSeconds:
         self.seconds: dict[str, float] = dict.fromkeys(parts, 0.0)
 
     @contextlib.contextmanager
-    def on(self, part: str) -> Iterator[None]:
+    def on(self, part: str) -> Generator[None]:
         """Around a part, once or more in a step."""
         started = time.perf_counter()
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 from lm1b.data.preprocess.ledger import Ledger
@@ -41,7 +41,7 @@ def bytes_of_passes(corpus: Corpus, ledger: Ledger) -> float:
 
 
 @contextlib.contextmanager
-def explaining_faults(directory: Path, still_to_write: Callable[[], float]) -> Iterator[None]:
+def explaining_faults(directory: Path, still_to_write: Callable[[], float]) -> Generator[None]:
     """Around what writes into `directory`. Raises UserError where it is full or may not be written to.
 
     still_to_write: about how many bytes, asked when it is full.

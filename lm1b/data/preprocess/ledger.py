@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lm1b.data.crew import Crew
 from lm1b.data.preprocess.passes import may_have_shard, recall_count, recall_shard
@@ -99,13 +100,15 @@ class Ledger:
         if self.crew.size == 1:
             return
         mine = [name for name in self._numbers if self.is_mine(name)]
-        told = self.crew.each(
-            lambda: {
+
+        def tell() -> dict[str, list[Any]]:
+            return {
                 "counted": [self.counted[name].as_json() for name in mine if name in self.counted],
                 "with_codes": [name for name in mine if name in self.with_codes],
                 "shards": [self.shards[name].as_json() for name in mine if name in self.shards],
             }
-        )
+
+        told = self.crew.each(tell)
         texts = [CountedText.model_validate(record) for rank in told for record in rank["counted"]]
         shards = [Shard.model_validate(record) for rank in told for record in rank["shards"]]
         self.counted = {text.shard: text for text in texts}

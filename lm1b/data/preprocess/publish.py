@@ -14,7 +14,7 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ _SHARD_FILE = re.compile(r"(train|validation|test)-\d{5}(\.\d{3})?\.(tokens|ends
 
 
 @contextlib.contextmanager
-def lock_directory(directory: Path) -> Iterator[None]:
+def lock_directory(directory: Path) -> Generator[None]:
     """Hold the directory, made where it is not there. Raises UserError where another preprocessing does."""
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / ".lock", "wb") as lock:
@@ -54,7 +54,9 @@ def matching_manifest(folder: Path, made_from: MadeFrom) -> Manifest | None:
 def is_complete(directory: Path, made_from: MadeFrom) -> bool:
     """Whether all that this text and these settings make is there."""
     with contextlib.suppress(UserError, OSError):
-        return matching_manifest(directory, made_from) is not None and TokenDirectory.open(directory) is not None
+        if matching_manifest(directory, made_from) is not None:
+            TokenDirectory.open(directory)  # raises where a file is not there or not whole
+            return True
     return False
 
 

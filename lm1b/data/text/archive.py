@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -49,7 +49,7 @@ class _Unpacked:
 
 
 @contextlib.contextmanager
-def refusing_damage(damaged: str) -> Iterator[None]:
+def refusing_damage(damaged: str) -> Generator[None]:
     """Around reading members and their data: raises UserError, `damaged` and why, where the archive is none, cut short or a bomb."""
     try:
         yield

@@ -143,9 +143,12 @@ class ArchiveCorpus:
             yield chunk
             if is_whole:
                 return
-            if self._member is not None:
+            if self._is_unread():
                 self.load(chunk)  # nobody wants it, but only its end tells where the next one begins
             start, part = start + self._loaded_bytes, part + 1
+
+    def _is_unread(self) -> bool:
+        return self._member is not None
 
     def load(self, chunk: TextChunk) -> TextChunk:
         """See `Corpus.load`."""

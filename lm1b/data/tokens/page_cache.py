@@ -15,7 +15,7 @@ import fcntl
 import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from lm1b.files import atomic_file
@@ -77,7 +77,7 @@ class PageCache:
             return sum(status.st_size for status in self._files().values())
 
     @contextlib.contextmanager
-    def lock(self, key: str, patience_seconds: float | None = None) -> Iterator[None]:
+    def lock(self, key: str, patience_seconds: float | None = None) -> Generator[None]:
         """Hold what belongs to `key`, against every other process and thread, so that only one of them fetches it.
 
         patience_seconds: then go on without, and fetch it twice. None: wait.
@@ -116,7 +116,7 @@ class PageCache:
         return total
 
     @contextlib.contextmanager
-    def _total(self) -> Iterator[_Total]:
+    def _total(self) -> Generator[_Total]:
         """The total, locked; what is left in it at the block's end is written."""
         with open(self.folder / "total", "a+b", buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -17,7 +17,8 @@ from collections.abc import Callable
 from lm1b.data.tokens.manifest import PAGE_BYTES
 from lm1b.data.tokens.page_cache import PageCache
 from lm1b.errors import UserError
-from lm1b.remote import Store, WrongBytes
+from lm1b.remote import Store
+from lm1b.remote_errors import WrongBytes
 
 FETCHING_THREADS = 8
 NEEDED_SECONDS = 2.0  # that a needed page waits for another's fetching, which may be a prefetch that the store does not answer
@@ -44,6 +45,7 @@ class PageFetcher:
         self._threads: list[threading.Thread] = []
 
     def want(self, file: RemoteFile, index: int) -> None:
+        """Bring page `index` of a file, in a thread, unless it is there or on its way."""
         key = (file.name, index)
         if key in self._asked or file.is_cached(index):
             return
@@ -71,6 +73,7 @@ class PageSource:
         self._lock = threading.Lock()
 
     def remembered(self, sha256: str) -> bytes | None:
+        """The page of that checksum, where it is in memory."""
         with self._lock:
             data = self._memory.get(sha256)
             if data is not None:
@@ -78,6 +81,7 @@ class PageSource:
             return data
 
     def remember(self, sha256: str, data: bytes) -> None:
+        """Keep a page in memory; the one that was not asked for longest goes."""
         with self._lock:
             self._memory[sha256] = data
             if len(self._memory) > MEMORY_PAGES:

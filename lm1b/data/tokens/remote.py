@@ -111,6 +111,7 @@ class RemoteSplit(TokenSplit):
         return self._ends[index][:]
 
     def prefetch(self, index: int, start: int, stop: int) -> None:
+        """Bring tokens start to stop of shard `index` while others are read."""
         self._tokens[index].want(start, stop)
 
 

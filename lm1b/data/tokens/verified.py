@@ -15,7 +15,7 @@ import hashlib
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ class HashMemory:
 
 
 @contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def _lock(path: Path) -> Generator[None]:
     """Hold a lock file. Raises OSError where somebody else holds it too long."""
     with open(path, "wb") as lock:
         until = time.monotonic() + LOCK_SECONDS

@@ -68,6 +68,7 @@ class Head(NamedTuple):
 
     @property
     def line(self) -> bytes:
+        """As the first line of vocabulary.txt."""
         return HEAD + f"{self.model_sha256} {self.words_sha256 or NO_FILE}".encode()
 
     def files(self, path: Path) -> dict[Path, str]:
@@ -111,7 +112,7 @@ class PieceVocabulary(Vocabulary):
         return self._pieces
 
     @cached_property
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride] (a property, made once)
         """Hex SHA-256 of the library's file, of the known words and of the ids' order."""
         known = self._known.fingerprint if self._known else NO_FILE
         digest = hashlib.sha256(f"lm1b pieces 1\n{hashlib.sha256(self._model).hexdigest()} {known}\n".encode())

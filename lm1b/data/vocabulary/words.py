@@ -59,6 +59,7 @@ class WordVocabulary(Vocabulary):
         assert counts_V.dtype == np.int64
         self._words = words
         self.counts_V = counts_V
+        self.end_id, self.unknown_id = self._id_of_symbol(END), self._id_of_symbol(UNKNOWN)
 
     @property
     def label(self) -> Label:
@@ -66,22 +67,12 @@ class WordVocabulary(Vocabulary):
         return "closed"
 
     @cached_property
-    def id_to_token(self) -> list[str]:
+    def id_to_token(self) -> list[str]:  # pyright: ignore[reportIncompatibleMethodOverride] (a property, made once)
         """Words in id order."""
         return self._words.cast(pa.string()).to_pylist()
 
     @cached_property
-    def end_id(self) -> int:
-        """Id of `</S>`."""
-        return self._id_of_symbol(END)
-
-    @cached_property
-    def unknown_id(self) -> int:
-        """Id of `<UNK>`."""
-        return self._id_of_symbol(UNKNOWN)
-
-    @cached_property
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride] (a property, made once)
         """Hex SHA-256 of the words in id order."""
         digest = hashlib.sha256(b"lm1b vocabulary 1\n")
         digest.update(_joined(self._words, b"\n"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -166,7 +166,7 @@ def draw_panel(axes: Any, panel: Panel, runs: Sequence[RunRecord], axis: Axis, l
 
 
 @contextmanager
-def _plain_text(**settings: Any) -> Iterator[None]:
+def _plain_text(**settings: Any) -> Generator[None]:
     """Names of runs are no formulas, and a letter that the font lacks is a box."""
     import matplotlib
 

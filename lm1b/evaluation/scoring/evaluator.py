@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,7 +104,7 @@ class Evaluator:
 
 
 @contextlib.contextmanager
-def evaluating_ranks(device: str | None) -> Iterator[Ranks]:
+def evaluating_ranks(device: str | None) -> Generator[Ranks]:
     """This process alone on `device` (None: a GPU if there is one), or one of the ranks that a launcher has started.
 
     Ranks hold the vocabulary's rows between them and score the same positions. Raises UserError for a GPU that is not there.

@@ -61,6 +61,7 @@ class ScoredText:
 
     @property
     def sentences(self) -> int:
+        """Number of sentences, each with one end to predict."""
         return len(self.sentence_ends)
 
     @property
@@ -70,6 +71,7 @@ class ScoredText:
 
     @property
     def words(self) -> int:
+        """Number of words, without the ends of sentences."""
         return self.predictions - self.sentences
 
     @property

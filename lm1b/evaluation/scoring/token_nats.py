@@ -72,7 +72,7 @@ def write_token_nats(
 ) -> None:
     """Keep the nats of an evaluation. nats: of each token of the text's sequences, in order."""
     facts = {**evaluation.only(FACTS), "end_id": text.end_id, "unknown_id": text.unknown_id}
-    tensors = {"nats": np.concatenate(nats).astype(np.float32), "ids": text.tokens_N.astype(np.uint32)}
+    tensors: dict[str, np.ndarray] = {"nats": np.concatenate(nats).astype(np.float32), "ids": text.tokens_N.astype(np.uint32)}
     if text.begins_N is not None:
         tensors["begins"] = text.begins_N.astype(np.uint8)
     with atomic_file(path_of(folder, evaluation), outlives_power=False) as file:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 from lm1b.errors import UserError
@@ -27,7 +27,7 @@ GRACE_SECONDS = 30.0  # no trainer and no end: how long a watcher waits for one 
 
 
 @contextlib.contextmanager
-def only_watcher(run_directory: Path) -> Iterator[None]:
+def only_watcher(run_directory: Path) -> Generator[None]:
     """Wait until no other process watches this run, then keep others waiting: two would score the same checkpoints twice."""
     with open(RunFolder(run_directory).watcher_lock, "ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

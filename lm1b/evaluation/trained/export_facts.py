@@ -11,8 +11,10 @@ from lm1b.evaluation.trained.open import Trained
 from lm1b.training.evaluations import Evaluation, Weights, count_test_looks
 
 # Of an evaluation; the files' names stay behind.
-EVALUATION_FACTS = ("split", "official", "state", "lanes", "precision", "weights", "nats", "predictions", "words", "sentences", "unknown")
-EVALUATION_FACTS += ("tokens", "word_perplexity", "label", "finished_at")
+EVALUATION_FACTS = (
+    *("split", "official", "state", "lanes", "precision", "weights", "nats", "predictions", "words", "sentences", "unknown"),
+    *("tokens", "word_perplexity", "label", "finished_at"),
+)
 
 
 def _known_perplexities(evaluations: list[Evaluation], step: int, kind: str, fingerprint: str) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ Letters: D embedding, P output width, V vocabulary, U distinct words of a text.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ class Trained:
 
 
 @contextlib.contextmanager
-def open_trained(checkpoint: Checkpoint, fingerprint: str, ranks: Ranks | None = None) -> Iterator[Trained]:
+def open_trained(checkpoint: Checkpoint, fingerprint: str, ranks: Ranks | None = None) -> Generator[Trained]:
     """A checkpoint, leased for the block, each rank having verified its share of the files. No collective.
 
     fingerprint: of the vocabulary at hand. Raises UserError where the checkpoint has gone, is damaged, or is of another vocabulary.

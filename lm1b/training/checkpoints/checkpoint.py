@@ -18,7 +18,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,7 +175,7 @@ def _take_own_rows(matrix: MatrixInFile, old_rank: int, old_size: int, local: np
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[Any]:
+def _reading(path: Path) -> Generator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
             yield file

@@ -18,7 +18,7 @@ from pathlib import Path
 from lm1b import console
 from lm1b.config import Config
 from lm1b.errors import UserError, describe_os_error
-from lm1b.remote import StoreError
+from lm1b.remote_errors import StoreError
 from lm1b.training.checkpoints.checkpoint import Checkpoint, list_checkpoints
 from lm1b.training.checkpoints.mirrored_run import DAMAGED, MANIFEST, MirroredRun, place_of
 from lm1b.training.checkpoints.retention import lease, steps_to_keep
@@ -35,7 +35,7 @@ class Mirror:
         self._config, self._directory = config, Path(config.run.directory)
         self.there = MirroredRun(self._directory, url)
         self._store = self.there.store
-        self._say: Callable[[str], object] = lambda text: None
+        self.say: Callable[[str], object] = lambda text: None
         self._wanted, self._stopping = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self._logged: dict[str, tuple[int, int]] = {}
@@ -45,7 +45,7 @@ class Mirror:
 
     def start(self, say: Callable[[str], object]) -> None:
         """Begin copying behind the steps. say: is told, from a thread, what could not be copied."""
-        self._say = say
+        self.say = say
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
         self._thread.start()
 
@@ -75,7 +75,7 @@ class Mirror:
             except Exception as error:  # a thread's exception would be lost, and with it the mirror
                 self.problem = f"{self.there.url}: {type(error).__name__}: {error}"
             if self.problem is not None and not (logs_only and before):
-                self._say(f"not mirrored: {self.problem}; tried again with the next checkpoint")
+                self.say(f"not mirrored: {self.problem}; tried again with the next checkpoint")
             if logs_only and before and not self.problem:
                 self.problem = before  # checkpoints are still missing there
             return self.problem is None
@@ -135,12 +135,12 @@ class Mirror:
         """Wait until everything is there, or is known not to get there; says so."""
         behind = [checkpoint.path.name for checkpoint in list_checkpoints(self._directory) if self._is_new(checkpoint)]
         if behind:
-            self._say(f"waiting until {', '.join(behind)} is in {self.there.url}")
+            self.say(f"waiting until {', '.join(behind)} is in {self.there.url}")
         if self.bring():
-            self._say(f"mirrored in {self.there.url}")
+            self.say(f"mirrored in {self.there.url}")
             return
         behind = [checkpoint.path.name for checkpoint in list_checkpoints(self._directory) if self._is_new(checkpoint)]
-        self._say(f"NOT in the mirror {self.there.url}: {', '.join(behind) or 'the newest logs'}; the same command tries again")
+        self.say(f"NOT in the mirror {self.there.url}: {', '.join(behind) or 'the newest logs'}; the same command tries again")
 
     def _is_new(self, checkpoint: Checkpoint) -> bool:
         """Whether a checkpoint is not known to be there."""
@@ -169,5 +169,5 @@ def mirror_logs(config: Config) -> None:
     """Bring the logs there once more, after what has been written beside the training. A store that fails is told."""
     if config.run.mirror is not None:
         mirror = Mirror(config, config.run.mirror)
-        mirror._say = console.remark
+        mirror.say = console.remark
         mirror.bring(logs_only=True)

@@ -22,7 +22,8 @@ from typing import Any, TypeVar
 
 from lm1b.errors import UserError, describe_os_error
 from lm1b.files import LARGEST_JSON_BYTES, atomic_file, flush_folder, megabytes, needing_space, seal
-from lm1b.remote import DamagedInStore, Store, StoreError, WrongBytes
+from lm1b.remote import Store
+from lm1b.remote_errors import DamagedInStore, StoreError, WrongBytes
 from lm1b.training.checkpoints.checkpoint import Checkpoint, DamagedCheckpoint, checkpoint_folder, list_checkpoints
 from lm1b.training.run_folder import RunFolder
 

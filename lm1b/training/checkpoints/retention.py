@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from lm1b.errors import UserError
@@ -17,7 +17,7 @@ LONGEST_LEASE_SECONDS = 86_400.0  # on this host, where a process of that number
 
 
 @contextlib.contextmanager
-def lease(checkpoint: Checkpoint) -> Iterator[None]:
+def lease(checkpoint: Checkpoint) -> Generator[None]:
     """Keep retention away while this process reads. Raises UserError where the checkpoint has gone already."""
     leases = checkpoint.path.parent / ".leases"
     leases.mkdir(exist_ok=True)

@@ -40,6 +40,7 @@ class RowPool:
         return self._free[self._num_free : self._num_free + count].copy()
 
     def give_back(self, places: np.ndarray) -> None:
+        """These places are free again."""
         self._free[self._num_free : self._num_free + len(places)] = places
         self._num_free += len(places)
 

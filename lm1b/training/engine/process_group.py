@@ -9,7 +9,7 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from datetime import timedelta
 from typing import Any
 
@@ -41,7 +41,7 @@ def import_deepspeed() -> Any:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> Generator[None]:
     """Keep DeepSpeed's prints of memory and built operations off the terminal."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield
@@ -116,7 +116,7 @@ def start_ranks() -> Ranks:
 
 
 @contextlib.contextmanager
-def plain_ranks() -> Iterator[Ranks]:
+def plain_ranks() -> Generator[Ranks]:
     """The ranks that a launcher has started, on CPUs and without DeepSpeed, for work that trains nothing. A collective.
 
     An error of one of them ends them all, see `naming_the_guilty`.

@@ -75,7 +75,8 @@ class Board:
             self._explained.add(tag)
             entry.metadata.plugin_data.plugin_name = "scalars"
             entry.metadata.summary_description = meaning_of(tag)
-        self._writer._get_file_writer().add_summary(Summary(value=[entry]), step)
+        writer = self._writer._get_file_writer()  # pyright: ignore[reportPrivateUsage] (torch has no other way to add a description)
+        writer.add_summary(Summary(value=[entry]), step)
 
     def text(self, tag: str, markdown: str, step: int) -> None:
         """One text."""

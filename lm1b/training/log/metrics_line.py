@@ -48,13 +48,14 @@ class Interval:
         run.counts.elapsed_seconds += self.lap()
         learning_rate = run.config.optimizer.learning_rate * result.learning_rate_factor
         gradient_norm = float(result.gradient_norm)
-        line = {
+        words_per_second = self.words / seconds
+        line: dict[str, Any] = {
             "step": run.training_step.step,
             "updates": run.training_step.updates,
             "epoch": run.training_step.step / run.batches.steps_per_epoch,
             "words": run.counts.words,
             "nats_per_word": run.counts.unlogged_nats / run.counts.unlogged_words if run.counts.unlogged_words else None,
-            "words_per_second": self.words / seconds,
+            "words_per_second": words_per_second,
             "gradient_norm": None if math.isnan(gradient_norm) else gradient_norm,
             "largest_activation": result.largest_activation,
             "learning_rate": learning_rate,
@@ -67,7 +68,7 @@ class Interval:
         if run.ranks.device.type == "cuda":
             line["gpu_peak_memory_mb"] = torch.cuda.max_memory_allocated(run.ranks.device) / 2**20
         if run.words_at_ceiling:
-            line["share_of_ceiling"] = line["words_per_second"] / run.words_at_ceiling
+            line["share_of_ceiling"] = words_per_second / run.words_at_ceiling
         waited_P = np.asarray(self.waiting_RP)[0].tolist() if self.steps else []
         parts = run.training_step.parts.take(dict(zip(WAITED_FOR, waited_P, strict=False)), self.steps)
         if parts:

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ class RunLog:
                 file.writelines((json.dumps(line) + "\n").encode() for line in kept)
 
     @contextlib.contextmanager
-    def _noting(self, place: Path) -> Iterator[None]:
+    def _noting(self, place: Path) -> Generator[None]:
         """Around a write to `place`: the first that fails is kept as the log's problem."""
         try:
             yield
