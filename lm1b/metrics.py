@@ -18,7 +18,8 @@ class Metric(NamedTuple):
 METRICS = {
     "nats_per_word": Metric(
         "loss/training",
-        "Training loss, nats a word, mean since the line before: the sampled softmax's, which is no perplexity, or the full one's.",
+        "Training loss, nats a word, mean since the line before: the sampled softmax's, which is no perplexity, or the full one's. "
+        "Where words are spelled by pieces, words are reckoned from pieces by the training split's mean, here and below.",
     ),
     "sampled_nats_checked": Metric("loss/checked_sampled", "Sampled loss on a few positions, every training.gap_every steps."),
     "true_nats_checked": Metric("loss/checked_full", "Full softmax's loss on the same positions: what the sampled one stands for."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shlex
 import sys
@@ -13,6 +14,7 @@ import pytest
 from command_runs import DEEPSPEED, run
 from tiny import REPOSITORY, free_port, write_corpus, write_settings
 
+from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.files import read_json_lines
 
 
@@ -48,7 +50,15 @@ def test_the_readmes_commands(tmp_path: Path) -> None:
     preprocess, train, evaluate, own_files, score, sample, export, score_again, other_corpus = commands()
     assert "vocabulary of 290 pieces of words (closed)" in tell(preprocess)
     tell(train)
+    trained = read_json_lines(tmp_path / "run" / "metrics.jsonl")[-1]
+    split = TokenDirectory.open(tmp_path / "tokens").split("train")
+    assert split.tokens_per_word > 1.5
+    assert trained["words"] == round(trained["step"] * 80 / split.tokens_per_word)  # 80 pieces a step
     assert "pieces (closed)" in tell(evaluate)
+    exact = read_json_lines(tmp_path / "run" / "evaluations.jsonl")[-1]["word_perplexity"]
+    assert trained["nats_per_word"] == pytest.approx(
+        math.log(exact), rel=0.15
+    )  # both of words: of pieces it would be less than two thirds
     tell(own_files)
     line = read_json_lines(tmp_path / "run" / "evaluations.jsonl")[-1]
     scores = [json.loads(score) for score in tell(score).splitlines()]

@@ -17,7 +17,7 @@ from lm1b.processes import RankProcess
 from lm1b.training.checkpoints.mirror import mirror_logs
 from lm1b.training.engine.process_group import start_ranks, stop_ranks
 from lm1b.training.log.activations import watch_activations
-from lm1b.training.log.matmul_rate import words_at_ceiling
+from lm1b.training.log.matmul_rate import tokens_at_ceiling
 from lm1b.training.log.metrics_line import Interval
 from lm1b.training.log.run_log import RunLog
 from lm1b.training.log.services import Services, check_services
@@ -66,7 +66,7 @@ def train_on(ranks: Ranks, config: Config, evaluator: list[str] | None = None, l
     run = Run(config, ranks)
     log = None
     try:
-        run.words_at_ceiling = words_at_ceiling(config, run.tokens.vocabulary.size, run.training_step.engine.dtype, ranks)
+        run.tokens_at_ceiling = tokens_at_ceiling(config, run.tokens.vocabulary.size, run.training_step.engine.dtype, ranks)
         log = _open_log(run, notes)
         if log and run.mirror:
             run.mirror.start(lambda text: log.event(text, run.training_step.step))
@@ -151,7 +151,7 @@ def _count(run: Run, result: StepResult, log: RunLog | None) -> None:
     counts, step = run.counts, run.training_step.step
     counts.lanes_restarted += result.lanes_restarted
     if result.applied:
-        counts.words += run.batches.tokens_per_step
+        counts.tokens += run.batches.tokens_per_step
         counts.skipped_in_a_row = 0
         return
     counts.skipped += 1

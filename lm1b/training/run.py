@@ -43,13 +43,19 @@ from lm1b.training.step.step import TrainingStep
 class Counts:
     """Totals of the run, kept in every checkpoint."""
 
-    words: int = 0  # targets trained on
+    tokens: int = 0  # targets trained on
     skipped: int = 0
     skipped_in_a_row: int = 0
     lanes_restarted: int = 0
     elapsed_seconds: float = 0.0
     unlogged_nats: float = 0.0  # since the last line of metrics.jsonl: a run that goes on from here writes the same next line
-    unlogged_words: int = 0
+    unlogged_tokens: int = 0
+
+    @classmethod
+    def of_state(cls, state: dict[str, Any]) -> Counts:
+        """The totals in a checkpoint's state; version 0.1 called tokens words."""
+        names = {"words": "tokens", "unlogged_words": "unlogged_tokens"}
+        return cls(**{names.get(str(name), str(name)): value for name, value in state["counts"].items()})
 
 
 class Run:
@@ -97,7 +103,7 @@ class Run:
         self.saver = CheckpointSaver(self.directory, ranks, in_background=config.checkpoints.in_background)
         self.saved_at = None if checkpoint is None else checkpoint.step  # step of the newest checkpoint, committed or begun
         self.watcher: subprocess.Popen[bytes] | None = None  # the evaluator beside the training
-        self.words_at_ceiling: float | None = None  # a second: see log/matmul_rate.py
+        self.tokens_at_ceiling: float | None = None  # a second: see log/matmul_rate.py
         if checkpoint is None:
             engine.prime(self.training_step.zero_loss)
             if config.training.ema_decay is not None:
@@ -161,7 +167,7 @@ class Run:
         lanes = slice(step.first_lane, step.first_lane + step.lanes_here)
         step.carry = {name: tensor[lanes].to(ranks.device, step.engine.dtype, copy=True) for name, tensor in checkpoint.carry().items()}
         step.step, step.updates = state["step"], state["updates"]
-        self.counts = Counts(**state["counts"])
+        self.counts = Counts.of_state(state)
 
     def begin_saving(self) -> None:
         """Start writing a checkpoint; collective. See `CheckpointSaver.begin`; `poll_saving` must follow once a step."""

@@ -77,6 +77,11 @@ class TokenSplit:
         self.num_sentences = sum(shard.num_sentences for shard in shards)
         self.num_unknown = sum(shard.num_unknown for shard in shards)
 
+    @property
+    def tokens_per_word(self) -> float:
+        """Ids that a word, or the end of a sentence, has on average: 1 exactly where every word has one."""
+        return self.num_tokens / (self.num_words + self.num_sentences)
+
     def tokens(self, index: int) -> TokenArray:
         """Ids of shard `index`: uint16 or uint32 (n,), read-only; here mapped, elsewhere whatever gives an array for a slice."""
         return map_array(self._folder / self.shards[index].tokens_name, self.token_dtype, self.shards[index].num_tokens)

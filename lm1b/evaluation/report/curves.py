@@ -53,7 +53,7 @@ def axes_of(runs: Sequence[RunRecord]) -> list[Axis]:
         return None if seconds is None else seconds / size
 
     return [
-        Axis("words", "training words and sentence ends", lambda run, step: run.tokens_at(step)),
+        Axis("words", "training words and sentence ends", lambda run, step: run.words_at(step)),
         Axis("steps", "steps", lambda run, step: step),
         Axis("time", f"{unit} of training", time_at),
     ]

@@ -8,7 +8,7 @@ from lm1b.evaluation.report.records import RunRecord
 from lm1b.training.evaluations import TEST_FILE, Evaluation
 
 COLUMNS = (
-    "run", "step", "epochs", "tokens seen", "split", "files", "state", "weights", "precision", "predictions", "unknown", "perplexity",
+    "run", "step", "epochs", "words seen", "split", "files", "state", "weights", "precision", "predictions", "unknown", "perplexity",
     "/ unigram", "/ trigram",
 )  # fmt: skip
 LEFT_ALIGNED = {"run", "split", "files", "state", "weights", "precision"}
@@ -24,7 +24,7 @@ def table_rows(run: RunRecord, baselines: Baselines) -> list[list[str]]:
             run.name,
             str(each.step),
             "" if epoch is None else f"{epoch:.2f}" if isinstance(epoch, float) else str(epoch),
-            f"{run.tokens_at(each.step):,}",
+            f"{run.words_at(each.step):,}",
             each.split,
             each.files_in_short,
             each.state,

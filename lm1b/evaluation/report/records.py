@@ -41,9 +41,12 @@ class RunRecord:
             environment if isinstance(environment, dict) else {},
         )
 
-    def tokens_at(self, step: int) -> int:
-        """Training tokens (words and sentence ends) seen after `step` steps."""
-        return step * self.config.batches.lanes * self.config.batches.steps
+    def words_at(self, step: int) -> int:
+        """Words and sentence ends trained on up to a step, as metrics.jsonl tells; without lines, the tokens of so many steps."""
+        points = [(line["step"], line["words"]) for line in self.metrics if line.get("words") is not None]
+        if not points:
+            return step * self.config.batches.lanes * self.config.batches.steps
+        return round(np.interp(step, *np.array([(0, 0), *points], float).T))
 
     def seconds_at(self, step: int) -> float | None:
         """Seconds of training up to a step, as metrics.jsonl tells; None where it tells nothing."""

@@ -36,8 +36,8 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def words_at_ceiling(config: Config, vocabulary_size: int, dtype: torch.dtype, ranks: Ranks) -> float | None:
-    """Words a second of all ranks together if they did nothing but the steps' products at that rate. Collective. None: not asked for."""
+def tokens_at_ceiling(config: Config, vocabulary_size: int, dtype: torch.dtype, ranks: Ranks) -> float | None:
+    """Tokens a second of all ranks together if they did nothing but the steps' products at that rate. Collective. None: not asked for."""
     if not config.logging.ceiling:
         return None
     rate = torch.tensor(products_rate(dtype, config.model.output_width, ranks.device), dtype=torch.float64, device=ranks.device)

@@ -20,14 +20,14 @@ class Interval:
 
     def __init__(self) -> None:
         self.started_at = self._lap_at = time.monotonic()
-        self.words, self.gap, self.steps = 0, None, 0
+        self.tokens, self.gap, self.steps = 0, None, 0
         self.waiting_RP: np.ndarray | float = 0.0  # seconds that each rank has waited, by part
 
     def add(self, run: Run, result: StepResult) -> None:
         """One more step, with what it put out."""
         if result.applied:
-            self.words += run.batches.tokens_per_step
-            run.counts.unlogged_words += run.batches.tokens_per_step
+            self.tokens += run.batches.tokens_per_step
+            run.counts.unlogged_tokens += run.batches.tokens_per_step
             run.counts.unlogged_nats += result.nats
         self.gap = result.gap or self.gap
         self.steps += 1
@@ -48,27 +48,29 @@ class Interval:
         run.counts.elapsed_seconds += self.lap()
         learning_rate = run.config.optimizer.learning_rate * result.learning_rate_factor
         gradient_norm = float(result.gradient_norm)
-        words_per_second = self.words / seconds
+        counts = run.counts
+        # Of words spelled by pieces the step counts pieces; a figure is of words all the same, so that runs can be laid side by side.
+        tokens_per_word = run.tokens.split("train").tokens_per_word
         line: dict[str, Any] = {
             "step": run.training_step.step,
             "updates": run.training_step.updates,
             "epoch": run.training_step.step / run.batches.steps_per_epoch,
-            "words": run.counts.words,
-            "nats_per_word": run.counts.unlogged_nats / run.counts.unlogged_words if run.counts.unlogged_words else None,
-            "words_per_second": words_per_second,
+            "words": round(counts.tokens / tokens_per_word),
+            "nats_per_word": counts.unlogged_nats / counts.unlogged_tokens * tokens_per_word if counts.unlogged_tokens else None,
+            "words_per_second": self.tokens / tokens_per_word / seconds,
             "gradient_norm": None if math.isnan(gradient_norm) else gradient_norm,
             "largest_activation": result.largest_activation,
             "learning_rate": learning_rate,
-            "skipped": run.counts.skipped,
-            "lanes_restarted": run.counts.lanes_restarted,
+            "skipped": counts.skipped,
+            "lanes_restarted": counts.lanes_restarted,
             "loss_scale": run.training_step.engine.loss_scale,
             "elapsed_seconds": run.counts.elapsed_seconds,
             "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         }
         if run.ranks.device.type == "cuda":
             line["gpu_peak_memory_mb"] = torch.cuda.max_memory_allocated(run.ranks.device) / 2**20
-        if run.words_at_ceiling:
-            line["share_of_ceiling"] = words_per_second / run.words_at_ceiling
+        if run.tokens_at_ceiling:
+            line["share_of_ceiling"] = self.tokens / seconds / run.tokens_at_ceiling
         waited_P = np.asarray(self.waiting_RP)[0].tolist() if self.steps else []
         parts = run.training_step.parts.take(dict(zip(WAITED_FOR, waited_P, strict=False)), self.steps)
         if parts:
@@ -78,7 +80,7 @@ class Interval:
         if self.gap is not None:
             sampled, true = self.gap
             line |= {"sampled_nats_checked": sampled, "true_nats_checked": true}
-        run.counts.unlogged_nats, run.counts.unlogged_words = 0.0, 0
+        run.counts.unlogged_nats, run.counts.unlogged_tokens = 0.0, 0
         return line
 
     def _waiting(self, run: Run, seconds: float) -> dict[str, Any]:
