@@ -56,9 +56,7 @@ def test_the_readmes_commands(tmp_path: Path) -> None:
     assert trained["words"] == round(trained["step"] * 80 / split.tokens_per_word)  # 80 pieces a step
     assert "pieces (closed)" in tell(evaluate)
     exact = read_json_lines(tmp_path / "run" / "evaluations.jsonl")[-1]["word_perplexity"]
-    assert trained["nats_per_word"] == pytest.approx(
-        math.log(exact), rel=0.15
-    )  # both of words: of pieces it would be less than two thirds
+    assert trained["nats_per_word"] == pytest.approx(math.log(exact), rel=0.15)  # both of words: of pieces it would be less than two thirds
     tell(own_files)
     line = read_json_lines(tmp_path / "run" / "evaluations.jsonl")[-1]
     scores = [json.loads(score) for score in tell(score).splitlines()]

@@ -46,9 +46,8 @@ def allocate_rows(
     room: Sequence[int] | None = None,
     *,
     copied_to: torch.device | None = None,
-    takes_own: bool = True,
 ) -> list[RowFetch]:
-    """Room for the requested rows of each table; alone on one rank the rows are there at once, unless takes_own is False.
+    """Room for the requested rows of each table.
 
     room: of each table, for how many rows; what is not asked for stays 0. None: for just those asked for. copied_to: the device that
     they will be copied to, where the tables are in the host's memory and it computes.
@@ -61,8 +60,6 @@ def allocate_rows(
         rows_UD = torch.empty(max(num_rows, room[i] if room else 0), table.width, device=table.rows.device, pin_memory=is_pinned)
         if len(rows_UD) > num_rows:
             rows_UD[num_rows:] = 0.0
-        if request.ranks.size == 1 and takes_own:
-            take_rows(table.rows, request.ids_U, rows_UD, dtype)
         fetches.append(RowFetch(table.rows, dtype, rows_UD))
     return fetches
 
@@ -71,7 +68,10 @@ def fetch_rows(fetches: Sequence[RowFetch], routes: Sequence[Route], ranks: Rank
     """Bring the rows of each table's route to their places. A collective, one exchange; alone on one rank nothing is sent."""
     if ranks.size == 1:
         for each, route in zip(fetches, routes, strict=True):
-            put_rows(each, route.asked_places[0], route.positions[0])
+            if route.is_in_order:
+                take_rows(each.rows, route.asked_places[0], each.rows_UD, each.dtype)
+            else:
+                put_rows(each, route.asked_places[0], route.positions[0])
         return
     formats = [Plain(each.dtype) for each in fetches]
     widths = [each.rows.shape[1] for each in fetches]

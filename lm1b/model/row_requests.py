@@ -70,12 +70,14 @@ class Route:
     """Rows of one table that travel. At the owner: places of its rows; at the rank that asks: where they go.
 
     shared_places: taken by every rank. asked_places: what each rank takes beside them. positions: of the rows that each rank sends
-    here, their place among this rank's U; the shared ones first. All int64.
+    here, their place among this rank's U; the shared ones first. All int64. is_in_order: these places are 0, 1, 2, ..., as alone on one
+    rank those of a whole request are.
     """
 
     shared_places: Tensor
     asked_places: list[Tensor]
     positions: list[Tensor]
+    is_in_order: bool = False
 
     @property
     def num_given(self) -> list[int]:
@@ -89,7 +91,8 @@ class Route:
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> Route:
         """The same, every tensor as `move` gives it."""
-        return Route(move(self.shared_places), [move(each) for each in self.asked_places], [move(each) for each in self.positions])
+        asked_places, positions = ([move(each) for each in parts] for parts in (self.asked_places, self.positions))
+        return Route(move(self.shared_places), asked_places, positions, self.is_in_order)
 
 
 class RowRequest:
@@ -120,7 +123,9 @@ class RowRequest:
     @property
     def route(self) -> Route:
         """Alone on one rank all rows are its own, and go from it to itself."""
-        return self._route or Route(self.ids_U[:0], [self.ids_U], [torch.arange(len(self.ids_U), device=self.ids_U.device)])
+        if self._route is not None:
+            return self._route
+        return Route(self.ids_U[:0], [self.ids_U], [torch.arange(len(self.ids_U), device=self.ids_U.device)], is_in_order=True)
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> RowRequest:
         """The same, every tensor as `move` gives it: on the device that holds the rows."""

@@ -218,11 +218,8 @@ class RowPipeline:
         with part("row fetch"):
             dtypes = [torch.float32 if table.width == 1 else self.dtype for table in self.tables]
             wanted = list(zip(self.tables, requests, dtypes, strict=False))
-            takes_own = during is None or not self._travels_behind  # else `_fetch` does, of those not touched
-            fetches = allocate_rows(
-                wanted, [plan.room[i] for i in leaves], copied_to=self._device if self._copies_rows else None, takes_own=takes_own
-            )
-            late = self._fetch(fetches, requests, during) if self.ranks.size > 1 or not takes_own else []
+            fetches = allocate_rows(wanted, [plan.room[i] for i in leaves], copied_to=self._device if self._copies_rows else None)
+            late = self._fetch(fetches, requests, during)
         return StepRows(plan, [*requests, *self._everything], fetches, late)
 
     def _fetch(self, fetches: list[RowFetch], requests: list[RowRequest], during: StepRows | None) -> list[Route]:
