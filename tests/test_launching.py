@@ -1,4 +1,4 @@
-"""The README's other launchers, each really run: two ranks that learn what one process learns."""
+"""The other launchers of launch/cluster.md, each really run: two ranks that learn what one process learns."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from documents import commands_of, section
 from slurm_box import NODES, needs_slurm, slurm_box
 from ssh_server import needs_ssh, ssh_server
 from tiny import REPOSITORY, environment, free_port, write_settings
@@ -45,10 +46,8 @@ def settings(folder: Path, run: str) -> Path:
 
 
 def readme_command(folder: Path, run: str, *words: str) -> str:
-    """The README's one line that holds all these words, for two ranks of this machine and the tiny corpus."""
-    text = (REPOSITORY / "README.md").read_text()
-    section = text[text.index("### Other launchers") :]
-    lines = [line.split("   #")[0] for line in section[: section.index("\n## ")].splitlines()]
+    """The one line of launch/cluster.md that holds all these words, for two ranks of this machine and the tiny corpus."""
+    lines = commands_of(section("Other launchers"))
     (line,) = [line for line in lines if all(word in line for word in words) and "launch/train.py" in line]
     for before, after in (
         ("hostfile hostfile", f"hostfile {folder}/hostfile"),

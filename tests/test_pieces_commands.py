@@ -1,4 +1,4 @@
-"""The README's commands for pieces of words and for corpora through `datasets`, in their order, on a tiny corpus."""
+"""The commands of lm1b/data/README.md for pieces of words and for corpora through `datasets`, in their order, on a tiny corpus."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_runs import DEEPSPEED, run
-from tiny import REPOSITORY, free_port, write_corpus, write_settings
+from documents import commands_of, section
+from tiny import free_port, write_corpus, write_settings
 
 from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.files import read_json_lines
@@ -20,9 +21,7 @@ from lm1b.files import read_json_lines
 
 def commands() -> list[str]:
     """Of the section."""
-    section = (REPOSITORY / "README.md").read_text().split("### Pieces of words, and any corpus")[1].split("\n#")[0]
-    (block,) = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
-    return [line.split("#")[0].strip() for line in block.splitlines()]
+    return commands_of(section("Pieces of words, and any corpus"))
 
 
 def test_the_readmes_commands(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Every command of the README, run as it stands there with a tiny run's paths put in."""
+"""Every command of the READMEs, run as it stands there with a tiny run's paths put in."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 from cluster_hosts.cluster import Cluster
 from cluster_hosts.needs import what_is_missing
 from command_runs import DEEPSPEED, fill, preprocess_and_train, run
+from documents import blocks, commands_of, documents
 from tiny import REPOSITORY, free_port
 
 
@@ -36,15 +37,13 @@ def exported(folder: Path, trained: subprocess.CompletedProcess[str]) -> Path:
 
 
 def commands_of_the_readme() -> list[str]:
-    """Every line of the README's shell blocks, without comments."""
-    text = (REPOSITORY / "README.md").read_text()
-    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
-    return [line.split("#")[0].strip() for block in blocks for line in block.splitlines() if line.split("#")[0].strip()]
+    """Every line of the shell blocks of all READMEs, without comments."""
+    return [line for text in documents().values() for line in commands_of(text)]
 
 
 def as_the_tiny_run_s(line: str) -> str:
-    """One name for all configs and all runs: the same command for another of them is not run twice."""
-    return re.sub(r"\bruns/\w+", "runs/run", re.sub(r"configs/\w+\.json", "configs/run.json", line))
+    """One name for all configs, runs and models: the same command for another of them is not run twice."""
+    return re.sub(r"\b(runs|models)/\w+", r"\1/run", re.sub(r"configs/\w+\.json", "configs/run.json", line))
 
 
 README_COMMANDS = list(
@@ -127,9 +126,9 @@ def test_a_command_of_the_readme(
 
 
 def python_of_the_readme() -> list[str]:
-    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) > 3
-    return blocks
+    found = [block for text in documents().values() for block in blocks(text, "python")]
+    assert len(found) > 3
+    return found
 
 
 def test_the_readmes_cell_is_trained_scored_and_asked_as_any_other(

@@ -1,4 +1,4 @@
-"""The README's commands for data that is not on the machine, in their order, against an S3-compatible server on loopback."""
+"""The commands of lm1b/data/README.md for data that is not on the machine, in their order, against an S3-compatible server on loopback."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import fsspec
+from documents import commands_of, section
 from loopback_store import in_environment, proxy_to, s3_server
 from tiny import REPOSITORY, environment, free_port, write_corpus, write_settings
 
@@ -20,10 +21,7 @@ DEEPSPEED = str(Path(sys.executable).with_name("deepspeed"))
 
 def commands() -> list[str]:
     """Of the section, without the installation."""
-    section = (REPOSITORY / "README.md").read_text().split("## Data that is not on the machine")[1].split("\n## ")[0]
-    (block,) = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
-    lines = [re.sub(r"\s+#.*", "", line) for line in block.splitlines()]
-    return [line for line in lines if not line.startswith("pip ")]
+    return [line for line in commands_of(section("Data that is not on the machine")) if not line.startswith("pip ")]
 
 
 def test_the_readmes_commands_and_a_fresh_host(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 Memory is an estimate: tables (float32 with their accumulators, cut over the ranks), the core with its gradients, optimizer state and
 average, the rows and activations of a step, and what a process with torch and DeepSpeed takes by itself. Time comes from this machine's
-own rate of matrix products, measured for half a second, and the share of it that a step reaches (the README's table of speed).
+own rate of matrix products, measured for half a second, and the share of it that a step reaches (the table of speed in results/README.md).
 """
 
 from __future__ import annotations
