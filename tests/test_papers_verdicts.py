@@ -13,14 +13,13 @@ from tiny import REPOSITORY
 from lm1b.errors import UserError
 from lm1b.files import write_json
 from lm1b.sequence_tasks.config import load_task_experiment
-from lm1b.sequence_tasks.papers.compare import compare, judge, shown_range
+from lm1b.sequence_tasks.experiment.provenance import neutral_command
+from lm1b.sequence_tasks.experiment.search import Experiment
 from lm1b.sequence_tasks.papers.kept import LARGEST_KEPT_BYTES, KeptResult, read_kept, rounded, shorten, write_kept
-from lm1b.sequence_tasks.papers.language import judge_ratio, read_groups
+from lm1b.sequence_tasks.papers.language_models import judge_ratio, read_groups
 from lm1b.sequence_tasks.papers.published import Claim
-from lm1b.sequence_tasks.papers.rates import rate_sentences
 from lm1b.sequence_tasks.papers.report import render
-from lm1b.sequence_tasks.provenance import neutral_command
-from lm1b.sequence_tasks.search import Experiment
+from lm1b.sequence_tasks.papers.verdicts import compare, judge, rate_sentences, shown_range
 from lm1b.workers import Workers
 
 

@@ -18,8 +18,8 @@ from typing import Any
 
 from lm1b.errors import UserError
 from lm1b.files import atomic_file, read_json
-from lm1b.sequence_tasks.generated import BASELINE_SQUARED_ERROR
-from lm1b.sequence_tasks.provenance import neutral_path
+from lm1b.sequence_tasks.data.generated import BASELINE_SQUARED_ERROR
+from lm1b.sequence_tasks.experiment.provenance import neutral_path
 
 DIGITS, CURVE_POINTS = 4, 50
 LARGEST_KEPT_BYTES = 40_000

@@ -29,10 +29,10 @@ from lm1b.errors import UserError
 from lm1b.files import read_json, write_json
 from lm1b.model.products import keep_float32_exact
 from lm1b.sequence_tasks.config import TaskExperiment
-from lm1b.sequence_tasks.data import Task
-from lm1b.sequence_tasks.provenance import provenance, task_facts
-from lm1b.sequence_tasks.runs import train_run
-from lm1b.sequence_tasks.tasks import load_task
+from lm1b.sequence_tasks.data.load import load_task
+from lm1b.sequence_tasks.data.task import Task
+from lm1b.sequence_tasks.experiment.provenance import provenance, task_facts
+from lm1b.sequence_tasks.experiment.run_folder import train_run
 from lm1b.workers import Workers
 
 SEARCH_SEED = 0

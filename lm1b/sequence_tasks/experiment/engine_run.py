@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from lm1b.errors import UserError
-from lm1b.sequence_tasks.data import Batch
-from lm1b.sequence_tasks.network import Answers
-from lm1b.sequence_tasks.trainer import SequenceRun, make_optimizer
+from lm1b.sequence_tasks.data.task import Batch
+from lm1b.sequence_tasks.experiment.network import Answers
+from lm1b.sequence_tasks.experiment.trainer import SequenceRun, make_optimizer
 from lm1b.training.engine.engine import Engine
 from lm1b.training.engine.settings import EngineSettings
 

@@ -20,7 +20,7 @@ from lm1b.model.initial_weights import glorot_uniform
 from lm1b.model.recurrent import RecurrentStack
 from lm1b.randomness import derive_key
 from lm1b.sequence_tasks.config import NetworkConfig
-from lm1b.sequence_tasks.data import Asked, Batch
+from lm1b.sequence_tasks.data.task import Asked, Batch
 
 LEFT_TO_RIGHT, RIGHT_TO_LEFT = "left_to_right", "right_to_left"
 

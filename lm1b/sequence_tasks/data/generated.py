@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lm1b.randomness import derive_key, uniform
 from lm1b.sequence_tasks.config import GeneratedConfig
-from lm1b.sequence_tasks.data import Batch, SplitName, Task
+from lm1b.sequence_tasks.data.task import Batch, SplitName, Task
 
 BASELINE_SQUARED_ERROR = {"adding": 1 / 6, "multiplication": 7 / 144}
 

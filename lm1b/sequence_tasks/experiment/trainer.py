@@ -14,20 +14,18 @@ from __future__ import annotations
 
 import math
 import statistics
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lm1b.distributed import Ranks, agree, all_reduce_sum, from_first, single_process, tensors_from_first
+from lm1b.distributed import Ranks, all_reduce_sum, single_process
 from lm1b.errors import UserError
 from lm1b.precision import DTYPES
 from lm1b.randomness import derive_key, permutation
 from lm1b.sequence_tasks.config import OptimizerConfig, TaskExperiment
-from lm1b.sequence_tasks.data import Batch, Split, Task
-from lm1b.sequence_tasks.network import Answers, SequenceNetwork, loss_of, norm_stabilizer
-from lm1b.sequence_tasks.run_file import read_run, write_run
+from lm1b.sequence_tasks.data.task import Batch, Split, Task
+from lm1b.sequence_tasks.experiment.network import Answers, SequenceNetwork, loss_of, norm_stabilizer
 
 EVALUATED_TOGETHER = 128
 
@@ -192,22 +190,20 @@ class SequenceRun:
         """The point of the curve with the least error on dev, the earliest of equals; None where none is finite."""
         return min((point for point in self.curve if point["dev_error"] is not None), key=lambda point: point["dev_error"], default=None)
 
-    # The run's file -----------------------------------------------------------------------------------------------
+    # What goes into files -----------------------------------------------------------------------------------------
 
-    def save(self, path: Path) -> None:
-        """Everything that going on needs, atomically. An update later than the last look at dev is not kept. Collective."""
-        assert not self._interval, "saved where dev has just been looked at"
+    def kept(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors, and how far it has come, as JSON holds it: everything that going on needs. Collective."""
+        assert not self._interval, "kept where dev has just been looked at: no update since then would be in it"
         tensors = self.state() | {f"best/{name}": weight for name, weight in self.best_weights.items()}
-        progress = {name: getattr(self, name) for name in PROGRESS}
-        agree(self.ranks, lambda: write_run(path, tensors, progress) if self.ranks.is_first else None)
+        return tensors, {name: getattr(self, name) for name in PROGRESS}
 
-    def load(self, path: Path) -> None:
-        """Go on from a file of `save`, whatever the number of ranks then. Raises UserError for one that is not whole. Collective."""
-        kept = agree(self.ranks, lambda: read_run(path) if self.ranks.is_first else ({}, {}))
-        for name, value in from_first(self.ranks, lambda: kept[1]).items():
+    def go_on(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
+        """From what `kept` has given, whatever the number of ranks then and now. Collective."""
+        for name, value in progress.items():
             setattr(self, name, value)
         kinds: dict[str, dict[str, Tensor]] = {"weights": {}, "best": {}, "optimizer": {}}
-        for name, value in tensors_from_first(kept[0], self.ranks).items():
+        for name, value in tensors.items():
             kind, _, rest = name.partition("/")
             kinds[kind][rest] = value
         self.best_weights = kinds["best"]

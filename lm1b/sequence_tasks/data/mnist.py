@@ -27,7 +27,7 @@ from lm1b.errors import UserError
 from lm1b.pinned_wheel import PinnedWheel
 from lm1b.randomness import derive_key, permutation
 from lm1b.sequence_tasks.config import MnistConfig
-from lm1b.sequence_tasks.data import Batch, Task, constant_answer_nats
+from lm1b.sequence_tasks.data.task import Batch, Task, constant_answer_nats
 
 PIXELS, DIGITS = 784, 10
 LARGEST_FILE_BYTES = 64 << 20  # the largest of the four has 47 MB

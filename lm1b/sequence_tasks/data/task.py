@@ -22,6 +22,7 @@ from torch import Tensor
 
 Asked = Literal["number", "label", "label_per_step"]
 SplitName = Literal["train", "dev", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "dev", "test")
 NO_LABEL = -1  # of a step after a sequence's end
 
 
