@@ -34,7 +34,7 @@ PROGRESS = ("updates", "skipped", "skipped_in_a_row", "curve", "cpu_seconds")  #
 
 
 def make_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
-    """torch's own."""
+    """torch's SGD with momentum, RMSprop with momentum, or Adam with its default betas. learning_rate: the config's does not count."""
     if config.kind == "sgd":
         return torch.optim.SGD(parameters, lr=learning_rate, momentum=config.momentum)
     if config.kind == "rmsprop":
@@ -43,7 +43,7 @@ def make_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter], lear
 
 
 class SequenceRun:
-    """A network in training, at some update."""
+    """A network in training, at some update. Every number it keeps is over all ranks together; the weights are float32."""
 
     optimizer: torch.optim.Optimizer
 
@@ -78,7 +78,7 @@ class SequenceRun:
         self.optimizer = make_optimizer(self.config.optimizer, self.parameters, self.learning_rate)
 
     def forward(self, batch: Batch) -> Answers:
-        """With gradients."""
+        """What the network says of this rank's share of a batch, with gradients."""
         return self.network(batch)
 
     def step(self, loss: Tensor) -> float | None:
@@ -102,12 +102,12 @@ class SequenceRun:
         return tensors
 
     def set_state(self, weights: dict[str, Tensor], optimizer: dict[int, dict[str, Tensor]]) -> None:
-        """What `state` has given, by parameter. Collective."""
+        """What `state` has given: weights by name, the optimizer's tensors by number of the parameter, then by torch's key. Collective."""
         self.network.load_state_dict(weights)
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": optimizer})
 
     def close(self) -> None:
-        """The run is not needed any more."""
+        """The run is not needed any more: let go of what it holds beside memory. Collective."""
 
     # The run --------------------------------------------------------------------------------------------------------
 
@@ -135,7 +135,7 @@ class SequenceRun:
         return self.task.train.batch(self._order_N[first : first + share]).to(self.ranks.device)
 
     def update(self) -> None:
-        """One update, or a skipped one."""
+        """One update, or a skipped one: forward, loss and penalty as means over what is asked of the whole batch, step. Collective."""
         weight, batch = self.config.training.norm_stabilizer, self.next_batch()
         answers = self.forward(batch)
         total, _, num_asked = loss_of(answers, batch, self.task.asked)
@@ -167,7 +167,10 @@ class SequenceRun:
         return losses / answers, errors / answers
 
     def look_at_dev(self) -> None:
-        """Put a point on the curve. Collective."""
+        """Put a point on the curve, and keep the weights where it is the best one so far. Collective.
+
+        train_loss: mean over the updates since the last point; gradient_norm: their median, before clipping. None: not finite.
+        """
         dev_loss, dev_error = self.evaluate(self.task.dev)
         losses, norms = zip(*self._interval, strict=True) if self._interval else ((math.nan,), (math.nan,))  # nan: all were skipped
         (train_loss,) = self.add_up(math.fsum(losses) / len(losses))
@@ -214,7 +217,7 @@ class SequenceRun:
         self.set_state(kinds["weights"], optimizer)
 
     def result(self) -> dict[str, Any]:
-        """What is kept of the run."""
+        """What is kept of the run, as JSON holds it. dev_error: of the best point, at best_updates; cpu_seconds: of all ranks together."""
         return {
             "seed": self.seed,
             "learning_rate": self.learning_rate,
@@ -228,7 +231,7 @@ class SequenceRun:
         }
 
     def look_at_test(self) -> dict[str, float]:
-        """Loss and error on test, with the weights that were best on dev."""
+        """Loss and error on test, with the weights that were best on dev; the present ones are put back. Collective."""
         present = {name: parameter.detach().clone() for name, parameter in self.network.named_parameters()}
         self.network.load_state_dict(self.best_weights)
         loss, error = self.evaluate(self.task.test)

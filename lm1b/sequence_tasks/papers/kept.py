@@ -92,7 +92,7 @@ def shorten(result: dict[str, Any], name: str, *, smoke: bool = False) -> dict[s
 
 
 def write_kept(path: Path, kept: dict[str, Any]) -> None:
-    """Raises UserError where it is not small."""
+    """Write what `shorten` gives. Raises UserError where the file has more than LARGEST_KEPT_BYTES."""
     write_compact_json(path, kept)
     if path.stat().st_size > LARGEST_KEPT_BYTES:
         raise UserError(f"{path}: {path.stat().st_size:,} bytes, more than the {LARGEST_KEPT_BYTES:,} of a kept result; keep fewer seeds")
@@ -107,7 +107,7 @@ class KeptResult:
 
     @property
     def name(self) -> str:
-        """As the file is named."""
+        """As the file is named, without .json."""
         return self.value["name"]
 
     @property
@@ -122,7 +122,7 @@ class KeptResult:
 
     @property
     def cell(self) -> str:
-        """As the config names it."""
+        """As the config names it: one of CELL_NAMES."""
         return self.model["cell"]
 
     @property
@@ -192,7 +192,7 @@ class KeptResult:
 
     @property
     def seeds(self) -> list[dict[str, Any]]:
-        """One run each."""
+        """One run each: RUN_KEYS, and its curve in columns."""
         return self.value["runs"]
 
     @property
@@ -207,7 +207,7 @@ class KeptResult:
 
     @property
     def updates(self) -> int:
-        """The budget of a run."""
+        """The budget of a run, in updates."""
         return self.value["config"]["training"]["updates"]
 
     @property

@@ -35,7 +35,7 @@ def show_losses(axes: Any, baseline: float) -> None:
 
 
 def new_figure(columns: int, rows: int = 1, *, width: float = 5.2, height: float = 4.0, **more: Any) -> tuple[Any, list[Any]]:
-    """A figure and its panels, in rows."""
+    """A figure and its panels, row after row. width, height: of a panel, in inches. more: of matplotlib's `subplots`."""
     # Matplotlib is slow to import and only needed here; this canvas draws without a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -67,7 +67,7 @@ def style_of(results: list[KeptResult]) -> dict[str, Style]:
 
 
 def legend_of(styles: dict[str, Style], *, baseline: bool = False) -> list[Any]:
-    """One legend entry a label."""
+    """One legend entry a label; baseline: and one for the dashed line of a constant answer."""
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], color=color, linestyle=line, linewidth=2, label=label) for label, (color, line) in styles.items()]
@@ -105,7 +105,7 @@ def draw_losses(panels: dict[str, list[KeptResult]], path: Path) -> None:
 
 
 def draw_accuracies(panels: dict[str, list[KeptResult]], path: Path) -> None:
-    """Accuracy on dev over epochs, a panel a task."""
+    """Accuracy on dev in percent over epochs, a panel a task (title -> its results)."""
     figure, axes_list = new_figure(len(panels))
     styles = style_of([result for results in panels.values() for result in results])
     for axes, (title, results) in _pair(axes_list, panels):
@@ -117,7 +117,10 @@ def draw_accuracies(panels: dict[str, list[KeptResult]], path: Path) -> None:
 
 
 def draw_rates(panels: dict[str, list[KeptResult]], path: Path) -> None:
-    """Loss on dev over the learning rate, a panel a task: lines where all rates were tried, dots where the better half went on."""
+    """Loss on dev over the learning rate, a panel a task: lines where all rates were tried, dots where the better half went on.
+
+    What diverged stands at the top, at DIVERGED_AT times a constant answer's loss.
+    """
     columns = min(2, len(panels))
     figure, axes_list = new_figure(columns, math.ceil(len(panels) / columns))
     styles = style_of([result for results in panels.values() for result in results])

@@ -80,7 +80,7 @@ OUR_COLUMNS = ["on test, median (least to greatest)", "seeds", "diverged", "lear
 
 
 def our_columns(result: KeptResult, out: Path) -> list[str]:
-    """OUR_COLUMNS of one result."""
+    """OUR_COLUMNS of one result. out: folder of papers.md, which links are relative to. Figures are accuracies where those decide."""
     is_accuracy = result.task["kind"] in DECIDED_BY_ACCURACY
     total = len(result.seeds)
     solved = f"{total}, {num_solved(result)} solve it" if result.facts["asked"] == "number" else str(total)
@@ -97,7 +97,7 @@ def our_columns(result: KeptResult, out: Path) -> list[str]:
 
 
 def evidence(results: list[KeptResult], out: Path) -> str:
-    """Where each figure comes from: command, revision, date."""
+    """Where each figure comes from: a list of file, command, revision and date, a line a result."""
     lines = []
     for result in results:
         facts = result.provenance
@@ -110,7 +110,7 @@ def evidence(results: list[KeptResult], out: Path) -> str:
 
 
 def render_published(table: PublishedTable, results: list[KeptResult], out: Path) -> str:
-    """One of the papers' tables."""
+    """One of the papers' tables: every row of it, our results of that task and shape on the paper's own data, and what may be said."""
     ours = [result for result in results if belongs(result, table) and is_papers_data(result) and result.is_plain]
     rows = []
     for row in table.rows:
@@ -158,7 +158,7 @@ def render_stand_ins(tables: list[PublishedTable], results: list[KeptResult], ou
 
 
 def rate_table(results: list[KeptResult]) -> str:
-    """A row a task and cell."""
+    """How many rates a cell learned with, and diverged with, where all were tried: a row a task and cell."""
     rows = []
     for result in sorted(results, key=lambda one: (one.title, one.label)):
         rates = first_rung(result)["learning_rates"]

@@ -43,12 +43,12 @@ def shown_range(result: KeptResult, *, accuracy: bool = False) -> str:
 
 
 def shown_value(error: float, asked: str, *, accuracy: bool) -> str:
-    """An error, or the accuracy that belongs to it."""
+    """An error for people, or (accuracy) the share of right answers that belongs to it."""
     return shown(1.0 - error if accuracy and math.isfinite(error) else error, asked)
 
 
 def compare(one: list[float], other: list[float]) -> Verdict:
-    """Of errors, ascending, one a seed."""
+    """Which errors are lower, where the ranges do not overlap. one, other: ascending, one a seed, infinite where it diverged."""
     if len(one) < 2 or len(other) < 2:
         return "cannot tell"
     if one[-1] < other[0]:
@@ -146,7 +146,7 @@ def judge_pair(ours: KeptResult, other: KeptResult, *, level: bool) -> str:
 
 
 def first_rung(result: KeptResult) -> dict[str, Any]:
-    """Where every rate was tried."""
+    """The search's first rung, where every rate was tried, by one seed."""
     return result.value["search"][0]
 
 
