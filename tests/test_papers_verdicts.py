@@ -49,10 +49,43 @@ def test_a_claim_is_not_judged_across_budgets_or_where_nothing_is_learned() -> N
 
 
 def test_a_cell_stands_for_itself_by_its_error_on_dev_not_on_test() -> None:
-    one, two = made_result(ADDING_150, "irnn", SOLVES), made_result(ADDING_150, "irnn", FAILS, model={"identity_scale": 0.9})
+    one, two = made_result(ADDING_150, "irnn", SOLVES), made_result(ADDING_150, "irnn", FAILS, model={"identity_scale": 0.01})
     for run_of_one in one["runs"]:
         run_of_one["dev_error"] = 1.0
     assert "here 0 of 5 seeds" in judge(Claim("solves", "irnn"), [kept(one), kept(two)])
+
+
+GUARDS = {
+    "no_clipping": {"optimizer": {"clip_norm": None}},
+    "clip_value": {"optimizer": {"clip_value": 0.1}},
+    "stabilizer": {"training": {"norm_stabilizer": 50.0}},
+    "identity_0_9": {"model": {"identity_scale": 0.9}},
+    "identity_0_99": {"model": {"identity_scale": 0.99}},
+}
+
+
+@pytest.mark.parametrize("guard", GUARDS)
+def test_a_guarded_result_never_stands_for_its_cell(guard: str, tmp_path: Path) -> None:
+    """Its seeds all solve the task and the plain ones do not: the papers' tables say the latter, the guards' table shows both."""
+    plain, guarded = made_result(ADDING_150, "irnn", FAILS), made_result(ADDING_150, "irnn", SOLVES, **GUARDS[guard])
+    in_bf16 = made_result(
+        ADDING_150, "irnn", SOLVES, **{**GUARDS[guard], "training": {**GUARDS[guard].get("training", {}), "precision": "bf16"}}
+    )
+    for name, result in {"plain": plain, "guarded": guarded, "in_bf16": in_bf16}.items():
+        write_kept(tmp_path / f"{name}.json", shorten(result, name))
+    assert [(result.is_plain, result.is_guarded) for result in read_kept(tmp_path)] == [(False, True), (False, False), (True, False)]
+    text = render(tmp_path, tmp_path).read_text()
+    tables, rest = text[: text.index("## Language model")], text[text.index("## Guards") :]
+    assert "The paper's IRNN converges; here 0 of 5 seeds get below 0.01: it disagrees." in tables
+    assert "guarded.json" not in tables
+    assert "guarded.json" in rest
+    label = kept(guarded).label
+    assert f"adding, T = 150, {label}: cannot tell bf16 from float32" in rest  # laid beside the float32 run with the same guard
+
+
+def test_an_identity_scaled_down_for_good_is_no_guard() -> None:
+    assert kept(made_result(ADDING_150, "irnn", SOLVES, model={"identity_scale": 0.01})).is_plain
+    assert kept(made_result(ADDING_150, "irnn", SOLVES)).is_plain
 
 
 def test_a_range_of_accuracies_goes_from_the_least_to_the_greatest() -> None:

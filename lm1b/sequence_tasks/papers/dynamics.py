@@ -89,13 +89,12 @@ def _accuracy_table(results: list[KeptResult], out: Path) -> list[str]:
     """bf16 runs beside the float32 runs of the same cell on the same task."""
     pairs = []
     for result in results:
-        if result.value["config"]["training"]["precision"] != "fp32":
-            plain = [
-                other
-                for other in results
-                if other.is_plain and other.task == result.task and other.model == result.model and other.updates == result.updates
-            ]
-            pairs.append((result, plain[0] if plain else None))
+        precision = result.value["config"]["training"]["precision"]
+        if precision != "fp32":
+            same = [other for other in results if other.task == result.task and other.model == result.model]
+            # The label tells guards apart, and says a precision only where it is not float32.
+            beside = [other for other in same if f"{other.label}, {precision}" == result.label and other.updates == result.updates]
+            pairs.append((result, beside[0] if beside else None))
     if not pairs:
         return ["Accuracy in the end: not run here: needs time (a config with `training.precision=bf16`, kept as a file named `*_bf16`)."]
     rows, said = [], []

@@ -178,17 +178,25 @@ class KeptResult:
 
     @property
     def is_plain(self) -> bool:
-        """In float32 and without guards; the identity may be scaled, which the label says."""
-        training, optimizer = self.value["config"]["training"], self.value["config"]["optimizer"]
-        return training["precision"] == "fp32" and not training["norm_stabilizer"] and optimizer["clip_value"] is None
+        """In float32 and without guards: may stand for its cell. The identity may be scaled down for good, which the label says."""
+        return self._is_float32 and not self._has_guard
 
     @property
     def is_guarded(self) -> bool:
-        """Whether something was changed to keep the cell from diverging, clipping by norm apart (or that was taken away)."""
+        """In float32, with something changed to keep the cell from diverging: shown beside the plain one, never for it."""
+        return self._is_float32 and self._has_guard
+
+    @property
+    def _is_float32(self) -> bool:
+        return self.value["config"]["training"]["precision"] == "fp32"
+
+    @property
+    def _has_guard(self) -> bool:
+        """Clipping by norm is no guard, since every cell has it; a run without it is shown among the guards too."""
         almost_identity = self.cell == "irnn" and 0.5 < self.model["identity_scale"] < 1.0
         training, optimizer = self.value["config"]["training"], self.value["config"]["optimizer"]
-        has_guard = training["norm_stabilizer"] or optimizer["clip_value"] is not None or optimizer["clip_norm"] is None
-        return training["precision"] == "fp32" and (almost_identity or bool(has_guard))
+        is_clipped_otherwise = optimizer["clip_value"] is not None or optimizer["clip_norm"] is None
+        return almost_identity or is_clipped_otherwise or training["norm_stabilizer"] > 0
 
     @property
     def seeds(self) -> list[dict[str, Any]]:
