@@ -24,8 +24,12 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/papers_smoke"), help="for --smoke: where they run")
     arguments = parser.parse_args()
 
-    from lm1b.sequence_tasks.papers.report import render  # after the arguments: torch takes seconds to load
-    from lm1b.sequence_tasks.papers.smoke import find_mnist, run_smoke, smoke_configs
+    from lm1b.sequence_tasks.experiment.smoke import (  # after the arguments: torch takes seconds to load
+        find_mnist,
+        run_smoke,
+        smoke_configs,
+    )
+    from lm1b.sequence_tasks.papers.report import render
 
     def say(line: str) -> None:
         print(line, flush=True)

@@ -33,7 +33,7 @@ def ranks_of(configs: list[TaskExperiment]) -> Generator[Ranks | None]:
     if here().size == 1:
         yield None
         return
-    from lm1b.sequence_tasks.ranks import ranks_together
+    from lm1b.sequence_tasks.experiment.ranks import ranks_together
     from lm1b.training.same_everywhere import check_program
 
     with ranks_together() as ranks:
@@ -55,8 +55,8 @@ def main() -> None:
     processes = 1 if here().size > 1 else arguments.processes or usable_cores()
 
     # After the configs: a misspelt key is answered at once, before torch is loaded.
-    from lm1b.sequence_tasks.provenance import neutral_command
-    from lm1b.sequence_tasks.search import Experiment
+    from lm1b.sequence_tasks.experiment.provenance import neutral_command
+    from lm1b.sequence_tasks.experiment.search import Experiment
 
     def say(line: str) -> None:
         print(line, flush=True)

@@ -114,7 +114,7 @@ def keep_made_results(folder: Path) -> None:
     write_kept(folder / "tiny_adding.json", shorten(smoke, "tiny_adding", smoke=True))
 
 
-def made_language_models(seeds: int) -> dict[str, Any]:
+def made_language_models(seeds: int, epochs: float | None = None) -> dict[str, Any]:
     """As tools/paper_language_models.py writes it: IRNN 0.5 % behind the LSTM, tanh RNN 4 % behind the IRNN; seeds 0.1 % apart."""
     levels = {"lstm_256": 100.0, "irnn_512": 100.5, "irnn_4x256": 100.5, "tanh_512": 104.5, "tanh_4x256": 104.5}
 
@@ -123,10 +123,11 @@ def made_language_models(seeds: int) -> dict[str, Any]:
         texts = [("validation", "validation-00001"), ("test", "test-00000"), ("files", "news.en.heldout-00010-of-00050")]
         scored = [{"split": split, "files": [file], "word_perplexity": perplexity} for split, file in texts]
         settings = ["model.cell=irnn", 'run.directory="/somewhere/of/mine"', f"run.seed={seed}"]
-        return {"seed": seed, "epochs": None, "settings": settings, "scored": scored, "last_metrics": {"words": 3_299_840}}
+        return {"seed": seed, "epochs": epochs, "settings": settings, "scored": scored, "last_metrics": {"words": 3_299_840}}
 
+    budget = f"_{epochs:g}_epochs" if epochs else ""
     cells = {
-        cell: {"learning_rate": 0.002, "runs": {f"{cell}_seed_{seed}": run(level, seed) for seed in range(1, seeds + 1)}}
+        cell: {"learning_rate": 0.002, "runs": {f"{cell}_seed_{seed}{budget}": run(level, seed) for seed in range(1, seeds + 1)}}
         for cell, level in levels.items()
     }
     value = {

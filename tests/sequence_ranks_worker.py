@@ -20,11 +20,11 @@ from lm1b.config.strict import parse
 from lm1b.distributed import Ranks
 from lm1b.errors import UserError
 from lm1b.sequence_tasks.config import TaskExperiment
-from lm1b.sequence_tasks.data import Batch, Task, constant_answer_nats, stored
-from lm1b.sequence_tasks.engine_run import EngineRun
-from lm1b.sequence_tasks.runs import train_run
-from lm1b.sequence_tasks.tasks import load_task
-from lm1b.sequence_tasks.trainer import SequenceRun
+from lm1b.sequence_tasks.data.load import load_task
+from lm1b.sequence_tasks.data.task import Batch, Task, constant_answer_nats, stored
+from lm1b.sequence_tasks.experiment.engine_run import EngineRun
+from lm1b.sequence_tasks.experiment.run_folder import train_run
+from lm1b.sequence_tasks.experiment.trainer import SequenceRun
 
 UPDATES, HALF = 8, 4
 RATE, WILD_RATE = 0.01, 1e30
@@ -115,8 +115,8 @@ def do_case(name: str, ranks: Ranks, folder: Path) -> dict[str, Any]:
 
 
 def main(folder: Path) -> None:
-    from lm1b.sequence_tasks.ranks import ranks_together
-    from lm1b.sequence_tasks.search import Experiment, _load_everywhere
+    from lm1b.sequence_tasks.experiment.ranks import ranks_together
+    from lm1b.sequence_tasks.experiment.search import Experiment, _load_everywhere
     from lm1b.workers import Workers
 
     with ranks_together() as ranks:

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lm1b.errors import UserError
-from lm1b.sequence_tasks.action_files import read_recordings
 from lm1b.sequence_tasks.config import ActionsConfig
-from lm1b.sequence_tasks.data import SplitName, Task
-from lm1b.sequence_tasks.people import SPLITS, deal_people
-from lm1b.sequence_tasks.tasks import load_task
+from lm1b.sequence_tasks.data.action_files import read_recordings
+from lm1b.sequence_tasks.data.actions import deal_people
+from lm1b.sequence_tasks.data.load import load_task
+from lm1b.sequence_tasks.data.task import SPLITS, SplitName, Task
 
 SAMPLE = Path(__file__).resolve().parents[2] / "shared" / "data" / "wrist_motion"
 CLASSES = ("Jump", "Walk")

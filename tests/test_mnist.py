@@ -23,9 +23,9 @@ from tiny import REPOSITORY, environment
 
 from lm1b.errors import UserError
 from lm1b.files import digest_of_file
-from lm1b.sequence_tasks import mnist
 from lm1b.sequence_tasks.config import MnistConfig
-from lm1b.sequence_tasks.mnist import FILES, mnist_task, read_folder, read_idx, read_wheel
+from lm1b.sequence_tasks.data import mnist
+from lm1b.sequence_tasks.data.mnist import FILES, mnist_task, read_folder, read_idx, read_wheel
 
 MNIST = REPOSITORY.parent / "shared" / "data" / "mnist"
 TRAIN, TEST = 30, 10

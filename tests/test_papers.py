@@ -13,10 +13,10 @@ from made_papers import keep_made_results, made_language_models, made_result
 from tiny import REPOSITORY
 
 from lm1b.files import read_json, write_json
+from lm1b.sequence_tasks.experiment.smoke import run_smoke, smoke_configs
 from lm1b.sequence_tasks.papers.kept import KeptResult, shorten
 from lm1b.sequence_tasks.papers.published import LANGUAGE_MODELS, NOT_KNOWN, TASK_TABLES
 from lm1b.sequence_tasks.papers.report import render
-from lm1b.sequence_tasks.papers.smoke import run_smoke, smoke_configs
 from lm1b.sequence_tasks.papers.tables import render_published
 from lm1b.workers import Workers
 

@@ -15,11 +15,11 @@ import torch
 
 from lm1b.errors import UserError
 from lm1b.sequence_tasks.config import PhonesConfig
-from lm1b.sequence_tasks.data import NO_LABEL, Task, constant_answer_nats, stored
-from lm1b.sequence_tasks.phone_labels import FOLDED_PHONES, PHONES, label_numbers, labels_at, read_phn
-from lm1b.sequence_tasks.speech_features import NUM_MELS, features_of, frame_centres, read_audio
-from lm1b.sequence_tasks.tasks import load_task
-from lm1b.sequence_tasks.timit import CORE_TEST_SPEAKERS, DEV_SPEAKERS, find_timit
+from lm1b.sequence_tasks.data.load import load_task
+from lm1b.sequence_tasks.data.phone_labels import FOLDED_PHONES, PHONES, label_numbers, labels_at, read_phn
+from lm1b.sequence_tasks.data.speech_features import NUM_MELS, features_of, frame_centres, read_audio
+from lm1b.sequence_tasks.data.task import NO_LABEL, Task, constant_answer_nats, stored
+from lm1b.sequence_tasks.data.timit import CORE_TEST_SPEAKERS, DEV_SPEAKERS, find_timit
 
 SAMPLE = Path(__file__).resolve().parents[2] / "shared" / "data" / "timit_sample"
 SPEAKERS = ["dr1-fvmh0", "dr1-mcpm0", "dr2-faem0", "dr2-marc0", "dr3-falk0", "dr3-madc0"]

@@ -23,12 +23,12 @@ from torch import Tensor
 from lm1b.config.strict import override, parse
 from lm1b.errors import UserError
 from lm1b.sequence_tasks.config import NetworkConfig, TaskExperiment, load_task_experiment
-from lm1b.sequence_tasks.data import NO_LABEL, Batch, constant_answer_nats, stored
-from lm1b.sequence_tasks.network import SequenceNetwork, loss_of, norm_stabilizer, turn_around
-from lm1b.sequence_tasks.runs import train_run
-from lm1b.sequence_tasks.search import Experiment, summarize
-from lm1b.sequence_tasks.tasks import load_task
-from lm1b.sequence_tasks.trainer import SequenceRun
+from lm1b.sequence_tasks.data.load import load_task
+from lm1b.sequence_tasks.data.task import NO_LABEL, Batch, constant_answer_nats, stored
+from lm1b.sequence_tasks.experiment.network import SequenceNetwork, loss_of, norm_stabilizer, turn_around
+from lm1b.sequence_tasks.experiment.run_folder import train_run
+from lm1b.sequence_tasks.experiment.search import Experiment, summarize
+from lm1b.sequence_tasks.experiment.trainer import SequenceRun
 from lm1b.workers import Workers
 
 CONFIGS = sorted((REPOSITORY / "configs" / "tasks").glob("*.json"))

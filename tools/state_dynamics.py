@@ -27,8 +27,8 @@ from lm1b.sequence_tasks.dynamics import (
     state_norms,
     steps_to_overflow,
 )
+from lm1b.sequence_tasks.experiment.provenance import provenance
 from lm1b.sequence_tasks.papers.kept import rounded, write_compact_json
-from lm1b.sequence_tasks.provenance import provenance
 
 SHORT_STEPS = 20
 GROWTH = 1.014

@@ -47,7 +47,7 @@ def pixel_like(steps: int, sequences: int, seed: int = SEED) -> Tensor:
 
 
 def start_BN(units: int, seed: int = SEED) -> Tensor:
-    """A random start, uniform in (0, 1), float64."""
+    """A random start of SEQUENCES sequences, uniform in (0, 1): float64 [B, N]."""
     return uniform(derive_key(seed, "start"), torch.arange(SEQUENCES * units)).view(SEQUENCES, units)
 
 

@@ -1,0 +1,13 @@
+"""papers.md: both papers' tables with the kept results beside them. Nothing is trained here.
+
+In the order in which a module may import another:
+
+kept.py             a result short enough to live in the repository: made, written, read
+published.py        what the two papers report and claim, row by row
+verdicts.py         what may be said of two cells, a claim or a figure, in one sentence each
+tables.py           results in tables: beside a paper's rows, on stand-in data, by learning rate
+plots.py            all pictures
+language_models.py  the section on the language model, from language_models.json
+dynamics.py         the section on states over time and half precision, from dynamics.json
+report.py           the whole of it
+"""

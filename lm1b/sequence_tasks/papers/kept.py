@@ -18,8 +18,8 @@ from typing import Any
 
 from lm1b.errors import UserError
 from lm1b.files import atomic_file, read_json
-from lm1b.sequence_tasks.generated import BASELINE_SQUARED_ERROR
-from lm1b.sequence_tasks.provenance import neutral_path
+from lm1b.sequence_tasks.data.generated import BASELINE_SQUARED_ERROR
+from lm1b.sequence_tasks.experiment.provenance import neutral_path
 
 DIGITS, CURVE_POINTS = 4, 50
 LARGEST_KEPT_BYTES = 40_000
@@ -92,7 +92,7 @@ def shorten(result: dict[str, Any], name: str, *, smoke: bool = False) -> dict[s
 
 
 def write_kept(path: Path, kept: dict[str, Any]) -> None:
-    """Raises UserError where it is not small."""
+    """Write what `shorten` gives. Raises UserError where the file has more than LARGEST_KEPT_BYTES."""
     write_compact_json(path, kept)
     if path.stat().st_size > LARGEST_KEPT_BYTES:
         raise UserError(f"{path}: {path.stat().st_size:,} bytes, more than the {LARGEST_KEPT_BYTES:,} of a kept result; keep fewer seeds")
@@ -107,7 +107,7 @@ class KeptResult:
 
     @property
     def name(self) -> str:
-        """As the file is named."""
+        """As the file is named, without .json."""
         return self.value["name"]
 
     @property
@@ -122,7 +122,7 @@ class KeptResult:
 
     @property
     def cell(self) -> str:
-        """As the config names it."""
+        """As the config names it: one of CELL_NAMES."""
         return self.model["cell"]
 
     @property
@@ -178,21 +178,29 @@ class KeptResult:
 
     @property
     def is_plain(self) -> bool:
-        """In float32 and without guards; the identity may be scaled, which the label says."""
-        training, optimizer = self.value["config"]["training"], self.value["config"]["optimizer"]
-        return training["precision"] == "fp32" and not training["norm_stabilizer"] and optimizer["clip_value"] is None
+        """In float32 and without guards: may stand for its cell. The identity may be scaled down for good, which the label says."""
+        return self._is_float32 and not self._has_guard
 
     @property
     def is_guarded(self) -> bool:
-        """Whether something was changed to keep the cell from diverging, clipping by norm apart (or that was taken away)."""
+        """In float32, with something changed to keep the cell from diverging: shown beside the plain one, never for it."""
+        return self._is_float32 and self._has_guard
+
+    @property
+    def _is_float32(self) -> bool:
+        return self.value["config"]["training"]["precision"] == "fp32"
+
+    @property
+    def _has_guard(self) -> bool:
+        """Clipping by norm is no guard, since every cell has it; a run without it is shown among the guards too."""
         almost_identity = self.cell == "irnn" and 0.5 < self.model["identity_scale"] < 1.0
         training, optimizer = self.value["config"]["training"], self.value["config"]["optimizer"]
-        has_guard = training["norm_stabilizer"] or optimizer["clip_value"] is not None or optimizer["clip_norm"] is None
-        return training["precision"] == "fp32" and (almost_identity or bool(has_guard))
+        is_clipped_otherwise = optimizer["clip_value"] is not None or optimizer["clip_norm"] is None
+        return almost_identity or is_clipped_otherwise or training["norm_stabilizer"] > 0
 
     @property
     def seeds(self) -> list[dict[str, Any]]:
-        """One run each."""
+        """One run each: RUN_KEYS, and its curve in columns."""
         return self.value["runs"]
 
     @property
@@ -207,7 +215,7 @@ class KeptResult:
 
     @property
     def updates(self) -> int:
-        """The budget of a run."""
+        """The budget of a run, in updates."""
         return self.value["config"]["training"]["updates"]
 
     @property

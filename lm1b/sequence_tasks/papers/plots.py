@@ -1,4 +1,4 @@
-"""Plots of the kept results: curves of the seeds, and the learning rate's effect. One colour a cell in every picture."""
+"""All pictures of papers.md: curves of the seeds and the learning rate's effect, one colour a cell; untrained cells' states over time."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ STYLES: tuple[Any, ...] = ("-", "--", ":", "-.")  # of several results of one ce
 CELL_ORDER = list(COLORS)
 Style = tuple[str, Any]  # colour and line
 BASELINE = "a constant answer"
+VANISHED = 1e-12  # norms below this are not drawn
+INPUTS = {"nothing": "no input", "pixels": "input like pixels"}
 DIVERGED_AT = 4  # times a constant answer's loss: where plots put a rate that diverged
 INCHES_A_LETTER = 0.09  # of a legend
 
@@ -33,7 +35,7 @@ def show_losses(axes: Any, baseline: float) -> None:
 
 
 def new_figure(columns: int, rows: int = 1, *, width: float = 5.2, height: float = 4.0, **more: Any) -> tuple[Any, list[Any]]:
-    """A figure and its panels, in rows."""
+    """A figure and its panels, row after row. width, height: of a panel, in inches. more: of matplotlib's `subplots`."""
     # Matplotlib is slow to import and only needed here; this canvas draws without a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -65,7 +67,7 @@ def style_of(results: list[KeptResult]) -> dict[str, Style]:
 
 
 def legend_of(styles: dict[str, Style], *, baseline: bool = False) -> list[Any]:
-    """One legend entry a label."""
+    """One legend entry a label; baseline: and one for the dashed line of a constant answer."""
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], color=color, linestyle=line, linewidth=2, label=label) for label, (color, line) in styles.items()]
@@ -103,7 +105,7 @@ def draw_losses(panels: dict[str, list[KeptResult]], path: Path) -> None:
 
 
 def draw_accuracies(panels: dict[str, list[KeptResult]], path: Path) -> None:
-    """Accuracy on dev over epochs, a panel a task."""
+    """Accuracy on dev in percent over epochs, a panel a task (title -> its results)."""
     figure, axes_list = new_figure(len(panels))
     styles = style_of([result for results in panels.values() for result in results])
     for axes, (title, results) in _pair(axes_list, panels):
@@ -115,7 +117,10 @@ def draw_accuracies(panels: dict[str, list[KeptResult]], path: Path) -> None:
 
 
 def draw_rates(panels: dict[str, list[KeptResult]], path: Path) -> None:
-    """Loss on dev over the learning rate, a panel a task: lines where all rates were tried, dots where the better half went on."""
+    """Loss on dev over the learning rate, a panel a task: lines where all rates were tried, dots where the better half went on.
+
+    What diverged stands at the top, at DIVERGED_AT times a constant answer's loss.
+    """
     columns = min(2, len(panels))
     figure, axes_list = new_figure(columns, math.ceil(len(panels) / columns))
     styles = style_of([result for results in panels.values() for result in results])
@@ -145,3 +150,55 @@ def _pair(axes_list: list[Any], panels: dict[str, list[KeptResult]]) -> Iterable
     for axes in axes_list[len(panels) :]:
         axes.remove()
     return zip(axes_list, panels.items(), strict=False)
+
+
+def draw_norms(found: dict[str, Any], path: Path) -> None:
+    """Norm of the state over time, a panel an input, one line an initialisation."""
+    figure, panels = new_figure(2, height=4.6, sharey=True)
+    for axes, (key, title) in zip(panels, INPUTS.items(), strict=True):
+        for number, (name, cell) in enumerate(found["cells"].items()):
+            values = [value if value > VANISHED else None for value in cell["norms"][key]]
+            drawn = [(step, value) for step, value in zip(found["steps"], values, strict=True) if value is not None]
+            axes.plot(*zip(*drawn, strict=True), color=f"C{number}", linewidth=2, label=name, linestyle="-" if number % 2 else "--")
+        axes.set(title=title, xlabel="step", yscale="log", ylim=(VANISHED, 10.0))
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("norm of the state, relative to its start")
+    save_figure(figure, path, *panels[0].get_legend_handles_labels()[0])
+
+
+def draw_spectra(found: dict[str, Any], path: Path) -> None:
+    """Eigenvalues of the initial recurrent matrices with the unit circle, a panel a matrix."""
+    from matplotlib.patches import Circle
+
+    # 0.99 I and 0.9 I are one point each and look like I: left out.
+    shown = {name: cell["eigenvalues"] for name, cell in found["cells"].items() if name not in ("IRNN (W = 0.99 I)", "IRNN (W = 0.9 I)")}
+    figure, panels = new_figure(3, -(-len(shown) // 3), width=3.6, height=3.6, sharex=True, sharey=True)
+    for axes, (name, values) in zip(panels, shown.items(), strict=False):
+        axes.add_patch(Circle((0, 0), 1.0, fill=False, color="gray", linewidth=1))
+        axes.plot(values["real"], values["imaginary"], ".", color="C0", markersize=7 if len(values["real"]) > 1 else 14)
+        axes.set(title=name.replace("cell state", "cell gate"), aspect="equal", xlim=(-1.3, 1.3), ylim=(-1.3, 1.3))
+        axes.grid(alpha=0.3)
+    for axes in panels[len(shown) :]:
+        axes.remove()
+    figure.supxlabel("real part", fontsize=11)
+    figure.supylabel("imaginary part", fontsize=11)
+    save_figure(figure, path)
+
+
+def draw_precision(found: dict[str, Any], path: Path) -> None:
+    """Relative error of an IRNN's state over time, a panel a case."""
+    figure, panels = new_figure(2, -(-len(found["precision"]) // 2), sharey=True)
+    for axes, (title, case) in zip(panels, found["precision"].items(), strict=False):
+        for number, (name, errors) in enumerate(case["errors"].items()):
+            line = "--" if "float32 state" in name else "-"
+            width = 4.5 if name in ("fp16", "bf16") else 1.8  # two lines may lie on each other: the one below is the wider one
+            points = [(step, error) for step, error in zip(case["steps"], errors, strict=True) if error]
+            alpha = 0.45 if width > 2 else 1.0
+            axes.plot(*zip(*points, strict=True), line, color=f"C{number}", linewidth=width, alpha=alpha, label=name)
+        axes.set(title=title, xlabel="step", yscale="log", xscale="log")
+        axes.grid(alpha=0.3)
+    for axes in panels[::2]:
+        axes.set_ylabel("relative error of the state")
+    handles = panels[0].get_legend_handles_labels()[0]
+    figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False, fontsize=11)
+    save_figure(figure, path)

@@ -39,7 +39,10 @@ class Claim(NamedTuple):
 
 
 class PublishedTable(NamedTuple):
-    """One table, or one figure with its curves as rows. matches: of a result's config, by section. needs: what it takes to run it."""
+    """One table, or one figure with its curves as rows. needs: what it takes to run it.
+
+    task, model: keys and values of these sections of a config; a result whose config has all of them belongs to the table.
+    """
 
     title: str
     paper: str
@@ -53,7 +56,7 @@ class PublishedTable(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """The task's kind in configs."""
+        """The task's kind, as configs name it."""
         return self.task["kind"]
 
 

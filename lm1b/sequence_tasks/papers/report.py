@@ -2,7 +2,7 @@
 
     results/papers/*.json (tools/keep_results.py), language_models.json, dynamics.json --> report/papers.md, report/papers_*.png
 
-Nothing is trained here, and nothing but those files is read.
+Nothing is trained here, and nothing but those files is read. Each section is a function; the longer ones are files of their own.
 """
 
 from __future__ import annotations
@@ -12,14 +12,21 @@ from typing import Any
 
 from lm1b.errors import UserError
 from lm1b.files import atomic_file, read_json
-from lm1b.sequence_tasks.papers.dynamics_section import render_dynamics
-from lm1b.sequence_tasks.papers.kept import CELL_NAMES, KeptResult, read_kept
-from lm1b.sequence_tasks.papers.language import render_language_models
+from lm1b.sequence_tasks.papers.dynamics import render_dynamics
+from lm1b.sequence_tasks.papers.kept import CELL_NAMES, KeptResult, read_kept, shorten
+from lm1b.sequence_tasks.papers.language_models import render_language_models
 from lm1b.sequence_tasks.papers.plots import draw_accuracies, draw_losses, draw_rates
 from lm1b.sequence_tasks.papers.published import LE, TALATHI, TASK_TABLES
-from lm1b.sequence_tasks.papers.rates import rate_sentences, rate_table
-from lm1b.sequence_tasks.papers.smoke import render_smoke
-from lm1b.sequence_tasks.papers.tables import OUR_COLUMNS, evidence, markdown_table, our_columns, render_published, render_stand_ins
+from lm1b.sequence_tasks.papers.tables import (
+    OUR_COLUMNS,
+    evidence,
+    markdown_table,
+    our_columns,
+    rate_table,
+    render_published,
+    render_stand_ins,
+)
+from lm1b.sequence_tasks.papers.verdicts import rate_sentences
 
 ADDING, MULTIPLICATION, ACCURACY, RATES = (f"papers_{name}.png" for name in ("adding", "multiplication", "pixel_mnist", "learning_rates"))
 
@@ -122,14 +129,34 @@ def _rates_section(results: list[KeptResult], out: Path) -> list[str]:
     ]
 
 
-def render(folder: Path, out: Path, smoke: list[KeptResult] | None = None) -> Path:
-    """Write papers.md and its plots into `out`. -> the file. Raises UserError for a kept result that cannot be read."""
+def _smoke(results: list[KeptResult]) -> list[str]:
+    """Runs that show nothing but that everything runs."""
+    title = "## Smoke runs"
+    if not results:
+        return [title, "Not run: `make papers` runs them."]
+    rows = []
+    for result in results:
+        first, last = ([run["curve"]["dev_loss"][place] for run in result.seeds] for place in (0, -1))
+        shown = ["not finite" if None in losses else f"{max(losses):.3g}" for losses in (first, last)]
+        seconds = sum(run["cpu_seconds"] for run in result.seeds)
+        rows.append([f"smoke: {result.facts['name']}", result.label, *shown, f"{result.updates:,}", f"{seconds:.1f}"])
+    columns = ["task", "cell", "loss on dev, first look", "last look", "updates", "seconds of CPU"]
+    said = "**Smoke**: a few updates each, to show that every task and cell runs. These losses mean nothing else and compare with nothing."
+    return [title, said, markdown_table(columns, rows)]
+
+
+def render(folder: Path, out: Path, smoke: list[dict[str, Any]] | None = None) -> Path:
+    """Write papers.md and its plots into `out`. -> the file. smoke: what experiment/smoke.py has run, beside what is kept of such runs.
+
+    Raises UserError for a kept result that cannot be read.
+    """
     folder, out = Path(folder), Path(out)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; tools/keep_results.py makes it")
     everything = read_kept(folder)
     results = [result for result in everything if not result.value.get("smoke")]
-    smoke = [*(result for result in everything if result.value.get("smoke")), *(smoke or [])]
+    smoke_results = [result for result in everything if result.value.get("smoke")]
+    smoke_results += [KeptResult(shorten(one, Path(one["config"]["run"]["directory"]).name, smoke=True)) for one in smoke or []]
     unknown = [result.name for result in everything if result.cell not in CELL_NAMES]
     if unknown:
         raise UserError(f"{folder}: a cell that is not known in {', '.join(unknown)}; expected one of {', '.join(CELL_NAMES)}")
@@ -143,7 +170,7 @@ def render(folder: Path, out: Path, smoke: list[KeptResult] | None = None) -> Pa
         *_rates_section(results, out),
         *_guards(results, out),
         *render_dynamics(_read_optional(dynamics), results, out),
-        *render_smoke(smoke),
+        *_smoke(smoke_results),
     ]
     path = out / "papers.md"
     with atomic_file(path) as file:

@@ -8,15 +8,22 @@
 
 from __future__ import annotations
 
-import math
 import os
-import statistics
 from pathlib import Path
 
 from lm1b.markdown import markdown_table
-from lm1b.sequence_tasks.papers.compare import best_of_cell, judge, judge_scales, num_solved, shown, shown_range
 from lm1b.sequence_tasks.papers.kept import CELL_NAMES, KeptResult
-from lm1b.sequence_tasks.papers.published import NOT_KNOWN, PublishedTable, Row
+from lm1b.sequence_tasks.papers.published import NOT_KNOWN, PublishedTable
+from lm1b.sequence_tasks.papers.verdicts import (
+    first_rung,
+    judge,
+    judge_figure,
+    judge_scales,
+    num_diverged,
+    num_learned,
+    num_solved,
+    shown_range,
+)
 
 PAPERS_LAYOUT = {"phones": "TIMIT", "actions": "UCF-101 features"}  # of Task.sources where the data are the paper's own
 CANNOT_TELL = "Cannot tell whether it agrees: of what the paper reports here nothing is known to us."
@@ -73,7 +80,7 @@ OUR_COLUMNS = ["on test, median (least to greatest)", "seeds", "diverged", "lear
 
 
 def our_columns(result: KeptResult, out: Path) -> list[str]:
-    """OUR_COLUMNS of one result."""
+    """OUR_COLUMNS of one result. out: folder of papers.md, which links are relative to. Figures are accuracies where those decide."""
     is_accuracy = result.task["kind"] in DECIDED_BY_ACCURACY
     total = len(result.seeds)
     solved = f"{total}, {num_solved(result)} solve it" if result.facts["asked"] == "number" else str(total)
@@ -90,7 +97,7 @@ def our_columns(result: KeptResult, out: Path) -> list[str]:
 
 
 def evidence(results: list[KeptResult], out: Path) -> str:
-    """Where each figure comes from: command, revision, date."""
+    """Where each figure comes from: a list of file, command, revision and date, a line a result."""
     lines = []
     for result in results:
         facts = result.provenance
@@ -102,28 +109,8 @@ def evidence(results: list[KeptResult], out: Path) -> str:
     return "\n".join(["Where the figures come from:", "", *lines])
 
 
-def _figure_sentence(row: Row, results: list[KeptResult]) -> str | None:
-    """How far our figure is from the paper's, where both are known and on the same data."""
-    ours = best_of_cell(results, row.cell)
-    if ours is None or row.share is None:
-        return None
-    errors, asked = ours.errors, ours.facts["asked"]
-    theirs = f"{CELL_NAMES[row.cell]}: the paper has {row.figure} ({row.certainty})"
-    if errors[0] <= row.share <= errors[-1]:
-        return f"{theirs}; that lies within our seeds' range ({shown_range(ours)} wrong): it agrees."
-    middle = statistics.median(errors)
-    if math.isinf(middle):
-        return f"{theirs}; more than half of our seeds diverged: it disagrees."
-    side = "more" if middle > row.share else "fewer"
-    distance = shown(abs(middle - row.share), asked).replace("%", "points")
-    budget = f"after {ours.epochs:.3g} epochs (the paper's budget is not known to us)"
-    return f"{theirs}; ours gives {distance} {side} wrong answers {budget}: it does not reach the same figure." if side == "more" else (
-        f"{theirs}; ours gives {distance} {side} wrong answers {budget}: it does better."
-    )  # fmt: skip
-
-
 def render_published(table: PublishedTable, results: list[KeptResult], out: Path) -> str:
-    """One of the papers' tables."""
+    """One of the papers' tables: every row of it, our results of that task and shape on the paper's own data, and what may be said."""
     ours = [result for result in results if belongs(result, table) and is_papers_data(result) and result.is_plain]
     rows = []
     for row in table.rows:
@@ -138,7 +125,7 @@ def render_published(table: PublishedTable, results: list[KeptResult], out: Path
     parts = [f"### {table.title}", f"{table.paper}." + (f" {table.note}" if table.note else "")]
     parts.append(markdown_table(["the paper's system", f"the paper's figure ({table.unit})", "ours", *OUR_COLUMNS], rows))
     if ours:
-        found = [_figure_sentence(row, ours) for row in table.rows]
+        found = [judge_figure(row, ours) for row in table.rows]
         said = [*(sentence for sentence in found if sentence), *(judge(claim, ours) for claim in table.claims), *judge_scales(ours)]
         parts.append("\n".join(f"- {sentence}" for sentence in said) if said else CANNOT_TELL)
         parts.append(f"Data: {data_of(ours[0])}. {settings_of(ours)}")
@@ -168,3 +155,24 @@ def render_stand_ins(tables: list[PublishedTable], results: list[KeptResult], ou
             evidence(ours, out),
         ]
     return parts
+
+
+def rate_table(results: list[KeptResult]) -> str:
+    """How many rates a cell learned with, and diverged with, where all were tried: a row a task and cell."""
+    rows = []
+    for result in sorted(results, key=lambda one: (one.title, one.label)):
+        rates = first_rung(result)["learning_rates"]
+        span = f"{min(rates):g} to {max(rates):g}"
+        counts = [f"{count} of {len(rates)}" for count in (num_learned(result), num_diverged(result))]
+        chosen = f"{result.value['learning_rate']:g}"
+        rows.append([result.title, result.label, span, f"{first_rung(result)['updates']:,}", *counts, chosen])
+    columns = [
+        "task",
+        "cell",
+        "rates tried",
+        "updates each",
+        "learned (loss below 90 % of a constant answer's)",
+        "diverged",
+        "chosen in the end",
+    ]
+    return markdown_table(columns, rows)

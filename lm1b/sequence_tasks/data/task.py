@@ -22,6 +22,7 @@ from torch import Tensor
 
 Asked = Literal["number", "label", "label_per_step"]
 SplitName = Literal["train", "dev", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "dev", "test")
 NO_LABEL = -1  # of a step after a sequence's end
 
 
@@ -38,7 +39,7 @@ class Batch:
     targets: Tensor
 
     def to(self, device: torch.device) -> Batch:
-        """The same on another device."""
+        """The same on another device, all three tensors; what is there already is not copied."""
         return Batch(self.x_TBD.to(device), self.lengths_B.to(device), self.targets.to(device))
 
 
@@ -71,7 +72,7 @@ class Task:
     sources: dict[str, str]
 
     def split(self, name: SplitName) -> Split:
-        """One of the three."""
+        """One of the three, by its name."""
         return {"train": self.train, "dev": self.dev, "test": self.test}[name]
 
 
@@ -91,7 +92,7 @@ class StoredSequences:
         return len(self.starts_S1) - 1
 
     def batch(self, indices_B: Tensor) -> Batch:
-        """See Split."""
+        """See Split. x_TBD is as long as the longest of them; a shorter one is zero after its end."""
         starts_B, ends_B = self.starts_S1[indices_B], self.starts_S1[indices_B + 1]
         lengths_B = ends_B - starts_B
         steps_T1 = torch.arange(int(lengths_B.max())).unsqueeze(1)

@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lm1b.sequence_tasks.papers.compare import compare
 from lm1b.sequence_tasks.papers.kept import KeptResult
-from lm1b.sequence_tasks.papers.plots import new_figure, save_figure
+from lm1b.sequence_tasks.papers.plots import VANISHED, draw_norms, draw_precision, draw_spectra
 from lm1b.sequence_tasks.papers.tables import OUR_COLUMNS, evidence, markdown_table, our_columns
+from lm1b.sequence_tasks.papers.verdicts import compare
 
 NORMS, SPECTRA, PRECISION = "papers_norms.png", "papers_spectra.png", "papers_precision.png"
-VANISHED = 1e-12
-INPUTS = {"nothing": "no input", "pixels": "input like pixels"}
 EXPECTED = {"fp16": 1e-3, "bf16": 1e-2}  # relative error of the state after 784 steps at initialisation, as expected beforehand
 LARGEST_FP16 = 65504.0
 BF16_AGAINST_FLOAT32 = {
@@ -23,58 +21,6 @@ BF16_AGAINST_FLOAT32 = {
 AT_START = "784 steps, at initialisation"
 
 
-def draw_norms(found: dict[str, Any], path: Path) -> None:
-    """Norm of the state over time, a panel an input, one line an initialisation."""
-    figure, panels = new_figure(2, height=4.6, sharey=True)
-    for axes, (key, title) in zip(panels, INPUTS.items(), strict=True):
-        for number, (name, cell) in enumerate(found["cells"].items()):
-            values = [value if value > VANISHED else None for value in cell["norms"][key]]
-            drawn = [(step, value) for step, value in zip(found["steps"], values, strict=True) if value is not None]
-            axes.plot(*zip(*drawn, strict=True), color=f"C{number}", linewidth=2, label=name, linestyle="-" if number % 2 else "--")
-        axes.set(title=title, xlabel="step", yscale="log", ylim=(VANISHED, 10.0))
-        axes.grid(alpha=0.3)
-    panels[0].set_ylabel("norm of the state, relative to its start")
-    save_figure(figure, path, *panels[0].get_legend_handles_labels()[0])
-
-
-def draw_spectra(found: dict[str, Any], path: Path) -> None:
-    """Eigenvalues of the initial recurrent matrices with the unit circle, a panel a matrix."""
-    from matplotlib.patches import Circle
-
-    # 0.99 I and 0.9 I are one point each and look like I: left out.
-    shown = {name: cell["eigenvalues"] for name, cell in found["cells"].items() if name not in ("IRNN (W = 0.99 I)", "IRNN (W = 0.9 I)")}
-    figure, panels = new_figure(3, -(-len(shown) // 3), width=3.6, height=3.6, sharex=True, sharey=True)
-    for axes, (name, values) in zip(panels, shown.items(), strict=False):
-        axes.add_patch(Circle((0, 0), 1.0, fill=False, color="gray", linewidth=1))
-        axes.plot(values["real"], values["imaginary"], ".", color="C0", markersize=7 if len(values["real"]) > 1 else 14)
-        axes.set(title=name.replace("cell state", "cell gate"), aspect="equal", xlim=(-1.3, 1.3), ylim=(-1.3, 1.3))
-        axes.grid(alpha=0.3)
-    for axes in panels[len(shown) :]:
-        axes.remove()
-    figure.supxlabel("real part", fontsize=11)
-    figure.supylabel("imaginary part", fontsize=11)
-    save_figure(figure, path)
-
-
-def draw_precision(found: dict[str, Any], path: Path) -> None:
-    """Relative error of an IRNN's state over time, a panel a case."""
-    figure, panels = new_figure(2, -(-len(found["precision"]) // 2), sharey=True)
-    for axes, (title, case) in zip(panels, found["precision"].items(), strict=False):
-        for number, (name, errors) in enumerate(case["errors"].items()):
-            line = "--" if "float32 state" in name else "-"
-            width = 4.5 if name in ("fp16", "bf16") else 1.8  # two lines may lie on each other: the one below is the wider one
-            points = [(step, error) for step, error in zip(case["steps"], errors, strict=True) if error]
-            alpha = 0.45 if width > 2 else 1.0
-            axes.plot(*zip(*points, strict=True), line, color=f"C{number}", linewidth=width, alpha=alpha, label=name)
-        axes.set(title=title, xlabel="step", yscale="log", xscale="log")
-        axes.grid(alpha=0.3)
-    for axes in panels[::2]:
-        axes.set_ylabel("relative error of the state")
-    handles = panels[0].get_legend_handles_labels()[0]
-    figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False, fontsize=11)
-    save_figure(figure, path)
-
-
 def _norm_at(found: dict[str, Any], name: str, step: int) -> tuple[int, float]:
     """Step that is kept nearest to `step`, and the norm there with no input."""
     place = min(range(len(found["steps"])), key=lambda i: abs(found["steps"][i] - step))
@@ -82,7 +28,7 @@ def _norm_at(found: dict[str, Any], name: str, step: int) -> tuple[int, float]:
 
 
 def norm_sentences(found: dict[str, Any]) -> list[str]:
-    """What the norms say."""
+    """What the norms say: whose state is kept, whose is gone, and how fast the np-RNN's falls against what was expected."""
     last = found["steps"][-1]
     rows = {name: cell["norms"]["nothing"][-1] for name, cell in found["cells"].items()}
     held = [name for name, value in rows.items() if value > 0.5]
@@ -98,7 +44,7 @@ def norm_sentences(found: dict[str, Any]) -> list[str]:
 
 
 def precision_sentences(found: dict[str, Any]) -> list[str]:
-    """What half precision does, against what was expected."""
+    """What half precision does to an IRNN's state, against EXPECTED: a sentence a finding."""
     start, moved = found["precision"][AT_START]["errors"], found["precision"]["784 steps, moved weights"]["errors"]
     said = []
     for name, expected in EXPECTED.items():
@@ -143,13 +89,12 @@ def _accuracy_table(results: list[KeptResult], out: Path) -> list[str]:
     """bf16 runs beside the float32 runs of the same cell on the same task."""
     pairs = []
     for result in results:
-        if result.value["config"]["training"]["precision"] != "fp32":
-            plain = [
-                other
-                for other in results
-                if other.is_plain and other.task == result.task and other.model == result.model and other.updates == result.updates
-            ]
-            pairs.append((result, plain[0] if plain else None))
+        precision = result.value["config"]["training"]["precision"]
+        if precision != "fp32":
+            same = [other for other in results if other.task == result.task and other.model == result.model]
+            # The label tells guards apart, and says a precision only where it is not float32.
+            beside = [other for other in same if f"{other.label}, {precision}" == result.label and other.updates == result.updates]
+            pairs.append((result, beside[0] if beside else None))
     if not pairs:
         return ["Accuracy in the end: not run here: needs time (a config with `training.precision=bf16`, kept as a file named `*_bf16`)."]
     rows, said = [], []

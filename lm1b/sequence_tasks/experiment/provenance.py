@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from lm1b.console import now
-from lm1b.sequence_tasks.data import Task
+from lm1b.sequence_tasks.data.task import Task
 from lm1b.training.log.run_log import git_revision
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 ELSEWHERE = "PATH"  # stands for the folders above a file outside the repository
 
 

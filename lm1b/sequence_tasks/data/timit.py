@@ -20,7 +20,7 @@ from pathlib import Path
 
 from lm1b.errors import UserError
 from lm1b.randomness import derive_key, permutation
-from lm1b.sequence_tasks.data import SplitName
+from lm1b.sequence_tasks.data.task import SplitName
 
 # The usual split of TEST/ (Halberstadt 1998), two men and one woman of each dialect region in the core test set.
 _CORE_TEST = (

@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from types import FrameType
 
 import torch
@@ -42,7 +42,7 @@ def _end_with_launcher(launcher: Launcher) -> None:
 
 
 @contextlib.contextmanager
-def ranks_together() -> Iterator[Ranks]:
+def ranks_together() -> Generator[Ranks]:
     """The ranks, under DeepSpeed, until the block ends. Raises UserError on all of them alike; any other error ends them all."""
     launcher = Launcher()
     for number in (signal.SIGINT, signal.SIGTERM):

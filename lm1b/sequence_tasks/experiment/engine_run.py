@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from lm1b.errors import UserError
-from lm1b.sequence_tasks.data import Batch
-from lm1b.sequence_tasks.network import Answers
-from lm1b.sequence_tasks.trainer import SequenceRun, make_optimizer
+from lm1b.sequence_tasks.data.task import Batch
+from lm1b.sequence_tasks.experiment.network import Answers
+from lm1b.sequence_tasks.experiment.trainer import SequenceRun, make_optimizer
 from lm1b.training.engine.engine import Engine
 from lm1b.training.engine.settings import EngineSettings
 
@@ -27,7 +27,7 @@ class EngineRun(SequenceRun):
     engine: Engine
 
     def prepare(self) -> None:
-        """Raises UserError for a clipping that DeepSpeed does not know."""
+        """See SequenceRun. Raises UserError for a clipping that DeepSpeed does not know: by value."""
         optimizer = self.config.optimizer
         if optimizer.clip_value is not None:
             raise UserError(
@@ -82,5 +82,5 @@ class EngineRun(SequenceRun):
         self.engine.restore(weights, None, by_key, self.updates - self.skipped)
 
     def close(self) -> None:
-        """Every run has an engine of its own."""
+        """See SequenceRun. Every run has an engine of its own."""
         self.engine.close()

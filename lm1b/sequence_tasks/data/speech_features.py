@@ -38,7 +38,7 @@ def load_library(name: str) -> ModuleType:
 
 
 def library_versions() -> str:
-    """Names and versions, for the record."""
+    """Names and versions of LIBRARIES, for the record. Both must be installed: see `load_library`."""
     return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES)
 
 

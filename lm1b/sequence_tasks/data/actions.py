@@ -3,7 +3,7 @@
     recordings (action_files.py) -> people dealt to the splits -> pieces of at most `longest` steps -> one label each
 
 1. No person is in two splits. UCF-101: its first official split: groups 1 to 7 are for test, and of the others (8 to 25) one in six,
-   chosen by the seed, for dev. Wrist accelerometer: people.py deals them by the seed. One person, f1, made 347 of its 839 recordings.
+   chosen by the seed, for dev. Wrist accelerometer: `deal_people` deals them by the seed. One person, f1, made 347 of its 839 recordings.
 2. An action that does not occur in all three splits is left out and named in `sources`. With the wrist accelerometer these are
    Eat_meat and Eat_soup, which only f1 recorded; Brush_teeth, Descend_stairs and Use_telephone were recorded by three people each.
 3. A recording longer than `longest` is cut into as few pieces as possible, all as long as each other (within a step), so that none is
@@ -15,17 +15,19 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from lm1b.errors import UserError
-from lm1b.randomness import derive_key, permutation
-from lm1b.sequence_tasks.action_files import Recording, read_recordings
+from lm1b.randomness import derive_key, permutation, uniform
 from lm1b.sequence_tasks.config import ActionsConfig
-from lm1b.sequence_tasks.data import SplitName, StoredSequences, Task, constant_answer_nats, stored
-from lm1b.sequence_tasks.people import SPLITS, deal_people
+from lm1b.sequence_tasks.data.action_files import Recording, read_recordings
+from lm1b.sequence_tasks.data.task import SPLITS, SplitName, StoredSequences, Task, constant_answer_nats, stored
 
 LAST_TEST_GROUP = 7
 DEV_SHARE_OF_GROUPS = 1 / 6
+SHARES = np.array([0.6, 0.2, 0.2])  # of the recordings, by split
+NUM_DEALS = 2000
 
 
 def actions_task(config: ActionsConfig) -> Task:
@@ -88,6 +90,29 @@ def _official_split(groups: list[str], seed: int) -> dict[str, SplitName]:
     for chosen in permutation(derive_key(seed, "groups"), len(training))[:num_dev].tolist():
         split_of[training[chosen]] = "dev"
     return split_of
+
+
+def deal_people(classes: list[str], people: list[str], seed: int) -> dict[str, SplitName]:
+    """Who goes into which split, so that no one is in two of them and every class is in all three.
+
+    classes, people: of each recording. Where few people made most recordings, a deal drawn at random often leaves a class out of a
+    split. So NUM_DEALS of them are drawn from the seed, each person put into a split at random, by SHARES. One of those that keep most
+    classes in all three splits is taken: the one whose classes' recordings deviate least from SHARES.
+    """
+    class_names, class_of_R = np.unique(classes, return_inverse=True)
+    names, person_of_R = np.unique(people, return_inverse=True)
+    recordings_CP = np.zeros((len(class_names), len(names)))
+    np.add.at(recordings_CP, (class_of_R, person_of_R), 1)
+    shares_CP = recordings_CP / recordings_CP.sum(1, keepdims=True)
+
+    draws_KP = uniform(derive_key(seed, "people"), torch.arange(NUM_DEALS * len(names)).reshape(NUM_DEALS, -1)).numpy()
+    split_KP = np.searchsorted(SHARES.cumsum()[:2], draws_KP)
+    in_split_KPS = split_KP[:, :, None] == np.arange(3)
+    shares_KCS = np.einsum("cp,kps->kcs", shares_CP, in_split_KPS.astype(float))
+    num_whole_K = (shares_KCS > 0).all(2).sum(1)
+    deviation_K = np.abs(shares_KCS - SHARES).sum((1, 2))
+    best = np.lexsort((deviation_K, -num_whole_K))[0]
+    return {str(name): SPLITS[split] for name, split in zip(names, split_KP[best], strict=True)}
 
 
 def _cut(recordings: list[Recording], actions: list[str], longest: int) -> StoredSequences:

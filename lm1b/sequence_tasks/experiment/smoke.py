@@ -1,20 +1,19 @@
 """Smoke runs: every shipped task that needs no data from elsewhere, made so small that it takes seconds. They show that it runs.
 
-Nothing is learned in so few updates: no figure of a paper stands beside these.
+Nothing is learned in so few updates: papers.md puts no figure of a paper beside these.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from lm1b.config.strict import override
 from lm1b.errors import UserError
 from lm1b.sequence_tasks.config import GeneratedConfig, MnistConfig, TaskExperiment, load_task_experiment
-from lm1b.sequence_tasks.mnist import WHEEL
-from lm1b.sequence_tasks.papers.kept import KeptResult, shorten
-from lm1b.sequence_tasks.papers.tables import markdown_table
-from lm1b.sequence_tasks.search import Experiment
+from lm1b.sequence_tasks.data.mnist import WHEEL
+from lm1b.sequence_tasks.experiment.search import Experiment
 from lm1b.workers import Workers
 
 TINY = {
@@ -58,27 +57,10 @@ def find_mnist(given: str | None, say: Callable[[str], object]) -> str | None:
         return None
 
 
-def run_smoke(configs: list[TaskExperiment], workers: Workers, say: Callable[[str], object]) -> list[KeptResult]:
-    """Run them, or read what has been run already."""
+def run_smoke(configs: list[TaskExperiment], workers: Workers, say: Callable[[str], object]) -> list[dict[str, Any]]:
+    """Run them, or read what has been run already: of each what its results.json holds."""
     found = []
     for config in configs:
-        name = Path(config.run.directory).name
-        say(f"smoke: {name}")
-        found.append(KeptResult(shorten(Experiment(config, workers, lambda line: None).run(), name, smoke=True)))
+        say(f"smoke: {Path(config.run.directory).name}")
+        found.append(Experiment(config, workers, lambda line: None).run())
     return found
-
-
-def render_smoke(results: list[KeptResult]) -> list[str]:
-    """The section's parts."""
-    title = "## Smoke runs"
-    if not results:
-        return [title, "Not run: `make papers` runs them."]
-    rows = []
-    for result in results:
-        first, last = ([run["curve"]["dev_loss"][place] for run in result.seeds] for place in (0, -1))
-        shown = ["not finite" if None in losses else f"{max(losses):.3g}" for losses in (first, last)]
-        seconds = sum(run["cpu_seconds"] for run in result.seeds)
-        rows.append([f"smoke: {result.facts['name']}", result.label, *shown, f"{result.updates:,}", f"{seconds:.1f}"])
-    columns = ["task", "cell", "loss on dev, first look", "last look", "updates", "seconds of CPU"]
-    said = "**Smoke**: a few updates each, to show that every task and cell runs. These losses mean nothing else and compare with nothing."
-    return [title, said, markdown_table(columns, rows)]
