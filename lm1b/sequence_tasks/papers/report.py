@@ -1,6 +1,6 @@
 """papers.md: every table of the two papers with our results, as far as there are any, and plots.
 
-    results/papers/*.json (tools/keep_results.py), language_models.json, dynamics.json --> report/papers.md, report/papers_*.png
+    results/papers/*.json (tools/papers.py keep), language_models.json, dynamics.json --> report/papers.md, report/papers_*.png
 
 Nothing is trained here, and nothing but those files is read.
 """
@@ -126,7 +126,7 @@ def render(folder: Path, out: Path, smoke: list[KeptResult] | None = None) -> Pa
     """Write papers.md and its plots into `out`. -> the file. Raises UserError for a kept result that cannot be read."""
     folder, out = Path(folder), Path(out)
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; tools/keep_results.py makes it")
+        raise UserError(f"{folder}: no such folder; tools/papers.py keep makes it")
     everything = read_kept(folder)
     results = [result for result in everything if not result.value.get("smoke")]
     smoke = [*(result for result in everything if result.value.get("smoke")), *(smoke or [])]
