@@ -23,7 +23,7 @@ from parts.fault_rig.damage import damage_files, damage_newest
 from parts.fault_rig.launches import end_all
 from parts.fault_rig.outside import disk_trials, left_over_trial, not_finite_trial
 from parts.fault_rig.processes import kill_evaluations, kill_preprocessing
-from parts.fault_rig.strikes import PHASES, KillFromOutside, KillLauncher, PauseRank, Strike, draw_random_kill
+from parts.fault_rig.strikes import PHASES, RANDOM, KillLauncher, PauseRank, Strike, draw_random_kill
 from parts.fault_rig.table import Trial, as_text, phase_counts
 from parts.fault_rig.workplace import EVERY, Failure, Workplace
 from parts.harness.results import made_by
@@ -34,7 +34,6 @@ from lm1b.training.log.run_log import git_revision
 
 EVALUATION, PREPROCESSING = "evaluation line", "preprocessing"
 KILLS_A_PHASE = 3
-RANDOM = KillFromOutside.phase
 ALL_PHASES = (*(phase.name for phase in PHASES), EVALUATION, PREPROCESSING, RANDOM)
 GROUPS = ("kills", "corruptions", "signals", "disks", "numbers")
 

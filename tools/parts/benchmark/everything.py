@@ -151,7 +151,7 @@ def run_benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
         figures["logging"] = measure_logging()
     if "evaluation" in arguments.only:
         say("exact evaluation")
-        whole = {"predictions": EVALUATED, "goal": EVALUATION_GOAL} if device.type == "cuda" else {}
+        whole: dict[str, Any] = {"predictions": EVALUATED, "goal": EVALUATION_GOAL} if device.type == "cuda" else {}
         figures["evaluation"] = measure_evaluation(arguments.vocabulary, 512, 3, device, **whole)
     if "preprocessing" in arguments.only:
         say("preprocessing")

@@ -26,7 +26,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ LETTERS = b"abcdefghijklmnopqrstuvwxyz"
 
 
 @contextmanager
-def timed(cpu_seconds: dict[str, float], name: str) -> Iterator[None]:
+def timed(cpu_seconds: dict[str, float], name: str) -> Generator[None]:
     """Add the block's CPU time, this process's, to `cpu_seconds[name]`."""
     started_at = time.process_time()
     yield

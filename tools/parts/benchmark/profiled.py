@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch._C._autograd import DeviceType
-from torch._C._profiler import _ExperimentalConfig
+from torch._C._profiler import _ExperimentalConfig  # pyright: ignore[reportPrivateUsage]
 from torch.profiler import ProfilerActivity, profile
 
 from lm1b.profiling import PREFIX

@@ -14,7 +14,7 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from types import FrameType
 
@@ -98,7 +98,7 @@ def _stop(host: Host, process: subprocess.Popen[str], number: int) -> int:
 
 
 @contextlib.contextmanager
-def _signals_raise() -> Iterator[None]:
+def _signals_raise() -> Generator[None]:
     def receive(number: int, frame: FrameType | None) -> None:
         raise Signalled(number)
 

@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,7 @@ class Trial:
         return newest_step(self.run)
 
     @contextlib.contextmanager
-    def _training(self) -> Iterator[subprocess.Popen[str]]:
+    def _training(self) -> Generator[subprocess.Popen[str]]:
         """The launcher of a training on all hosts that has made a few steps. Raises RuntimeError where it does not come so far."""
         command = train_command(self.cluster, self.config)
         # Each rank's words in a file: those of a host that is cut off do not come through ssh.

@@ -65,7 +65,7 @@ class Host:
 
     def start(self, arguments: list[str], folder: Path | None = None, **options: Any) -> subprocess.Popen[str]:
         """Begin a command here; the process returned stands for it outside (`signal_command` reaches the command itself)."""
-        where = {"env": self.environment(), "stdin": subprocess.DEVNULL, "text": True, **options}
+        where: dict[str, Any] = {"env": self.environment(), "stdin": subprocess.DEVNULL, "text": True, **options}
         return subprocess.Popen(self.command(arguments, folder), **where)
 
     def run(self, arguments: list[str], timeout: float = 600, folder: Path | None = None) -> subprocess.CompletedProcess[str]:

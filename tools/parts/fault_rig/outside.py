@@ -7,7 +7,7 @@ import json
 import random
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 from lm1b.files import read_json
@@ -39,7 +39,7 @@ class SmallDisk:
 
 
 @contextlib.contextmanager
-def small_disk(folder: Path, num_bytes: int) -> Iterator[SmallDisk]:
+def small_disk(folder: Path, num_bytes: int) -> Generator[SmallDisk]:
     """A disk of num_bytes at `folder`. Raises OSError or CalledProcessError where mounting is not permitted."""
     folder.mkdir(parents=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs", str(folder)], check=True, capture_output=True, text=True)

@@ -22,6 +22,7 @@ PAUSE_LIMIT_SECONDS = 15.0  # the program's own time limit while a rank is pause
 PAUSE_GRACE_SECONDS = 75.0  # beyond it, until the others must have ended
 SLOW_STEP_SECONDS = 3.0
 TRAIN = "launch/train.py"
+RANDOM = "random moment"  # the phase of a kill that no named call marks
 
 
 class Strike(ABC):
@@ -94,10 +95,10 @@ class FromOutside(Strike):
 class KillFromOutside(FromOutside):
     """SIGKILL of a rank, of all of them, or of the launcher with them, as when a machine goes down."""
 
-    phase: str = "random moment"
+    phase = RANDOM
 
     def __init__(self, victim: str, steps: int | None, seconds: float) -> None:
-        super().__init__("rank killed", f"random moment: {victim}", steps, seconds)
+        super().__init__("rank killed", f"{RANDOM}: {victim}", steps, seconds)
         self.victim = victim
 
     def strike(self, launch: Launch) -> None:

@@ -17,7 +17,7 @@ from lm1b.files import read_json
 from lm1b.sequence_tasks.papers.kept import rounded, shorten, write_compact_json, write_kept
 
 
-def neutral_language_models(value: dict[str, Any]) -> dict[str, Any]:
+def neutral_language_models(value: Any) -> dict[str, Any]:
     """The same without paths of this machine in its settings. Raises UserError for a file of another kind."""
     if not isinstance(value, dict) or "cells" not in value:
         raise UserError("not what `tools/papers.py language-models` writes (`cells` is missing)")
