@@ -56,7 +56,7 @@ no-gpu:
 	$(error make gpu: no NVIDIA GPU here (nvidia-smi -L names none); nothing was installed; use a machine that has one)
 
 cluster-demo: install
-	$(BIN)/python tools/cluster_demo.py --hosts 2 --rate 1gbit
+	$(BIN)/python tools/cluster.py demo --hosts 2 --rate 1gbit
 
 check: install
 	$(BIN)/ruff check .

@@ -14,7 +14,7 @@ from unittest import mock
 
 import torch
 from devices import kernels_of
-from learning.scored import word_perplexity
+from parts.harness.scored import word_perplexity
 
 from lm1b.config import parse_config
 from lm1b.distributed import Ranks

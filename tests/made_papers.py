@@ -115,7 +115,7 @@ def keep_made_results(folder: Path) -> None:
 
 
 def made_language_models(seeds: int, epochs: float | None = None) -> dict[str, Any]:
-    """As tools/paper_language_models.py writes it: IRNN 0.5 % behind the LSTM, tanh RNN 4 % behind the IRNN; seeds 0.1 % apart."""
+    """As tools/paper_results.py language-models writes it: IRNN 0.5 % behind the LSTM, tanh RNN 4 % behind the IRNN; seeds 0.1 % apart."""
     levels = {"lstm_256": 100.0, "irnn_512": 100.5, "irnn_4x256": 100.5, "tanh_512": 104.5, "tanh_4x256": 104.5}
 
     def run(level: float, seed: int) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def made_language_models(seeds: int, epochs: float | None = None) -> dict[str, A
         for cell, level in levels.items()
     }
     value = {
-        "command": "python tools/paper_language_models.py",
+        "command": "python tools/paper_results.py language-models",
         "revision": "0123456789abcdef",
         "config": "configs/papers/language_model.json",
     }

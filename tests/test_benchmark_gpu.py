@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks import cases, machine
-from benchmarks.evaluation import measure_evaluation
-from benchmarks.machine import Ceiling, gemm_tflops
-from benchmarks.profiled import covered, parts_of
-from benchmarks.shapes import PreparedBatches, UnigramBatches, shape_config, word_counts
-from benchmarks.table import as_text
+from parts.benchmark import cases, machine
+from parts.benchmark.evaluation import measure_evaluation
+from parts.benchmark.machine import Ceiling, gemm_tflops
+from parts.benchmark.profiled import covered, parts_of
+from parts.benchmark.report import as_text
+from parts.harness.batches import PreparedBatches, UnigramBatches
+from parts.harness.counts import read_counts
+from parts.harness.shapes import shape_config
 from torch._C._autograd import DeviceType
 from torch.overrides import TorchFunctionMode
 
@@ -94,7 +96,7 @@ def test_exact_evaluation_of_a_whole_text_is_its_windows_together() -> None:
 
 
 def test_batches_drawn_beforehand_are_the_same_ones_over_and_over() -> None:
-    drawn = UnigramBatches(np.cumsum(word_counts(None, 300)), lanes=6, steps=4)
+    drawn = UnigramBatches(np.cumsum(read_counts(None, 300)), lanes=6, steps=4)
     prepared = PreparedBatches(drawn, count=3)
     for step in (0, 1, 2, 5):
         found, expected = prepared.at(step, 2, 3), drawn.at(step % 3, 2, 3)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import psutil
 import torch
-from benchmarks.profiled import profile_steps
-from benchmarks.resume import kill_family
-from benchmarks.thread_time import ThreadTime
+from parts.benchmark.profiled import profile_steps
+from parts.benchmark.resume import kill_family
+from parts.benchmark.thread_time import ThreadTime
 
 from lm1b.profiling import part
 

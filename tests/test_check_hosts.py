@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hosts.remote import Remote, Unreachable
+from parts.check_hosts.remote import Remote, Unreachable
 from ssh_server import SshServer, needs_ssh, ssh_server
 from tiny import REPOSITORY, environment, free_port
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from cluster_hosts.cluster import Cluster
-from cluster_hosts.faults import FAULTS, Trial
-from cluster_hosts.needs import what_is_missing
-from cluster_hosts.traffic import StepMeter
+from parts.cluster.cluster import Cluster
+from parts.cluster.harm import FAULTS, Trial
+from parts.cluster.needs import what_is_missing
+from parts.cluster.traffic import StepMeter
 from test_preprocess import files_of
 from tiny import REPOSITORY, environment, write_corpus, write_settings
 
@@ -26,7 +26,7 @@ from lm1b.files import read_json, read_json_lines
 MISSING = what_is_missing()
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 
-TOOL = [sys.executable, "tools/cluster.py"]
+TOOL = [sys.executable, "tools/cluster.py", "run"]
 STEPS, STEPS_RESUMED = 20, 30
 
 

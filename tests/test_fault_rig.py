@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults.compare import wrong_bytes, wrong_lines
-from faults.damage import KINDS, is_refused, read_tokens, spoil
-from faults.points import POINTS, find
-from faults.table import Trial, as_text, rows_of
+from parts.fault_rig.compare import wrong_bytes, wrong_lines
+from parts.fault_rig.damage import KINDS, is_refused, read_tokens, spoil
+from parts.fault_rig.points import POINTS, find
+from parts.fault_rig.table import Trial, as_text, rows_of
 from tiny import REPOSITORY, environment
 
 

@@ -86,7 +86,7 @@ def test_nothing_runs_code_from_data(path: Path) -> None:
                 assert keyword.arg not in ("allow_pickle", "shell") or is_false, ast.unparse(node)
 
 
-FOLDERS = sorted(REPOSITORY.glob("lm1b/**/__init__.py"))
+FOLDERS = sorted([*REPOSITORY.glob("lm1b/**/__init__.py"), *REPOSITORY.glob("tools/parts/**/__init__.py")])
 
 
 @pytest.mark.parametrize("init", FOLDERS, ids=module_name)
@@ -94,3 +94,21 @@ def test_a_folder_s_docstring_names_all_that_is_in_it_once(init: Path) -> None:
     told = re.findall(r"^(?:\d\.)? *(\w+(?:\.py|/)) {2,}\S", ast.get_docstring(ast.parse(init.read_text())) or "", re.MULTILINE)
     folders = [f"{path.parent.name}/" for path in init.parent.glob("*/__init__.py")]
     assert sorted(told) == sorted([*folders, *(path.name for path in init.parent.glob("*.py") if path != init)])
+
+
+# A tool's parts import from their own folder and from the harness. Beside that: what should be on the wire, the scaling model knows.
+TOOLS_BESIDE = {("cluster", "scaling_model")}
+
+
+def test_parts_of_different_tools_share_by_the_harness() -> None:
+    for path in sorted(REPOSITORY.glob("tools/parts/*/*.py")):
+        own = path.parent.name
+        used = {name.split(".")[1] for name in imports_of(path) if name.startswith("parts.")}
+        assert used - {own, "harness"} <= {folder for tool, folder in TOOLS_BESIDE if tool == own}, module_name(path)
+
+
+def test_the_list_of_tools_names_every_command_once() -> None:
+    folder = REPOSITORY / "tools"
+    told = re.findall(r"^\| `(\S+?)[` ]", (folder / "README.md").read_text(), re.MULTILINE)
+    commands = [path.name for path in folder.iterdir() if path.suffix in (".py", ".sh")]
+    assert sorted(set(told)) == sorted([*commands, "slurm/train.sbatch"])

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from command_runs import run
-from learning.compare import check_comparable, compare, seconds_to
 from learning_curve import compare_with
+from parts.learning_curve.compare import check_comparable, compare, seconds_to
 from test_readme_commands import commands_of_the_readme
 from tiny import write_settings
 

@@ -148,7 +148,7 @@ def test_kept_by_the_command_rendered_by_the_command(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     write_json(tmp_path / "language_models.json", made_language_models(1))
     folders = [str(tmp_path / "adding_tiny"), str(tmp_path / "language_models.json")]
-    done = run([sys.executable, "tools/keep_results.py", *folders, "--into", str(tmp_path / "kept")])
+    done = run([sys.executable, "tools/paper_results.py", "keep", *folders, "--into", str(tmp_path / "kept")])
     assert done.returncode == 0, done.stderr
     value = read_json(tmp_path / "kept" / "adding_tiny.json")
     assert value["provenance"]["command"].startswith(f"python launch/sequence_task.py --config {config} --set task.steps=8 --set")
@@ -177,10 +177,10 @@ def test_smoke_has_every_cell_of_the_generated_tasks_and_is_marked(tmp_path: Pat
 @pytest.mark.parametrize(
     ("command", "problem"),
     [
-        (["launch/papers.py", "--results", "NOWHERE"], "NOWHERE: no such folder; tools/keep_results.py makes it"),
+        (["launch/papers.py", "--results", "NOWHERE"], "NOWHERE: no such folder; tools/paper_results.py keep makes it"),
         (["launch/papers.py", "--smoke", "--configs", "NOWHERE", "--mnist", "x"], "NOWHERE: no config of a task"),
-        (["tools/keep_results.py", "NOWHERE"], "NOWHERE: no results.json"),
-        (["tools/keep_results.py", "pyproject.json"], "pyproject.json: no such file"),
+        (["tools/paper_results.py", "keep", "NOWHERE"], "NOWHERE: no results.json"),
+        (["tools/paper_results.py", "keep", "pyproject.json"], "pyproject.json: no such file"),
     ],
 )
 def test_a_mistake_is_answered_in_one_line(command: list[str], problem: str) -> None:

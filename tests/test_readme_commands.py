@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster_hosts.cluster import Cluster
-from cluster_hosts.needs import what_is_missing
 from command_runs import DEEPSPEED, fill, preprocess_and_train, run
 from documents import blocks, commands_of, documents
+from parts.cluster.cluster import Cluster
+from parts.cluster.needs import what_is_missing
 from tiny import REPOSITORY, free_port
 
 
@@ -79,7 +79,7 @@ def test_a_command_of_the_readme_for_a_cluster(
 @pytest.mark.parametrize(
     "line",
     [
-        pytest.param(line, marks=pytest.mark.long if "cluster_faults" in line else ())
+        pytest.param(line, marks=pytest.mark.long if "cluster.py faults" in line else ())
         for line in README_COMMANDS
         if "--hostfile" not in line
     ],
@@ -92,13 +92,13 @@ def test_a_command_of_the_readme(
     line = re.sub(r"\bmodels/\w+", str(tmp_path / "model" if "launch/export.py" in line else exported), line)
     if "tools/cluster" in line and (missing := what_is_missing()):
         pytest.skip(missing)
-    line = line.replace("tools/cluster.py", f"tools/cluster.py --shared {folder}")
+    line = line.replace("tools/cluster.py run", f"tools/cluster.py run --shared {folder}")
     small = ["softmax.samples=60", "model.hidden=32", "model.embedding=32"]
-    if "tools/cluster_traffic.py" in line:
+    if "tools/cluster.py traffic" in line:
         line += f" --shared {folder} --only bytes --hosts 2 --vocabularies 2000 --lanes 4 --turns 1 --steps 2 --set " + " --set ".join(
             small
         )
-    line = line.replace("tools/cluster_faults.py --hosts 3", "tools/cluster_faults.py --hosts 2 --only killed --on 2 --time-limit 5")
+    line = line.replace("tools/cluster.py faults --hosts 3", "tools/cluster.py faults --hosts 2 --only killed --on 2 --time-limit 5")
     sentences = str(folder / "corpus" / "heldout-monolingual.tokenized.shuffled" / "news.en.heldout-00001-of-00002")
     line = line.replace("--kills 40", "--kills 1 --phases preprocessing --only kills")
     if "tools/benchmark.py" in line:

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from command_runs import run_script
-from scaling.collectives import Collective, Network
-from scaling.layouts import BEHIND_THE_STEP, LAYOUTS, Layout, Machine, Prediction, collectives, predict
-from scaling.loopback import measure_loopback
-from scaling.measured import Measured, choose, read_measured
-from scaling.rows import Words, read_counts
+from parts.harness.counts import read_counts
+from parts.scaling_model.collectives import Collective, Network
+from parts.scaling_model.layouts import BEHIND_THE_STEP, LAYOUTS, Layout, Machine, Prediction, collectives, predict
+from parts.scaling_model.loopback import measure_loopback
+from parts.scaling_model.measured import Measured, choose, read_measured
+from parts.scaling_model.rows import Words
 from scaling_worker import VOCABULARY
 from tiny import run_ranks, write_settings
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.shapes import shape_config, word_counts
-from benchmarks.training import build_step
+from parts.harness.counts import read_counts
+from parts.harness.shapes import shape_config
+from parts.harness.steps import build_step
 from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves
@@ -33,7 +34,7 @@ SETTINGS = ["training.threads=1", "batches.lanes=16", "softmax.samples=512", "mo
 def work_of(shape: str, precision: str, ranks: Ranks) -> dict[str, float]:
     """Operators started, bytes of memory asked for, and rows fetched by a step, mean of a few."""
     config = shape_config(shape, precision, [*SETTINGS, "model.projection=64"])
-    step = build_step(config, word_counts(None, VOCABULARY), ranks, precision)
+    step = build_step(config, read_counts(None, VOCABULARY), ranks, precision)
     rows = 0
     take = step._rows.take
 
@@ -92,7 +93,7 @@ def asked_in_a_step(precision: str, ranks: Ranks) -> dict[str, int]:
     """Of one step on batches that were planned behind the one before."""
     background.computes_apart = step_rows.computes_apart = lambda device: True
     config = shape_config("lstm_512", precision, [*SETTINGS, "model.projection=64"])
-    step = build_step(config, word_counts(None, VOCABULARY), ranks, precision)
+    step = build_step(config, read_counts(None, VOCABULARY), ranks, precision)
     with Asked() as asked:
         step.run()
     step.close()

@@ -12,210 +12,43 @@
 Medians of interleaved repeats, and CPU time wherever a share is meant: machines are shared. Tokens are drawn from the unigram counts, so
 that rows, samples and traffic are those of real text. `--counts` is a .npy file of training counts; without it a Zipf curve stands in.
 
-On a GPU: the shapes of benchmarks/cases.py on one rank, wall time of steps that follow each other without waiting, shares of
+On a GPU: the shapes of parts/benchmark/cases.py on one rank, wall time of steps that follow each other without waiting, shares of
 the card's own rate of matrix products, the time in which it was busy, its memory; exact evaluation of a whole test file. The
 goals stand beside the figures.
+
+Three more uses, each with a --help of its own:
+
+    deepspeed --num_gpus 2 tools/benchmark.py checkpoints --config configs/lstm_lm.json   # what saving costs a training
+    python tools/benchmark.py preprocess --corpus path/to/benchmark                       # by phase, with memory
+    python tools/benchmark.py memory                                                      # a rank's, against the number of ranks
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
 import sys
-import tempfile
-import time
-from collections.abc import Callable
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
 
-import torch
-from benchmark_preprocess import measure_preprocessing
-from benchmarks.cases import CASES, EVALUATED, EVALUATION_GOAL, Case
-from benchmarks.evaluation import measure_evaluation
-from benchmarks.log_cost import measure_logging
-from benchmarks.machine import describe_machine
-from benchmarks.resume import measure_resume
-from benchmarks.shapes import BENCHMARK_WORDS, DEEPSPEED, SHAPES, shape_config, write_corpus
-from benchmarks.table import as_text
-from benchmarks.turns import Workers
-from wordlevel import import_tokenizers
+from parts.harness.uses import Use, first_word, run_use
 
-from lm1b.devices import best_device
-from lm1b.distributed import single_process
-from lm1b.errors import UserError, run_command
-from lm1b.files import write_json
-from lm1b.training.log.run_log import git_revision
-from lm1b.training.run import prepare_process
+from lm1b.errors import run_command
 
-PARTS = ("training", "logging", "evaluation", "preprocessing", "resume")
-GPU_PARTS = ("training", "evaluation")  # where not asked for otherwise: the others are the same on a machine without a GPU
-MADE_UP_MEGABYTES, REPEATS_OF_PREPROCESSING = 40, 2
+USES = {
+    "checkpoints": Use("parts.benchmark.checkpoint_cost", "what saving and loading checkpoints costs, on tables of the real size"),
+    "preprocess": Use("parts.benchmark.preprocessing", "preprocessing by phase and as a command, with its memory"),
+    "memory": Use("parts.benchmark.table_memory", "a rank's memory against the number of ranks"),
+}
 
 
-def training_workers(ranks: int, counts: str | None) -> Workers:
-    """A warm process for each rank, with any number of threads."""
-    script = str(Path(__file__).parent / "benchmarks" / "training.py")
-    launcher = [sys.executable, script] if ranks == 1 else [DEEPSPEED, "--num_gpus", str(ranks), script]
-    return Workers([*launcher, *(["--counts", counts] if counts else [])], ranks, 1)
+def main() -> int | None:
+    if first_word() in USES:
+        return run_use(__doc__, USES)
+    from parts.benchmark import everything  # what the other uses do not need
 
-
-def measure_training(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
-    """Every case, its ways by turns; one process takes the turns of one rank on one thread and on two. Then the plain version.
-
-    The plain version and two ranks have memory enough only once the single rank's process has ended.
-    """
-    cases = [case for case in CASES[arguments.device] if case.shape in arguments.shapes]
-    is_against_plain = "plain" in arguments.against
-    sizes = sorted({ranks for case in cases for ranks, _ in case.ways} | ({2} if is_against_plain else set()))
-    figures: dict[str, Any] = {"training": [], "checkpoint": None}
-    with contextlib.ExitStack() as stack:
-        groups = {ranks: stack.enter_context(training_workers(ranks, arguments.counts)) for ranks in sizes}
-        for case in cases:
-            vocabulary = min(case.vocabulary, arguments.vocabulary)
-            say(f"training: {case.shape} {case.precision}, {vocabulary:,} words {' '.join(case.settings)}")
-            figures["training"] += _measure_case(case, groups, arguments, vocabulary)
-            if case.saves:
-                say("checkpoint")
-                figures["checkpoint"] = groups[1].ask("checkpoint", folder=arguments.folder and str(arguments.folder))[0]
-                figures["checkpoint"].pop("rank")
-        if 1 in groups:
-            groups[1].close()
-        if is_against_plain:
-            say("training: lstm_512 against plain PyTorch")
-            figures["against_plain"] = measure_plain(arguments, groups[2])
-    return figures
-
-
-def _measure_case(case: Case, groups: dict[int, Workers], arguments: argparse.Namespace, vocabulary: int) -> list[dict[str, Any]]:
-    chosen = [groups[ranks] for ranks, _ in case.ways]
-    for group, (_, threads) in zip(chosen, case.ways, strict=True):
-        settings = [*case.settings, *arguments.set, *([f"training.threads={threads}"] if threads else [])]
-        group.tell("build", shape=case.shape, precision=case.precision, vocabulary=vocabulary, overrides=settings, triton=case.triton)
-    for group in chosen:  # all build and warm up at the same time, and take turns from here
-        group.answers()
-    for _ in range(arguments.repeats):
-        for group in chosen:
-            group.ask("steps", count=1)
-    results = [group.ask("result", profiled_steps=2)[0] for group in chosen]
-    facts = {"settings": [*case.settings, *arguments.set], **({"goal": case.goal.as_json()} if case.goal else {})}
-    return [{"shape": case.shape, **{key: value for key, value in found.items() if key != "rank"}, **facts} for found in results]
-
-
-def measure_plain(arguments: argparse.Namespace, ours: Workers) -> dict[str, Any]:
-    """LSTM-512 as a user of PyTorch would write it, beside our two ranks, by turns, each with both cores."""
-    options = ["--counts", arguments.counts] if arguments.counts else []
-    script = str(Path(__file__).parent / "benchmarks" / "plain.py")
-    with Workers([sys.executable, script, *options], 1, 2) as plain:
-        ours.tell("build", shape="lstm_512", precision="bf16", vocabulary=arguments.vocabulary, overrides=["training.threads=1"])
-        plain.ask("build", shape="lstm_512", vocabulary=arguments.vocabulary)
-        ours.answers()
-        for _ in range(arguments.repeats):
-            plain.ask("steps", count=1)
-            ours.ask("steps", count=1)
-        of_plain, of_ours = plain.ask("result")[0], ours.ask("result", profiled_steps=1)[0]
-    return {
-        "plain": {key: value for key, value in of_plain.items() if key != "rank"},
-        "ours_words_per_second_two_ranks_bf16": of_ours["words_per_second"],
-        "ratio": round(of_ours["words_per_second"] / of_plain["words_per_second"], 2),
-    }
-
-
-def check_arguments(arguments: argparse.Namespace) -> None:
-    """What would otherwise be found out minutes later. Raises UserError."""
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            f"--device cuda: torch {torch.__version__} finds no CUDA device here; use --device cpu, or a machine with a GPU and a torch "
-            "built for it"
-        )
-    if arguments.device == "cuda" and "plain" in arguments.against:
-        raise UserError("--against plain: the peer is measured on the CPU; use --device cpu")
-    if arguments.repeats < 1:
-        raise UserError(f"--repeats (={arguments.repeats}) must be at least 1")
-    for name, path in (("--counts", arguments.counts), ("--corpus", arguments.corpus), ("--folder", arguments.folder)):
-        if path and not Path(path).exists():
-            raise UserError(f"{name} {path}: not there")
-    for name, path in (("--json", arguments.json), ("--table", arguments.table)):
-        if path and not path.absolute().parent.is_dir():
-            raise UserError(f"{name} {path}: its folder is not there")
-    if "hf-wordlevel" in arguments.against:
-        import_tokenizers()
-
-
-def run_benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Everything that was asked for."""
-    started_at = time.perf_counter()
-
-    def say(what: str) -> None:
-        print(f"[{time.perf_counter() - started_at:5.0f} s] {what}", file=sys.stderr, flush=True)
-
-    device = torch.device(arguments.device)
-    prepare_process(shape_config("lstm_512", "fp32", ["training.threads=1"]), single_process(device))
-    say("machine")
-    figures: dict[str, Any] = {
-        "command": " ".join(["python tools/benchmark.py", *(["--counts COUNTS"] if arguments.counts else []), *_options(arguments)]),
-        "git_revision": git_revision() or "unknown",
-        "finished_at": "",
-        "device": device.type,
-        "machine": describe_machine(device),
-    }
-    if "training" in arguments.only:
-        figures |= measure_training(arguments, say)
-    if "logging" in arguments.only:
-        say("logs")
-        figures["logging"] = measure_logging()
-    if "evaluation" in arguments.only:
-        say("exact evaluation")
-        whole = {"predictions": EVALUATED, "goal": EVALUATION_GOAL} if device.type == "cuda" else {}
-        figures["evaluation"] = measure_evaluation(arguments.vocabulary, 512, 3, device, **whole)
-    if "preprocessing" in arguments.only:
-        say("preprocessing")
-        with tempfile.TemporaryDirectory(prefix="lm1b-corpus-") as folder:
-            corpus = arguments.corpus or write_corpus(Path(folder), arguments.counts, MADE_UP_MEGABYTES)
-            figures["preprocessing"] = measure_preprocessing(
-                corpus, ["phases", "commands"], repeats=REPEATS_OF_PREPROCESSING, against="hf-wordlevel" in arguments.against
-            )
-    if "resume" in arguments.only:
-        say("start and resumption")
-        figures["resume"] = measure_resume(arguments.vocabulary, 1, arguments.folder)
-    figures["finished_at"] = datetime.now(UTC).isoformat(timespec="seconds")
-    figures["seconds"] = round(time.perf_counter() - started_at)
-    return figures
-
-
-def _options(arguments: argparse.Namespace) -> list[str]:
-    device = ["--device cuda"] if arguments.device == "cuda" else []
-    return [*device, *(["--corpus CORPUS"] if arguments.corpus else []), *(f"--against {name}" for name in arguments.against)]
-
-
-def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="also write the figures here")
-    parser.add_argument("--table", type=Path, help="also write the table here, Markdown")
-    parser.add_argument("--device", choices=["cpu", "cuda"], help="a GPU if there is one where not given")
-    parser.add_argument("--counts", help=".npy file of training word counts")
-    parser.add_argument("--corpus", type=Path, help="text to preprocess, a folder in the benchmark's layout (default: made-up words)")
-    parser.add_argument("--against", action="append", default=[], choices=["plain", "hf-wordlevel"], help="measure a peer beside ours")
-    parser.add_argument("--only", nargs="+", choices=PARTS, help=f"default: all; on a GPU {' and '.join(GPU_PARTS)}")
-    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
-    parser.add_argument("--repeats", type=int, default=5, help="timed steps of each case")
-    parser.add_argument("--set", action="append", default=[], metavar="a.b=value", help="on every shape")
-    parser.add_argument("--vocabulary", type=int, default=BENCHMARK_WORDS, help="words of the large vocabulary")
-    parser.add_argument("--folder", type=Path, help="where there is room for 20 GB of checkpoints (default: the temporary folder)")
-    arguments = parser.parse_args()
-    arguments.device = arguments.device or best_device().type
-    arguments.only = arguments.only or (GPU_PARTS if arguments.device == "cuda" else PARTS)
-    check_arguments(arguments)
-    os.environ["DS_ACCELERATOR"] = arguments.device  # of the processes that take the steps
-    figures = run_benchmark(arguments)
-    text = as_text(figures)
-    print(text)
-    if arguments.json:
-        write_json(arguments.json, figures)
-    if arguments.table:
-        arguments.table.write_text(text + "\n")
+    everything.add_arguments(parser)
+    return everything.run(parser.parse_args())
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     run_command(main)

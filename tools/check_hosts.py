@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hosts.remote import Remote, Unreachable, listening
+from parts.check_hosts.remote import Remote, Unreachable, listening
 
 from lm1b.errors import UserError, run_command
 from lm1b.launchers import TORCH_PORT

@@ -1,4 +1,6 @@
-"""The JSON schemas of the configs, for editors that complete and check them: python tools/config_schema.py
+"""The JSON schemas of the configs, for editors that complete and check them.
+
+    python tools/config_schema.py
 
 Writes configs/schema.json (language models) and configs/task_schema.json (the papers' tasks). A test keeps them equal to the models.
 In Visual Studio Code: "json.schemas": [{"fileMatch": ["configs/*.json"], "url": "./configs/schema.json"}].

@@ -8,32 +8,32 @@ Everything that is drawn depends on the seed alone. Exit status 0 only where eve
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from faults.chains import SHORT_STEPS, plan_chains
-from faults.damage import damage_files, damage_newest
-from faults.launches import REPOSITORY, end_all
-from faults.outside import disk_trials, left_over_trial, not_finite_trial
-from faults.processes import kill_evaluations, kill_preprocessing
-from faults.strikes import PHASES, KillFromOutside, KillLauncher, PauseRank, Strike, draw_random_kill
-from faults.table import Trial, as_text, phase_counts
-from faults.workplace import EVERY, Failure, Workplace
+from parts.fault_rig.chains import SHORT_STEPS, plan_chains
+from parts.fault_rig.damage import damage_files, damage_newest
+from parts.fault_rig.launches import end_all
+from parts.fault_rig.outside import disk_trials, left_over_trial, not_finite_trial
+from parts.fault_rig.processes import kill_evaluations, kill_preprocessing
+from parts.fault_rig.strikes import PHASES, RANDOM, KillLauncher, PauseRank, Strike, draw_random_kill
+from parts.fault_rig.table import Trial, as_text, phase_counts
+from parts.fault_rig.workplace import EVERY, Failure, Workplace
+from parts.harness.results import made_by
 from tqdm import tqdm
+
+from lm1b.files import write_json
+from lm1b.training.log.run_log import git_revision
 
 EVALUATION, PREPROCESSING = "evaluation line", "preprocessing"
 KILLS_A_PHASE = 3
-RANDOM = KillFromOutside.phase
 ALL_PHASES = (*(phase.name for phase in PHASES), EVALUATION, PREPROCESSING, RANDOM)
 GROUPS = ("kills", "corruptions", "signals", "disks", "numbers")
 
@@ -158,18 +158,11 @@ def summary(trials: Sequence[Trial]) -> list[str]:
     return lines
 
 
-def commit() -> str:
-    found = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=REPOSITORY, capture_output=True, text=True)
-    return found.stdout.strip()
-
-
 def as_json(rig: Rig, seconds: float) -> dict[str, Any]:
     """What --json writes."""
     return {
-        "command": ["python", *sys.argv],
-        "commit": commit(),
+        **made_by(),
         "seed": rig.arguments.seed,
-        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {"cores": len(os.sched_getaffinity(0)), "system": platform.platform(), "python": platform.python_version()},
         "seconds": round(seconds, 1),
         "phases": phase_counts(rig.trials),
@@ -203,9 +196,9 @@ def main() -> int:
     seconds = time.monotonic() - started_at
     print(as_text(rig.trials, markdown=arguments.markdown))
     print()
-    print("\n".join([*summary(rig.trials), f"{seconds / 60:.1f} minutes, seed {arguments.seed}, commit {commit()}"]))
+    print("\n".join([*summary(rig.trials), f"{seconds / 60:.1f} minutes, seed {arguments.seed}, commit {git_revision() or 'unknown'}"]))
     if arguments.json:
-        arguments.json.write_text(json.dumps(as_json(rig, seconds), indent=2) + "\n")
+        write_json(arguments.json, as_json(rig, seconds))
     return 1 if keep_logs or not rig.trials else 0
 
 

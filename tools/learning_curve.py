@@ -26,12 +26,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.machine import synchronize
-from learning.compare import as_text, check_comparable, compare, seconds_to
-from learning.scored import first_sentences, word_perplexity
+from parts.benchmark.machine import synchronize
+from parts.harness.launching import REPOSITORY
+from parts.harness.results import made_by
+from parts.harness.scored import first_sentences, word_perplexity
+from parts.learning_curve.compare import as_text, check_comparable, compare, seconds_to
 
 from lm1b.config import Config, load_config
-from lm1b.console import now
 from lm1b.data.preprocess.preprocess import preprocess
 from lm1b.data.text.benchmark import HELD_OUT_FOLDER
 from lm1b.data.tokens.directory import TokenDirectory
@@ -42,11 +43,9 @@ from lm1b.evaluation.scoring.texts import ScoredText, text_of_files
 from lm1b.files import read_json, write_json
 from lm1b.precision import DTYPES, resolve_precision
 from lm1b.training.engine.process_group import start_ranks, stop_ranks
-from lm1b.training.log.run_log import git_revision
 from lm1b.training.run import Run, prepare_process
 
 TARGET = 150.0  # the perplexity whose time is told
-REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def held_out_text(corpus: Path, tokens: TokenDirectory, count: int, sentences: int | None) -> ScoredText:
@@ -122,7 +121,7 @@ def train_all(arguments: argparse.Namespace) -> dict[str, Any]:
             found = _so_far(arguments, experiment)
             if str(seed) not in found["seeds"]:
                 found["seeds"][str(seed)] = train_seed(config, ranks, text, arguments.points)
-                found |= {"git_revision": git_revision() or "unknown", "finished_at": now()}
+                found |= made_by(found["command"])
                 write_json(arguments.json, found)
     stop_ranks()
     return read_json(arguments.json)

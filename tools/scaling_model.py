@@ -5,7 +5,7 @@
     python tools/scaling_model.py benchmark.json --counts training_word_counts.npy --check --measure-loopback
 
 Our row-sharded tables stand beside replicated tables with a sparse all-gather or a dense all-reduce of their gradients. What is sent
-and held: tools/scaling/layouts.py; what that takes: collectives.py there; how many rows: rows.py. Weak scaling keeps a rank's
+and held: tools/parts/scaling_model/layouts.py; what that takes: collectives.py there; how many rows: rows.py. Weak scaling keeps a rank's
 lanes, strong scaling the lanes of all ranks together. --check predicts the runs of several ranks in the same JSON, all on this machine,
 and prints by how much it errs.
 """
@@ -18,12 +18,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from scaling.collectives import NETWORKS, Network
-from scaling.layouts import LAYOUTS, Machine, predict
-from scaling.loopback import measure_loopback
-from scaling.measured import Measured, choose, read_measured
-from scaling.report import Predictions, aligned, as_text, describe, draw
-from scaling.rows import Words, read_counts
+from parts.harness.counts import read_counts
+from parts.scaling_model.collectives import NETWORKS, Network
+from parts.scaling_model.layouts import LAYOUTS, Machine, predict
+from parts.scaling_model.loopback import measure_loopback
+from parts.scaling_model.measured import Measured, choose, read_measured
+from parts.scaling_model.report import Predictions, aligned, as_text, describe, draw
+from parts.scaling_model.rows import Words
 
 from lm1b.errors import UserError, run_command
 from lm1b.files import write_json

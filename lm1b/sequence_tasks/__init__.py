@@ -12,7 +12,8 @@ target is 1.305. Always answering 1 costs 1/6 in squared error. An update takes 
 [150, 32, 2], the IRNN's last state [32, 100], and the read-out makes 32 numbers of it. experiment/search.py trains seed 0 for 2,500 updates
 with each of 7 learning rates, for 5,000 with the better 3 and for 10,000 with the better 1, by the least error on dev: 0.0005. With that
 rate seeds 1 to 5 train for 10,000 updates, and each looks at test once, with the weights that were best on dev. The five errors, 0.00012 to
-0.00021 with a median of 0.00015, are in the IRNN's row of papers.md, once tools/keep_results.py has made a small file of results.json.
+0.00021 with a median of 0.00015, are in the IRNN's row of papers.md, once `tools/paper_results.py keep` has made a small file of
+results.json.
 
 What one way has begun (one process, or ranks under DeepSpeed) the other goes on with. A module here imports from its own folder or one
 that stands before it; tests/test_layers.py sees to it.

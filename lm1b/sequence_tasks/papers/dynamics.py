@@ -1,4 +1,4 @@
-"""The part of papers.md on states over time, spectra and half precision, from `dynamics.json` (tools/state_dynamics.py) alone."""
+"""The part of papers.md on states over time, spectra and half precision, from `dynamics.json` (tools/paper_results.py dynamics) alone."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def render_dynamics(found: dict[str, Any] | None, results: list[KeptResult], out
     """The section's parts; its pictures are drawn into `out`. found: None where there is no dynamics.json."""
     parts = ["## States over time, spectra, half precision"]
     if found is None:
-        parts.append("Not measured here: `python tools/state_dynamics.py --json results/papers/dynamics.json`.")
+        parts.append("Not measured here: `python tools/paper_results.py dynamics --json results/papers/dynamics.json`.")
         return [*parts, *_accuracy_table(results, out)]
     draw_norms(found, out / NORMS)
     draw_spectra(found, out / SPECTRA)

@@ -232,6 +232,6 @@ def read_kept(folder: Path) -> list[KeptResult]:
         if isinstance(value, dict) and "runs" in value:
             missing = [key for key in ("name", "config", "learning_rate", "search", "summary") if key not in value]
             if missing:
-                raise UserError(f"{path}: not a kept result ({', '.join(missing)} missing); make it with tools/keep_results.py")
+                raise UserError(f"{path}: not a kept result ({', '.join(missing)} missing); make it with tools/paper_results.py keep")
             found.append(KeptResult(value, path))
     return found

@@ -1,4 +1,4 @@
-"""The language-model part of papers.md, from the file that tools/paper_language_models.py writes.
+"""The language-model part of papers.md, from the file that tools/paper_results.py language-models writes.
 
 The paper's table is on the 1 Billion Word benchmark, ours at half its widths on a news corpus: they stand apart, and only ratios within
 each of them are compared. A ratio's range over the seeds is from the least of the one over the greatest of the other to the opposite.
@@ -59,7 +59,7 @@ def read_groups(value: dict[str, Any]) -> list[Group]:
                     text = line["split"] if line["split"] != "files" else line["files"][0]
                     group.perplexities.setdefault(cell, {}).setdefault(text, []).append(line["word_perplexity"] or math.inf)
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"language_models.json: not what tools/paper_language_models.py writes ({error!r})") from None
+        raise UserError(f"language_models.json: not what tools/paper_results.py language-models writes ({error!r})") from None
     return [found[epochs] for epochs in sorted(found)]
 
 
@@ -190,7 +190,7 @@ def render_language_models(value: dict[str, Any] | None, path: Path, out: Path) 
     ]
     groups = read_groups(value) if value else []
     if value is None or not groups:
-        return [*parts, "Not run here: needs time (`python tools/paper_language_models.py --help`)."]
+        return [*parts, "Not run here: needs time (`python tools/paper_results.py language-models --help`)."]
     parts.append(
         "**Not the paper's data set**: 13.5 million training tokens of news, 82,453 words; `test` is its own held-out file, "
         "`news.en.heldout-...` are files of the benchmark. 4,096 samples, exact perplexity, averaged weights. Cells are searched alike."

@@ -1,6 +1,6 @@
 """papers.md: every table of the two papers with our results, as far as there are any, and plots.
 
-    results/papers/*.json (tools/keep_results.py), language_models.json, dynamics.json --> report/papers.md, report/papers_*.png
+    results/papers/*.json (tools/paper_results.py keep), language_models.json, dynamics.json --> report/papers.md, report/papers_*.png
 
 Nothing is trained here, and nothing but those files is read. Each section is a function; the longer ones are files of their own.
 """
@@ -152,7 +152,7 @@ def render(folder: Path, out: Path, smoke: list[dict[str, Any]] | None = None) -
     """
     folder, out = Path(folder), Path(out)
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; tools/keep_results.py makes it")
+        raise UserError(f"{folder}: no such folder; tools/paper_results.py keep makes it")
     everything = read_kept(folder)
     results = [result for result in everything if not result.value.get("smoke")]
     smoke_results = [result for result in everything if result.value.get("smoke")]
