@@ -56,7 +56,7 @@ def main() -> None:
 
     # After the configs: a misspelt key is answered at once, before torch is loaded.
     from lm1b.sequence_tasks.experiment.provenance import neutral_command
-    from lm1b.sequence_tasks.experiment.search import Experiment
+    from lm1b.sequence_tasks.experiment.search import CellSearch
 
     def say(line: str) -> None:
         print(line, flush=True)
@@ -64,7 +64,7 @@ def main() -> None:
     with ranks_of(configs) as ranks, Workers(processes, if_killed="the same command goes on from there") as workers:
         for path, config in zip(arguments.config, configs, strict=True):
             command = neutral_command("launch/sequence_task.py", path, arguments.set)
-            result = Experiment(config, workers, say, ranks, command).run()
+            result = CellSearch(config, workers, say, ranks, command).run()
             if ranks is None or ranks.is_first:
                 say(f"{config.run.directory}: learning rate {result['learning_rate']:g}, error on test {result['summary']}")
 

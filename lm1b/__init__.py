@@ -9,6 +9,7 @@ The layers, each imports only from those before it (tests/test_layers.py sees to
    console.py         what a command says, as text or JSON
    progress.py        how far something is
    command_line.py    the parser that all commands share, and completion in the shell
+   strict.py          configs that take no unknown key and no loose type, all problems told at once
    explain.py         what a config's fields mean, for people and for editors
    markdown.py        tables for reports
    metrics.py         what every number of a run means
@@ -42,7 +43,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lm1b.evaluation.trained.loading import LoadedModel
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 
 def load(path: str | Path, **options: Any) -> LoadedModel:

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lm1b.config.strict import Section
 from lm1b.console import is_json, say_error, use_log_format
 from lm1b.explain import explain, field_paths, values_of
+from lm1b.strict import Section
 
 Completer = Callable[..., Iterable[str]]
 

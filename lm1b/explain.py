@@ -16,9 +16,9 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import WithJsonSchema
 from pydantic.fields import FieldInfo
 
-from lm1b.config.strict import Section
 from lm1b.errors import UserError
 from lm1b.metrics import describe_metrics
+from lm1b.strict import Section
 
 WIDTH = 110
 

@@ -26,7 +26,7 @@ from lm1b.model.tables import Tables
 from lm1b.training.engine.engine import Engine
 from lm1b.training.engine.process_group import start_ranks, stop_ranks
 from lm1b.training.engine.settings import language_model_settings
-from lm1b.training.step.step import TrainingStep
+from lm1b.training.step.training_step import TrainingStep
 
 VOCABULARY = 3000
 

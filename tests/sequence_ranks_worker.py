@@ -16,15 +16,15 @@ from typing import Any
 
 import torch
 
-from lm1b.config.strict import parse
 from lm1b.distributed import Ranks
 from lm1b.errors import UserError
 from lm1b.sequence_tasks.config import TaskExperiment
 from lm1b.sequence_tasks.data.load import load_task
 from lm1b.sequence_tasks.data.task import Batch, Task, constant_answer_nats, stored
 from lm1b.sequence_tasks.experiment.engine_run import EngineRun
-from lm1b.sequence_tasks.experiment.run_folder import train_run
+from lm1b.sequence_tasks.experiment.resumable_run import train_run
 from lm1b.sequence_tasks.experiment.trainer import SequenceRun
+from lm1b.strict import parse
 
 UPDATES, HALF = 8, 4
 RATE, WILD_RATE = 0.01, 1e30
@@ -116,7 +116,7 @@ def do_case(name: str, ranks: Ranks, folder: Path) -> dict[str, Any]:
 
 def main(folder: Path) -> None:
     from lm1b.sequence_tasks.experiment.ranks import ranks_together
-    from lm1b.sequence_tasks.experiment.search import Experiment, _load_everywhere
+    from lm1b.sequence_tasks.experiment.search import CellSearch, _load_everywhere
     from lm1b.workers import Workers
 
     with ranks_together() as ranks:
@@ -139,7 +139,7 @@ def main(folder: Path) -> None:
         config, _ = case("number", search=search, run={"directory": str(here / "searched"), "seeds": [1, 2]})
         report["said"] = []
         with Workers(1) as workers:
-            report["searched"] = Experiment(config, workers, report["said"].append, ranks).run()
+            report["searched"] = CellSearch(config, workers, report["said"].append, ranks).run()
         (folder / f"report_{ranks.rank}.json").write_text(json.dumps(report))
 
 

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_run import made_checkpoint, made_config, made_text, made_tokens
 
-from lm1b.config.strict import override
 from lm1b.errors import UserError
 from lm1b.evaluation.report.breakdown import by_frequency, by_position, compare, confidence
 from lm1b.evaluation.report.report import report
 from lm1b.evaluation.scoring.evaluator import Evaluator
 from lm1b.evaluation.scoring.token_nats import TokenNats, path_of, read_token_nats
+from lm1b.strict import override
 from lm1b.training.run_folder import RunFolder
 
 END, UNKNOWN = 1, 3

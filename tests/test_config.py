@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from tiny import REPOSITORY, tiny_settings
 
 from lm1b.config import Config, load_config, parse_config
-from lm1b.config.strict import Section
 from lm1b.errors import UserError
 from lm1b.model.language_model import LanguageModel
+from lm1b.strict import Section
 
 SHIPPED = sorted(path for path in (REPOSITORY / "configs").glob("*.json") if not path.name.endswith("schema.json"))
 

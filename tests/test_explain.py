@@ -11,10 +11,10 @@ from config_schema import SCHEMAS
 from tiny import REPOSITORY, environment
 
 from lm1b.config import Config
-from lm1b.config.strict import Section
 from lm1b.errors import UserError
 from lm1b.explain import explain, field_paths
 from lm1b.sequence_tasks.config import TaskExperiment
+from lm1b.strict import Section
 
 
 @pytest.mark.parametrize("model", [Config, TaskExperiment])

@@ -18,7 +18,7 @@ ORDER = {
     ],
     "sequence_tasks": ["config", "data", "experiment", "dynamics", "papers"],
 }
-LAYERS = ["base", "data", "model", "training", "evaluation", "sequence_tasks", "launch"]
+LAYERS = ["base", "config", "data", "model", "training", "evaluation", "sequence_tasks", "launch"]
 FILES = sorted([*REPOSITORY.glob("lm1b/**/*.py"), *REPOSITORY.glob("launch/*.py")])
 
 

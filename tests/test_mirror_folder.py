@@ -14,7 +14,7 @@ from lm1b.distributed import single_process
 from lm1b.errors import UserError
 from lm1b.training.checkpoints.checkpoint import list_checkpoints
 from lm1b.training.checkpoints.mirror import Mirror
-from lm1b.training.resume import FETCHES, Experiment
+from lm1b.training.resume import FETCHES, Continuation
 
 THEIRS = '{"step": 1}\n'
 
@@ -126,7 +126,7 @@ def test_a_disk_that_damages_what_is_fetched_is_not_fetched_to_for_ever(config: 
     directory = Path(config.run.directory)
     damage: list[str] = []
 
-    class Spoiling(Experiment):
+    class Spoiling(Continuation):
         def accept(self, state: dict[str, Any]) -> None:
             if steps_here(config)[-1:] == [20]:
                 spoil(list_checkpoints(directory)[-1].path)

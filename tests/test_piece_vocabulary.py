@@ -19,7 +19,6 @@ from tiny import write_corpus
 
 import lm1b
 from lm1b.config import Config, TokensConfig, VocabularyConfig, parse_config
-from lm1b.config.strict import override
 from lm1b.data.preprocess.preprocess import preprocess
 from lm1b.data.text.tokenized import number_tokens
 from lm1b.data.tokens.directory import TokenDirectory
@@ -41,6 +40,7 @@ from lm1b.evaluation.trained.loading import LoadedModel
 from lm1b.evaluation.trained.sampling import sample_sentence
 from lm1b.evaluation.trained.sampling_settings import SamplingSettings
 from lm1b.model.language_model import LanguageModel
+from lm1b.strict import override
 from lm1b.training.checkpoints.checkpoint import Checkpoint
 
 SENTENCES = [

@@ -15,11 +15,11 @@ from made_run import made_config, made_tokens
 from tiny import REPOSITORY
 
 from lm1b.config import Config, ModelConfig, SoftmaxConfig, load_config
-from lm1b.config.strict import override
 from lm1b.data.batches import Batches
 from lm1b.launchers import Place
 from lm1b.model.costs import core_parameters, flops_per_word, table_parameters
 from lm1b.model.language_model import LanguageModel
+from lm1b.strict import override
 from lm1b.training.dry_run import _bytes_a_rank, make_plan
 
 SHAPES = [
@@ -86,6 +86,12 @@ def test_memory_is_within_a_tenth_of_what_the_benchmark_measured() -> None:
         assert estimate / 2**20 == pytest.approx(row["peak_memory_mb"], rel=0.1), row["ranks"]
         checked += 1
     assert checked == 2
+
+
+def test_the_full_softmax_s_gradient_of_all_rows_is_counted() -> None:
+    configs = [load_config(REPOSITORY / "configs" / "irnn_lm.json", [f"softmax.kind={kind}"]) for kind in ("sampled", "full")]
+    sampled, full = (_bytes_a_rank(config, 0, 0, 793_471, 2, "fp32") for config in configs)
+    assert full - sampled > 4 * 793_471 * 512 / 2 - 8192 * 1024 * 12  # float32, half of the rows; less the 8,192 samples' own
 
 
 def test_a_dry_run_prints_config_and_plan_once_and_leaves_no_run(tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ from tiny import tiny_settings, write_corpus
 from training_runs import assert_same_end, events, job, launch, losses, run_launches
 
 from lm1b.config import Config, parse_config
-from lm1b.config.strict import Section
 from lm1b.data.preprocess.preprocess import preprocess
 from lm1b.distributed import single_process
 from lm1b.errors import UserError
 from lm1b.files import read_json_lines
+from lm1b.strict import Section
 from lm1b.training.checkpoints.checkpoint import checkpoint_folder, list_checkpoints
 from lm1b.training.resume import FIXED_SECTIONS
 from lm1b.training.run import Run

@@ -16,11 +16,11 @@ from made_run import made_config, made_run_directory, made_text, made_tokens
 from tiny import REPOSITORY, environment
 
 import lm1b
-from lm1b.config.strict import override
 from lm1b.errors import UserError
 from lm1b.evaluation.scoring.perplexity import evaluate_checkpoint
 from lm1b.evaluation.scoring.texts import text_of_files
 from lm1b.evaluation.trained.loading import LoadedModel
+from lm1b.strict import override
 from lm1b.training.checkpoints.checkpoint import list_checkpoints
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from sequence_ranks_worker import CASES, HALF, NO_PENALTY, RATE, UPDATES, WILD_RATE, case, spoilt_updates
 from tiny import REPOSITORY, environment, free_port, run_ranks
 
-from lm1b.sequence_tasks.experiment.run_folder import train_run
+from lm1b.sequence_tasks.experiment.resumable_run import train_run
 from lm1b.sequence_tasks.experiment.trainer import SequenceRun
 
 DEEPSPEED = str(Path(sys.executable).with_name("deepspeed"))

@@ -46,7 +46,7 @@ from lm1b.training.engine.process_group import start_ranks, stop_ranks
 from lm1b.training.step import background
 from lm1b.training.step import rows as step_rows
 from lm1b.training.step.rows import RowPipeline, StepRows
-from lm1b.training.step.step import StepResult, TrainingStep
+from lm1b.training.step.training_step import StepResult, TrainingStep
 
 TIME_LIMIT_SECONDS = 200.0
 

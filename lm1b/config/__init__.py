@@ -1,11 +1,10 @@
 """The config of an experiment: one JSON file, strict, described, never changed after load. No torch in here.
 
-1. `load_config(path, overrides)` reads the JSON, applies `--set a.b=value`, and validates: strict.py.
+1. `load_config(path, overrides)` reads the JSON, applies `--set a.b=value`, and validates: lm1b/strict.py.
 2. Every field's problem is reported in one UserError: its path, its value, what was expected and the nearest right name. What does not
    fit between fields is reported once each by itself is right.
 3. Paths inside the file are taken relative to the working directory, as a shell would.
 
-strict.py    no unknown key, no loose type, all problems at once
 cells.py     the cells that a config may name, a user's own among them
 text.py      sections about text: corpus, vocabulary, tokens
 model.py     sections about the model: cell, layers, softmax, tables
@@ -23,7 +22,6 @@ from pydantic import Field, model_validator
 
 from lm1b.config.cells import CELLS, CELLS_FILE
 from lm1b.config.model import CellConfig, ModelConfig, SoftmaxConfig, TablesConfig
-from lm1b.config.strict import Section, load, override, parse
 from lm1b.config.text import SPLITS, CorpusConfig, Split, TokensConfig, VocabularyConfig, problems_of_corpus, problems_of_vocabulary
 from lm1b.config.training import (
     BatchesConfig,
@@ -36,6 +34,7 @@ from lm1b.config.training import (
     ScheduleConfig,
     TrainingConfig,
 )
+from lm1b.strict import Section, load, override, parse
 
 __all__ = [
     "CELLS",

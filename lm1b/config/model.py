@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from lm1b.config.cells import Cell
-from lm1b.config.strict import NonNegativeFloat, Positive, PositiveFloat, Probability, Section
+from lm1b.strict import NonNegativeFloat, Positive, PositiveFloat, Probability, Section
 
 
 class CellConfig(Section):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from lm1b.config.strict import FilePath, Positive, Probability, Section
+from lm1b.strict import FilePath, Positive, Probability, Section
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from lm1b.config.strict import FilePath, NonNegativeFloat, Positive, PositiveFloat, Probability, Section
+from lm1b.strict import FilePath, NonNegativeFloat, Positive, PositiveFloat, Probability, Section
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from lm1b.config import CellConfig
-from lm1b.config.strict import FilePath, NonNegativeFloat, Positive, PositiveFloat, Probability, Section, load
+from lm1b.strict import FilePath, NonNegativeFloat, Positive, PositiveFloat, Probability, Section, load
 
 Seed = Annotated[int, Field(ge=0)]
 

@@ -6,7 +6,7 @@
 2. evaluations.py      a result of the exact evaluator, as a line of evaluations.jsonl, and the best of them
    run_folder.py       the names of all files of a run
    checkpoints/        checkpoints: written behind the steps, read, kept, copied elsewhere
-3. run_state.py        who trains in a run's folder, and how the last training there ended
+3. run_state.py        who trains in a run directory, and how the last training there ended
    same_everywhere.py  whether all ranks have the same program, settings and data
    resume.py           what a run goes on from
    stopping.py         why and when a training is to stop before its end

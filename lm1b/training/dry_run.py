@@ -92,10 +92,13 @@ def make_plan(config: Config, place: Place, device: torch.device) -> Plan:
 def _bytes_a_rank(config: Config, core: int, tables: int, vocabulary_size: int, ranks: int, precision: str) -> float:
     model, element = config.model, 4 if precision == "fp32" else 2
     positions = config.batches.lanes * config.batches.steps / ranks
-    rows = min(vocabulary_size, config.batches.lanes * config.batches.steps) + min(vocabulary_size, config.softmax.samples)
+    sampled = min(vocabulary_size, config.softmax.samples) if config.softmax.kind == "sampled" else 0
+    rows = min(vocabulary_size, config.batches.lanes * config.batches.steps) + sampled
     gates = 4 if model.cell == "lstm" else 1
     activations = positions * (model.embedding + model.layers * model.hidden * (3 * gates + 2) + model.output_width) * element
     step = rows * (model.embedding + model.output_width) * (4 + 4 + element) + 2 * activations
+    if config.softmax.kind == "full":
+        step += 4 * vocabulary_size * (model.output_width + 1) / ranks  # the gradient of all of a rank's output rows
     return PROCESS_BYTES + tables * TABLE_BYTES_A_PARAMETER / ranks + core * CORE_BYTES_A_PARAMETER + step
 
 

@@ -26,7 +26,7 @@ from lm1b.training.run import Run, prepare_process
 from lm1b.training.run_folder import RunFolder
 from lm1b.training.run_state import where_to_go_on
 from lm1b.training.same_everywhere import check_program
-from lm1b.training.step.step import StepResult
+from lm1b.training.step.training_step import StepResult
 from lm1b.training.stopping import Launcher, StopSignal, default_signals, ignore_signals
 
 SAVING_SECONDS = 25.0  # what a save after a signal should fit in
@@ -129,6 +129,7 @@ def _take_steps(run: Run, log: RunLog | None, stop: StopSignal) -> None:
                 run.counts.elapsed_seconds += interval.lap()
                 run.begin_saving()
                 interval.leave_out_saving()
+    run.counts.elapsed_seconds += interval.lap()  # since the last line: a training that is stopped ends between two
 
 
 def _save_the_end(run: Run, log: RunLog | None) -> None:

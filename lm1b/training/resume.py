@@ -3,7 +3,7 @@
 1. A newer checkpoint of the mirror is copied into the run directory first.
 2. The newest one here is verified, every file; a damaged one is set aside and named, and the one before it is taken.
 3. It must be of the same experiment: corpus, vocabulary, seed and `FIXED_SECTIONS` of the config. All else may have changed, and is
-   told (`Experiment.changes`).
+   told (`Continuation.changes`).
 
 Example: the same config with `batches.lanes=256` instead of 128 is refused ("it differs in batches.lanes"); with `training.epochs=2.0`
 instead of 1.0 it goes on, and the log says `training.epochs 1.0 -> 2.0`.
@@ -34,7 +34,7 @@ FIXED_SECTIONS = ("model", "batches", "softmax", "tables", "optimizer")  # of th
 
 
 @dataclass(frozen=True)
-class Experiment:
+class Continuation:
     """What a checkpoint must agree with for a run to go on from it."""
 
     config: Config

@@ -32,11 +32,11 @@ from lm1b.training.checkpoints.retention import apply_retention
 from lm1b.training.checkpoints.saving import CheckpointSaver
 from lm1b.training.engine.engine import Engine
 from lm1b.training.engine.settings import check_deepspeed_section, language_model_settings
-from lm1b.training.resume import Experiment, read_tables
+from lm1b.training.resume import Continuation, read_tables
 from lm1b.training.run_folder import RunFolder
 from lm1b.training.run_state import RunLock
 from lm1b.training.same_everywhere import check_patience, check_run_folder, check_tokens
-from lm1b.training.step.step import TrainingStep
+from lm1b.training.step.training_step import TrainingStep
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Counts:
 
     @classmethod
     def of_state(cls, state: dict[str, Any]) -> Counts:
-        """The totals in a checkpoint's state; version 0.1 called tokens words."""
+        """The totals in a checkpoint's state; in checkpoints before version 0.2 tokens are called words."""
         names = {"words": "tokens", "unlogged_words": "unlogged_tokens"}
         return cls(**{names.get(str(name), str(name)): value for name, value in state["counts"].items()})
 
@@ -91,8 +91,8 @@ class Run:
         self.fetched: list[str] = []  # what was done with the mirror
         self.damage: list[str] = []  # what was wrong with checkpoints newer than the one taken
         self.changes: list[str] = []  # what a resumed run does otherwise than before
-        experiment = Experiment(config, self.tokens)
-        checkpoint = experiment.newest_checkpoint(ranks, self.mirror, self.fetched.append, self.damage.append)
+        continuation = Continuation(config, self.tokens)
+        checkpoint = continuation.newest_checkpoint(ranks, self.mirror, self.fetched.append, self.damage.append)
         model = agree(ranks, lambda: LanguageModel(config.model, config.run.seed, softmax=config.softmax, vocabulary_size=vocabulary_size))
         agree(ranks, lambda: check_deepspeed_section(config))
         engine = Engine(model, language_model_settings(config, ranks), self.precision, ranks)
@@ -110,7 +110,7 @@ class Run:
                 engine.start_ema()
         else:
             self._restore(checkpoint)
-            self.changes = experiment.changes(checkpoint.state(), ranks.size, self.precision)
+            self.changes = continuation.changes(checkpoint.state(), ranks.size, self.precision)
 
     @property
     def has_finished(self) -> bool:

@@ -1,4 +1,4 @@
-"""A run's folder: the one list of the names in it, whoever writes them.
+"""A run directory: the one list of the names in it, whoever writes them.
 
     config.json        environment.json   what was asked for, with its history; on what it runs
     metrics.jsonl      events.jsonl       lines of the training (log/run_log.py): numbers, and what happened
@@ -7,6 +7,7 @@
     tensorboard/       token_nats/        points and texts; the nats of every token of the texts scored last
     report/                               launch/report.py
     training.lock      training.pid       who trains here (run_state.py)
+    mlflow_run_id      services_sent.json which run of MLflow's this is; what the services have been sent (log/services.py)
     .watcher.lock      evaluator.log      who scores here, and what the evaluator beside the training has said
 
 `RunFolder(Path("runs/irnn_lm")).metrics` is `runs/irnn_lm/metrics.jsonl`, whether it is there or not.
@@ -23,7 +24,7 @@ from lm1b.training.evaluations import Evaluation, best_on_validation
 
 
 class RunFolder:
-    """Paths of what a run's folder holds."""
+    """Paths of what a run directory holds."""
 
     def __init__(self, path: Path | str) -> None:
         path = self.path = Path(path)
@@ -43,6 +44,7 @@ class RunFolder:
         self.watcher_lock = path / ".watcher.lock"
         self.evaluator_log = path / "evaluator.log"
         self.mlflow_run_id = path / "mlflow_run_id"
+        self.services_sent = path / "services_sent.json"
 
     def logs(self) -> list[Path]:
         """What tells the run's story beside its checkpoints: the files that a mirror copies with them."""

@@ -1,4 +1,4 @@
-"""Before anything is trained: do all ranks run the same program, with the same settings, on the same data, in the same run folder?
+"""Before ranks begin their work: do all ranks run the same program, with the same settings, on the same data, in the same run directory?
 
 Each check gathers a few hundred bytes of every rank and raises the same UserError on all of them, which names what differs and where.
 """
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from lm1b.config import Config
-from lm1b.config.strict import Section
 from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.distributed import Ranks, agree, all_gather_objects
 from lm1b.errors import UserError
@@ -21,6 +20,7 @@ from lm1b.peers import ANSWER_SECONDS
 from lm1b.processes import host_name
 from lm1b.remote import is_url
 from lm1b.remote_errors import PATIENCE_VARIABLE, patience_seconds
+from lm1b.strict import Section
 from lm1b.training.checkpoints.checkpoint import list_checkpoints
 from lm1b.training.engine.process_group import TIME_LIMIT_VARIABLE, time_limit
 from lm1b.training.run_folder import RunFolder
@@ -79,7 +79,7 @@ def check_tokens(ranks: Ranks, tokens: TokenDirectory) -> None:
 
 
 def check_run_folder(ranks: Ranks, directory: Path) -> None:
-    """Whether all ranks see the run folder that the first has locked, with its checkpoints. Raises UserError on every rank."""
+    """Whether all ranks see the run directory that the first has locked, with its checkpoints. Raises UserError on every rank."""
     if ranks.size == 1:
         return
     view = _gather({"host": host_name(), **_view(directory)} if ranks.is_first else {}, ranks)[0]
@@ -99,7 +99,7 @@ def check_patience(config: Config, ranks: Ranks) -> None:
 
 
 def _view(directory: Path) -> dict[str, Any]:
-    """What identifies a run folder: the lock's text names one start of one process."""
+    """What identifies a run directory: the lock's text names one start of one process."""
     lock = RunFolder(directory).lock
     text = lock.read_text(errors="replace") if lock.exists() else ""
     return {"lock": text, "checkpoints": [checkpoint.step for checkpoint in list_checkpoints(directory, damaged_too=True)]}

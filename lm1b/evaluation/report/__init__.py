@@ -11,5 +11,5 @@ settings.py       settings, environment and commands, side by side
 curves.py         curves against words, steps and time
 sections.py       all parts in order, as Markdown and places for charts
 page.py           Markdown and charts as one HTML page
-report.py         from run folders to the files of the report
+report.py         from run directories to the files of the report
 """

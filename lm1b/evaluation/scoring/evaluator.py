@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import uuid
 from collections.abc import Generator, Sequence
 from dataclasses import replace
@@ -115,6 +116,8 @@ def evaluating_ranks(device: str | None) -> Generator[Ranks]:
     if here().size == 1:
         yield single_process(device or best_device())
         return
+    if device == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"  # what `best_device` and DeepSpeed go by
     from lm1b.training.engine.process_group import start_ranks, stop_ranks  # loads DeepSpeed, which one process does without
 
     ranks = start_ranks()

@@ -11,9 +11,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from lm1b.config import ModelConfig, SoftmaxConfig
-from lm1b.config.strict import parse
 from lm1b.errors import UserError
 from lm1b.model.language_model import LanguageModel
+from lm1b.strict import parse
 from lm1b.training.checkpoints.checkpoint import Checkpoint
 
 

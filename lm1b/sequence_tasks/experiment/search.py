@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 
-from lm1b.config.strict import parse
 from lm1b.devices import best_device
 from lm1b.distributed import Ranks, agree, all_gather_objects, from_first, local_rank, single_process
 from lm1b.errors import UserError
@@ -32,7 +31,8 @@ from lm1b.sequence_tasks.config import TaskExperiment
 from lm1b.sequence_tasks.data.load import load_task
 from lm1b.sequence_tasks.data.task import Task
 from lm1b.sequence_tasks.experiment.provenance import provenance, task_facts
-from lm1b.sequence_tasks.experiment.run_folder import train_run
+from lm1b.sequence_tasks.experiment.resumable_run import train_run
+from lm1b.strict import parse
 from lm1b.workers import Workers
 
 SEARCH_SEED = 0
@@ -62,7 +62,7 @@ def _facts(config_json: str) -> dict[str, Any]:
     return task_facts(_experiment(config_json)[1])
 
 
-class Experiment:
+class CellSearch:
     """One cell on one task, in its folder: config.json from the start, results.json in the end."""
 
     def __init__(

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lm1b.config.strict import override
 from lm1b.errors import UserError
 from lm1b.sequence_tasks.config import GeneratedConfig, MnistConfig, TaskExperiment, load_task_experiment
 from lm1b.sequence_tasks.data.mnist import WHEEL
-from lm1b.sequence_tasks.experiment.search import Experiment
+from lm1b.sequence_tasks.experiment.search import CellSearch
+from lm1b.strict import override
 from lm1b.workers import Workers
 
 TINY = {
@@ -62,5 +62,5 @@ def run_smoke(configs: list[TaskExperiment], workers: Workers, say: Callable[[st
     found = []
     for config in configs:
         say(f"smoke: {Path(config.run.directory).name}")
-        found.append(Experiment(config, workers, lambda line: None).run())
+        found.append(CellSearch(config, workers, lambda line: None).run())
     return found

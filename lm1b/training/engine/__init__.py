@@ -1,6 +1,6 @@
-"""The ranks and DeepSpeed: no other folder knows of it. In the order in which a training needs them:
+"""The ranks and DeepSpeed: no other folder imports it. In the order in which a training needs them:
 
 process_group.py  the ranks meet, with a time limit for whoever does not answer
 settings.py       what DeepSpeed is told, made from the config
-engine.py         the dense core under DeepSpeed: backward, the guarded update, weights and optimizer state by name
+engine.py         a module under DeepSpeed: backward, the guarded update, weights and optimizer state by name
 """

@@ -1,6 +1,7 @@
-"""DeepSpeed around the dense core; beside it only process_group.py and settings.py know DeepSpeed.
+"""DeepSpeed around a module; beside it only process_group.py and settings.py import DeepSpeed.
 
-The core (recurrent layers, projection) is what `deepspeed.initialize` gets; the vocabulary tables are not its business.
+The module is the language model's dense core (recurrent layers, projection), or the network of a paper's task; the vocabulary tables are
+not its business.
 Four things DeepSpeed leaves to its caller live here, each tried at stages 1 to 3, in fp32 and bf16:
 
 1. A step that must be skipped everywhere: the core's gradient is made non-finite and `step()` is called all the same, so

@@ -1,4 +1,5 @@
-"""The ranks meet: the process group that a launcher describes, under DeepSpeed, with a time limit for whoever does not answer."""
+"""The ranks meet: the process group that a launcher describes, under DeepSpeed or (`plain_ranks`) without it, with a time limit for whoever
+does not answer."""
 
 from __future__ import annotations
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-import resource
 import time
 from typing import Any
 
 import numpy as np
 import torch
 
+from lm1b.memory import peak_memory_mb
 from lm1b.training.run import Run
-from lm1b.training.step.step import StepResult
+from lm1b.training.step.training_step import StepResult
 from lm1b.training.timing import WAITED_FOR, straggler
 
 
@@ -65,7 +65,7 @@ class Interval:
             "lanes_restarted": counts.lanes_restarted,
             "loss_scale": run.training_step.engine.loss_scale,
             "elapsed_seconds": run.counts.elapsed_seconds,
-            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "peak_memory_mb": peak_memory_mb(),
         }
         if run.ranks.device.type == "cuda":
             line["gpu_peak_memory_mb"] = torch.cuda.max_memory_allocated(run.ranks.device) / 2**20
@@ -79,7 +79,7 @@ class Interval:
             line |= self._waiting(run, seconds)
         if self.gap is not None:
             sampled, true = self.gap
-            line |= {"sampled_nats_checked": sampled, "true_nats_checked": true}
+            line |= {"sampled_nats_checked": sampled * tokens_per_word, "true_nats_checked": true * tokens_per_word}
         run.counts.unlogged_nats, run.counts.unlogged_tokens = 0.0, 0
         return line
 
@@ -96,7 +96,7 @@ class Interval:
 def describe(line: dict[str, Any]) -> str:
     """A line of metrics.jsonl in words, for the progress line."""
     nats = line["nats_per_word"]
-    loss = f"loss {nats:.3f} (sampled perplexity {math.exp(min(nats, 50)):.1f})" if nats is not None else "no update"
+    loss = f"loss {nats:.3f} nats a word" if nats is not None else "no update"
     norm = line["gradient_norm"]
     norm_text = f"{norm:.2f}" if norm is not None else "not finite"
     slow = f", {line['waiting_for_slowest']:.0%} of the time waiting for {line['slowest']}" if line.get("slowest") else ""

@@ -1,4 +1,4 @@
-"""The run directory tells the run's whole story: config, environment, metrics, TensorBoard, who is training."""
+"""Writes what a training tells: config.json, environment.json, metrics.jsonl, events.jsonl, training.pid; TensorBoard and the services."""
 
 from __future__ import annotations
 

@@ -6,15 +6,17 @@ fails while the training runs is told once and left: the files in the run direct
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
 from lm1b.config import Config
 from lm1b.errors import UserError, in_one_line
+from lm1b.files import read_json, write_json
 from lm1b.training.run_folder import RunFolder
 
 PACKAGES = {"wandb": "wandb", "mlflow": "mlflow-skinny (or mlflow)"}
@@ -87,6 +89,7 @@ class MLflow:
         self._mlflow.end_run()  # waits for what is still to be sent
 
 
+NO_MORE = "no more is sent there"
 KINDS: dict[str, Callable[[Config, Path], Service]] = {"wandb": WeightsAndBiases, "mlflow": MLflow}
 
 
@@ -95,7 +98,9 @@ class Services:
 
     def __init__(self, config: Config, directory: Path, tell: Callable[[str], object]) -> None:
         """Raises UserError where a service cannot be reached at the start."""
-        self._folder, self._size, self._seen = RunFolder(directory), -1, 0
+        self._folder, self._size = RunFolder(directory), -1
+        kept = self._folder.services_sent
+        self._sent: dict[str, int] = read_json(kept) if kept.exists() else {}  # lines of evaluations.jsonl, by service
         self._tell = tell
         self._services: dict[str, Service] = {}
         for name in config.logging.services:
@@ -113,29 +118,38 @@ class Services:
             self.evaluations()
 
     def evaluations(self) -> None:
-        """Lines of evaluations.jsonl that have not been sent yet by this process."""
+        """Lines of evaluations.jsonl that have not been sent yet, by this training or one before it. What cannot be read is told."""
         path = self._folder.evaluations
         size = path.stat().st_size if self._services and path.exists() else self._size
         if size != self._size:
             self._size = size
-            found = self._folder.read_evaluations()
-            for evaluation in found[self._seen :]:
+            try:
+                found = self._folder.read_evaluations()
+            except UserError as error:
+                self._tell(f"{error}; not sent to {', '.join(self._services)}")
+                return
+            for number, evaluation in enumerate(found):
                 if evaluation.word_perplexity is not None:
-                    self._send({evaluation.tag: evaluation.word_perplexity}, evaluation.step)
-            self._seen = len(found)
+                    numbers = {evaluation.tag: evaluation.word_perplexity}
+                    names = [name for name in self._services if number >= self._sent.get(name, 0)]
+                    self._each(lambda service, numbers=numbers, step=evaluation.step: service.send(numbers, step), NO_MORE, names)
+            self._sent |= dict.fromkeys(self._services, len(found))
+            with contextlib.suppress(OSError):  # else they are sent again
+                write_json(self._folder.services_sent, self._sent)
 
     def _send(self, numbers: dict[str, float], step: int) -> None:
-        self._each(lambda service: service.send(numbers, step), "no more is sent there")
+        self._each(lambda service: service.send(numbers, step), NO_MORE)
 
     def close(self) -> None:
         """Send what is left."""
         self._each(lambda service: service.close(), "its last numbers may be missing")
         self._services = {}
 
-    def _each(self, action: Callable[[Service], object], so: str) -> None:
-        for name, service in list(self._services.items()):
+    def _each(self, action: Callable[[Service], object], so: str, names: Iterable[str] | None = None) -> None:
+        """names: of which services; None: of all."""
+        for name in list(self._services if names is None else names):
             try:
-                action(service)
+                action(self._services[name])
             except Exception as error:
                 del self._services[name]
                 self._tell(f"{name} has failed ({in_one_line(error, LONGEST_REASON)}): {so}; metrics.jsonl has them all")

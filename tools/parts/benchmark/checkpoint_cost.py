@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import shutil
 import statistics
 import tempfile
@@ -21,11 +20,12 @@ from typing import Any
 
 from lm1b.config import Config, load_config
 from lm1b.data.text.benchmark import VOCABULARY_SIZE
+from lm1b.memory import peak_memory_mb
 from lm1b.precision import resolve_precision
 from lm1b.training.checkpoints.checkpoint import Checkpoint
 from lm1b.training.checkpoints.saving import CheckpointSaver
 from lm1b.training.engine.process_group import start_ranks, stop_ranks
-from lm1b.training.step.step import TrainingStep
+from lm1b.training.step.training_step import TrainingStep
 from parts.benchmark.checkpoints import barrier, begin, checkpoint_bytes, read_back, save, seconds_of
 from parts.harness.counts import read_counts
 from parts.harness.steps import build_step
@@ -53,7 +53,7 @@ def measure(config: Config, vocabulary: int, every: int, rounds: int, folder: Pa
     precision = resolve_precision(config.training.precision, config.model.cell, ranks.device)
     step = build_step(config, read_counts(None, vocabulary), ranks, precision)
     saver = CheckpointSaver(folder, ranks)
-    peak_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak_before = peak_memory_mb()
     without, saving, in_the_way = [], [], []
     for _ in range(rounds):
         without.append(stretch_seconds(step, every, None))
@@ -62,7 +62,7 @@ def measure(config: Config, vocabulary: int, every: int, rounds: int, folder: Pa
         begin(step, saver)
         in_the_way.append(time.perf_counter() - started_at)
         saver.finish()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = peak_memory_mb()
     found: list[Checkpoint] = []
     alone = seconds_of(lambda: found.append(save(step, saver)), ranks)
     checkpoint = found[0]
@@ -79,7 +79,7 @@ def measure(config: Config, vocabulary: int, every: int, rounds: int, folder: Pa
         "seconds_with_a_checkpoint": [round(value, 2) for value in saving],
         "share_of_wall_time_lost": round(1.0 - statistics.median(without) / statistics.median(saving), 4),
         "seconds_the_steps_wait_at_the_start": round(statistics.median(in_the_way), 3),
-        "staging_mb_this_rank": round((peak - peak_before) / 1024),
+        "staging_mb_this_rank": round(peak - peak_before),
         "seconds_to_save_alone": round(alone, 2),
         "save_mb_per_second": round(num_bytes / 1e6 / alone),
         "seconds_to_verify": round(verified, 2),

@@ -16,7 +16,7 @@ from lm1b.distributed import Ranks
 from lm1b.training.checkpoints.checkpoint import Checkpoint
 from lm1b.training.checkpoints.saving import CheckpointSaver
 from lm1b.training.resume import read_tables
-from lm1b.training.step.step import TrainingStep
+from lm1b.training.step.training_step import TrainingStep
 
 BLOCK_BYTES = 8 << 20
 REPEATS = 2

@@ -19,7 +19,7 @@ from lm1b.training.log.metrics_line import Interval
 from lm1b.training.log.run_log import RunLog
 from lm1b.training.log.step_progress import StepProgress
 from lm1b.training.run import Counts, Run
-from lm1b.training.step.step import StepResult
+from lm1b.training.step.training_step import StepResult
 from lm1b.training.timing import WAITED_FOR, StepParts
 from parts.harness.shapes import shape_config
 

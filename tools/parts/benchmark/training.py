@@ -18,12 +18,13 @@ from typing import Any
 import torch
 
 from lm1b.distributed import Ranks
+from lm1b.memory import peak_memory_mb
 from lm1b.model.costs import flops_per_word
 from lm1b.model.kernels import VARIABLE, triton_kernels
 from lm1b.model.tables import Tables
 from lm1b.precision import DTYPES
 from lm1b.training.engine.process_group import start_ranks, stop_ranks
-from lm1b.training.step.step import TrainingStep
+from lm1b.training.step.training_step import TrainingStep
 from parts.benchmark.checkpoints import measure_checkpoint
 from parts.benchmark.machine import Ceiling, peak_memory, peak_memory_from_here, synchronize
 from parts.benchmark.profiled import Parts, profile_steps
@@ -128,7 +129,7 @@ class Training:
             "thread_cpu_seconds": self.threads.mean(len(self.wall) * STEPS_A_TURN[device.type]),
             "operators_a_step": parts.num_operators,
             "page_faults_a_step": statistics.median(self.faults),
-            "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+            "peak_memory_mb": round(peak_memory_mb()),
             "table_mb": round(sum(2 * table.rows.numel() * 4 for table in step.tables.all()) / 2**20),
             **(_gpu_figures(parts, wall, gpu_memory) if device.type == "cuda" else {}),
         }

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import sys
 import time
@@ -19,8 +18,9 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from lm1b.memory import peak_memory_mb
 from lm1b.training.engine.process_group import start_ranks, stop_ranks
-from lm1b.training.step.step import TrainingStep
+from lm1b.training.step.training_step import TrainingStep
 from lm1b.training.timing import WAITED_FOR
 from parts.harness.counts import read_counts
 from parts.harness.shapes import shape_config
@@ -99,8 +99,7 @@ def main() -> None:
     for _ in range(arguments.turns):
         for case in cases:
             case.turn(arguments.steps, arguments.interface)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    report = {"rank": ranks.rank, "ranks": ranks.size, "peak_memory_mb": memory, "cases": [case.as_json() for case in cases]}
+    report = {"rank": ranks.rank, "ranks": ranks.size, "peak_memory_mb": peak_memory_mb(), "cases": [case.as_json() for case in cases]}
     (arguments.out / f"{ranks.rank}.json").write_text(json.dumps(report))
     for case in cases:
         case.step.close()

@@ -12,7 +12,7 @@ from lm1b.model.tables import Tables
 from lm1b.training.engine.engine import Engine
 from lm1b.training.engine.settings import language_model_settings
 from lm1b.training.run import prepare_process
-from lm1b.training.step.step import TrainingStep
+from lm1b.training.step.training_step import TrainingStep
 from parts.harness.batches import PreparedBatches, UnigramBatches
 
 WARM_STEPS = {"cpu": 3, "cuda": 10}
