@@ -17,7 +17,7 @@ from lm1b.sequence_tasks.experiment.smoke import run_smoke, smoke_configs
 from lm1b.sequence_tasks.papers.kept import KeptResult, shorten
 from lm1b.sequence_tasks.papers.published import LANGUAGE_MODELS, NOT_KNOWN, TASK_TABLES
 from lm1b.sequence_tasks.papers.report import render
-from lm1b.sequence_tasks.papers.tables import render_published
+from lm1b.sequence_tasks.papers.tables import render_published, settings_of
 from lm1b.workers import Workers
 
 PUBLISHED_FIGURES = [
@@ -66,6 +66,15 @@ def assert_every_published_row_is_in(text: str) -> None:
 
 def test_every_published_row_is_in_the_report(report: str) -> None:
     assert_every_published_row_is_in(report)
+
+
+def test_a_cell_that_was_searched_otherwise_is_named() -> None:
+    results = {path.stem: KeptResult(read_json(path), path) for path in (REPOSITORY / "results" / "papers").glob("phones_*.json")}
+    said = settings_of([results["phones_tanh_rnn"], results["phones_np_rnn"], results["phones_lstm"]])
+    assert said.endswith(
+        "Learning rates searched: 0.0003, 0.001, 0.003, 0.01; **other than the rest**, LSTM: 0.0003, 0.001, 0.003, 0.01, 0.03."
+    )
+    assert "Learning rates searched" not in settings_of([results["phones_tanh_rnn"], results["phones_np_rnn"]])
 
 
 def test_without_results_every_published_row_says_what_it_needs(tmp_path: Path) -> None:

@@ -68,7 +68,22 @@ def settings_of(results: list[KeptResult]) -> str:
     return (
         f"Settings: {values('optimizer', 'kind')}, gradient clipped at norm {values('optimizer', 'clip_norm')}, "
         f"{values('training', 'batch')} sequences an update, {values('model', 'hidden')} units; initial input weights: {weights}."
+        + _unlike_searches(results)
     )
+
+
+def _unlike_searches(results: list[KeptResult]) -> str:
+    """Which cells of a table were searched at other learning rates than the rest; nothing where all were searched alike."""
+    cells: dict[str, list[str]] = {}
+    for result in results:
+        search = result.value["config"].get("search")
+        rates = ", ".join(f"{rate:g}" for rate in search["learning_rates"]) if search else "none: its rate was given"
+        cells.setdefault(rates, []).append(result.label)
+    if len(cells) < 2:
+        return ""
+    usual = max(cells, key=lambda rates: len(cells[rates]))
+    others = "; ".join(f"{' and '.join(labels)}: {rates}" for rates, labels in cells.items() if rates != usual)
+    return f" Learning rates searched: {usual}; **other than the rest**, {others}."
 
 
 def link(path: Path | None, out: Path) -> str:
