@@ -39,10 +39,10 @@ train: install
 	$(BIN)/python launch/report.py "$(RUN)"
 
 test: install
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-all: install
-	$(BIN)/python -m pytest -n 3 --dist loadfile -m "long or not long"
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "long or not long"
 
 papers: install
 	$(BIN)/python launch/papers.py --results results/papers --out report --smoke $(if $(MNIST),--mnist "$(MNIST)")

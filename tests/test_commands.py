@@ -122,12 +122,14 @@ def test_a_users_mistake_is_one_line_and_status_2(
     assert "Traceback" not in done.stderr
 
 
-def test_a_mistake_on_two_ranks_is_said_once_and_nobody_waits(folder: Path, trained: subprocess.CompletedProcess[str]) -> None:
-    started_at = time.monotonic()
-    done = run(launch(folder / "run.json", "--set", "model.hidden=25"))
+def test_a_mistake_on_two_ranks_is_said_once_and_nobody_waits(
+    folder: Path, trained: subprocess.CompletedProcess[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rank that waited for the other would wait for ten minutes; this is over long before, however slow the machine."""
+    monkeypatch.setenv("LM1B_TIMEOUT_SECONDS", "600")
+    done = run(launch(folder / "run.json", "--set", "model.hidden=25"))  # with its own limit of four minutes
     assert done.returncode == 2
     assert (done.stdout + done.stderr).count("lm1b: error:") == 1
-    assert time.monotonic() - started_at < 55
 
 
 def test_a_run_directory_holds_one_training_at_a_time(folder: Path, trained: subprocess.CompletedProcess[str]) -> None:

@@ -13,7 +13,7 @@ import pytest
 from command_runs import run
 from learning_curve import compare_with
 from parts.learning_curve.compare import check_comparable, compare, seconds_to
-from test_readme_commands import commands_of_the_readme
+from readme_commands import commands_of_the_readme
 from tiny import write_settings
 
 from lm1b.errors import UserError

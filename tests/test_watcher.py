@@ -21,6 +21,7 @@ from lm1b.config import Config, override_config
 from lm1b.errors import UserError
 from lm1b.evaluation.scoring.evaluator import Evaluator
 from lm1b.evaluation.scoring.watch import watch
+from lm1b.evaluation.trained import open as open_module
 from lm1b.evaluation.trained.open import choose_checkpoint
 from lm1b.files import append_json_line, read_json_lines, write_json
 from lm1b.training.checkpoints.checkpoint import Checkpoint, list_checkpoints
@@ -136,14 +137,15 @@ def test_a_checkpoint_deleted_meanwhile_leads_on_to_the_next(config: Config, mon
     made_checkpoint(config, 10)
     made_checkpoint(config, 20)
     made_checkpoint(config, 30, finished=True)
-    original = getattr(Checkpoint, reader)
+    place: Any = open_module if reader == "lease" else Checkpoint
+    original = getattr(place, reader)
 
-    def delete_and_read(self: Checkpoint, *arguments: Any) -> Any:
-        if self.step == 20:
-            self.delete()
-        return original(self, *arguments)
+    def delete_and_read(checkpoint: Checkpoint, *arguments: Any) -> Any:
+        if checkpoint.step == 20:
+            checkpoint.delete()
+        return original(checkpoint, *arguments)
 
-    monkeypatch.setattr(Checkpoint, reader, delete_and_read)
+    monkeypatch.setattr(place, reader, delete_and_read)
     assert watched(config)[0] == [30, 10]
 
 
