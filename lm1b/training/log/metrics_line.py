@@ -50,7 +50,7 @@ class Interval:
         gradient_norm = float(result.gradient_norm)
         counts = run.counts
         # Of words spelled by pieces the step counts pieces; a figure is of words all the same, so that runs can be laid side by side.
-        tokens_per_word = run.tokens.split("train").tokens_per_word
+        tokens_per_word = run.tokens_per_word
         line: dict[str, Any] = {
             "step": run.training_step.step,
             "updates": run.training_step.updates,

@@ -40,8 +40,7 @@ def measure_logging() -> dict[str, Any]:
         progress = SimpleNamespace(step=0, updates=0, engine=SimpleNamespace(loss_scale=1.0), parts=StepParts(torch.device("cpu")))
         batches = SimpleNamespace(tokens_per_step=config.batches.lanes * config.batches.steps, steps_per_epoch=1_000_000)
         parts = {"config": config, "batches": batches, "training_step": progress, "counts": Counts(), "ranks": single_process()}
-        tokens = SimpleNamespace(split=lambda name: SimpleNamespace(tokens_per_word=1.0))
-        run = cast(Run, SimpleNamespace(**parts, total_steps=steps, tokens_at_ceiling=1e4, tokens=tokens))
+        run = cast(Run, SimpleNamespace(**parts, total_steps=steps, tokens_at_ceiling=1e4, tokens_per_word=1.0))
         log = RunLog(config, 0, [RankProcess.here(0)], {})
         seconds: dict[str, float] = collections.defaultdict(float)
         whole, own = time.process_time(), time.thread_time()
