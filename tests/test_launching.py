@@ -17,7 +17,7 @@ import pytest
 from documents import commands_of, section
 from slurm_box import NODES, needs_slurm, slurm_box
 from ssh_server import needs_ssh, ssh_server
-from tiny import REPOSITORY, environment, free_port, write_settings
+from tiny import REPOSITORY, WITHOUT_MLFLOW, environment, free_port, write_settings
 from training_runs import events, losses
 
 from lm1b.files import read_json_lines
@@ -25,7 +25,7 @@ from lm1b.training.run_state import newest_step, run_state, training_ranks
 
 STEPS = 12
 BIN = str(Path(sys.executable).parent)
-VARIABLES = {"PYTHONPATH": str(REPOSITORY), "PATH": f"{BIN}:{os.environ['PATH']}"}
+VARIABLES = {"PYTHONPATH": f"{WITHOUT_MLFLOW}:{REPOSITORY}", "PATH": f"{BIN}:{os.environ['PATH']}"}
 needs_mpi = pytest.mark.skipif(shutil.which("mpirun") is None or shutil.which("ompi_info") is None, reason="needs Debian's openmpi-bin")
 
 

@@ -14,6 +14,7 @@ from forked import run_forked
 from lm1b.launchers import without_place
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+WITHOUT_MLFLOW = REPOSITORY / "tests" / "without_mlflow"
 NUM_WORDS = 240
 
 
@@ -75,9 +76,10 @@ def free_port() -> int:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This process's environment, one thread a process, no ranks of somebody else's, no word of the `make` that runs the tests."""
+    """This process's environment, one thread a process, no MLflow, no ranks of others, no word of the `make` that runs the tests."""
     ours = {name: value for name, value in without_place(os.environ).items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
-    return {**ours, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **more}
+    path = os.pathsep.join(filter(None, (str(WITHOUT_MLFLOW), ours.get("PYTHONPATH"))))
+    return {**ours, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **more}
 
 
 def environments(num_ranks: int) -> list[dict[str, str]]:
