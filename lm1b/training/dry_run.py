@@ -30,7 +30,7 @@ MEASURED_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """Sizes of a training. bytes_a_rank and seconds: estimates; seconds None where there is no way to tell."""
 
     vocabulary_size: int
@@ -60,7 +60,7 @@ class Plan:
         return "\n".join(lines)
 
 
-def make_plan(config: Config, place: Place, device: torch.device) -> Plan:
+def make_plan(config: Config, place: Place, device: torch.device) -> TrainingPlan:
     """The plan of a training by the ranks that have been launched, on machines like this one. Raises UserError without tokens."""
     tokens = open_tokens(config.tokens)
     vocabulary_size = tokens.vocabulary.size
@@ -71,7 +71,7 @@ def make_plan(config: Config, place: Place, device: torch.device) -> Plan:
     total_steps = config.training.total_steps or max(1, math.floor((config.training.epochs or 0.0) * steps_per_epoch))
     core = core_parameters(config.model, config.softmax, vocabulary_size)
     tables = table_parameters(config.model, config.softmax, vocabulary_size)
-    return Plan(
+    return TrainingPlan(
         vocabulary_size=vocabulary_size,
         vocabulary_of="words" if tokens.vocabulary.kind == "words" else f"pieces of words ({tokens.vocabulary.label})",
         tokens_per_epoch=tokens_per_epoch,

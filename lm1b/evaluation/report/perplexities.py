@@ -27,7 +27,7 @@ def table_rows(run: RunRecord, baselines: Baselines) -> list[list[str]]:
             f"{run.words_at(each.step):,}",
             each.split,
             each.files_in_short,
-            each.state,
+            f"carry, {each.lanes} lanes" if each.state == "carry" else each.state,
             each.weights,
             each.precision,
             f"{each.predictions:,}",
