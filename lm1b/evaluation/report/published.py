@@ -32,5 +32,5 @@ PUBLISHED = [
     PublishedFigure("BIGLSTM with CNN inputs", 30.0, "Jozefowicz et al. 2016", SAME_PROTOCOL),
     PublishedFigure("Transformer-XL large", 21.8, "Dai et al. 2019", ANOTHER_COUNT + "also counts an almost free `<S>` a sentence"),
     PublishedFigure("Transformer-XL base", 23.5, "Dai et al. 2019", ANOTHER_COUNT + "also counts an almost free `<S>` a sentence"),
-    PublishedFigure("PyTorch_GBW_LM: LSTM-2048-256", 39.98, "README of rdspring1/PyTorch_GBW_LM", ANOTHER_COUNT + "never predicts a sentence's first word"),
+    PublishedFigure("LSTM-2048-256, Adam", 39.98, "rdspring1/PyTorch_GBW_LM", ANOTHER_COUNT + "never predicts a sentence's first word"),
 ]
