@@ -1,9 +1,13 @@
-"""Ranks that do something apart and agree on how it went: two real processes."""
+"""Ranks that do something apart and agree on how it went: two real processes. And what a rank's start leaves out."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
-from tiny import run_ranks
+import torch
+from tiny import environment, run_ranks
 
 from lm1b.distributed import agree, single_process
 from lm1b.errors import UserError
@@ -40,3 +44,19 @@ def test_one_process_agrees_with_itself() -> None:
     assert agree(single_process(), lambda: 3, may_take_long=True) == 3
     with pytest.raises(UserError, match=r"nowhere: No such file"):
         agree(single_process(), lambda: open("nowhere"))  # noqa: SIM115
+
+
+MUON = """
+import sys, torch
+from lm1b.training.engine.process_group import import_deepspeed, without_inductor
+import_deepspeed()
+with without_inductor():
+    from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
+sys.exit("torch._inductor.compile_fx" in sys.modules or torch.compiler.get_default_backend() != "inductor")
+"""
+
+
+@pytest.mark.skipif(not hasattr(torch.compiler, "set_default_backend"), reason="this torch has no other default than its compiler")
+def test_an_engines_start_imports_no_compiler_and_leaves_torchs_default_as_it_was() -> None:
+    done = subprocess.run([sys.executable, "-c", MUON], env=environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from lm1b.distributed import Ranks
 from lm1b.precision import DTYPES
-from lm1b.training.engine.process_group import at_the_end, before_the_end, import_deepspeed, quiet
+from lm1b.training.engine.process_group import at_the_end, before_the_end, import_deepspeed, quiet, without_inductor
 from lm1b.training.engine.settings import EngineSettings, deepspeed_config
 from lm1b.training.timing import Waiting
 
@@ -43,7 +43,7 @@ class Engine:
         weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
         self.core_size = sum(weight.numel() for weight in weights.values())
         parameters = list(model.parameters())
-        with quiet():
+        with quiet(), without_inductor():
             self._engine, *_ = deepspeed.initialize(
                 model=model.to(ranks.device),
                 optimizer=settings.make_optimizer(parameters),

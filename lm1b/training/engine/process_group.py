@@ -48,6 +48,23 @@ def quiet() -> Generator[None]:
         yield
 
 
+@contextlib.contextmanager
+def without_inductor() -> Generator[None]:
+    """Whatever is compiled in here by default is not: DeepSpeed decorates Muon's functions, which nobody here uses, as it makes an engine.
+
+    Torch's compiler would be imported for them alone: 2 s of each rank's start.
+    """
+    if not hasattr(torch.compiler, "set_default_backend"):  # an older torch
+        yield
+        return
+    before = torch.compiler.get_default_backend()
+    torch.compiler.set_default_backend("eager")
+    try:
+        yield
+    finally:
+        torch.compiler.set_default_backend(before)
+
+
 def time_limit() -> timedelta:
     """How long a collective waits for the other ranks. Raises UserError where the environment says something else than seconds."""
     text = os.environ.get(TIME_LIMIT_VARIABLE, DEFAULT_TIME_LIMIT)
