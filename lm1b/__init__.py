@@ -23,6 +23,7 @@ The layers, each imports only from those before it (tests/test_layers.py sees to
    remote_errors.py   what goes wrong with one, and whether asking again may help
    pinned_wheel.py    data that a package registry carries
    devices.py         which device computes, and tensors on their way to it
+   processor.py       which processor this is, as the kernel tells it
    precision.py       computing precisions, and which a device can train in
    memory.py          memory that is kept rather than given back
    profiling.py       names for a step's parts in the profiler's trace

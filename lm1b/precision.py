@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import platform
-from pathlib import Path
-
 import torch
 
 from lm1b.errors import UserError
+from lm1b.processor import cpu_facts
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def _cpu_facts() -> dict[str, str]:
-    """What the kernel says of the first core, by name: `flags`, `vendor_id`; nothing where it is not Linux."""
-    if platform.system() != "Linux":
-        return {}
-    lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 def _bf16_is_faster(cpu: dict[str, str]) -> bool:
@@ -33,7 +23,7 @@ def resolve_precision(wanted: str, cell: str, device: torch.device) -> str:
     """The computing precision for `auto`, or the wanted one if this device can do it. Raises UserError if it cannot."""
     if device.type == "cuda":
         return "bf16" if wanted == "auto" else wanted
-    cpu = _cpu_facts()
+    cpu = cpu_facts()
     if wanted == "auto":
         return "bf16" if _bf16_is_faster(cpu) else "fp32"
     if wanted == "fp16":

@@ -1,7 +1,8 @@
-"""Where a result comes from: the command that anyone may type again, the revision, the versions, the data. No path of a machine in it."""
+"""Where a result comes from: the command that anyone may type again, the revision, the versions, the machine, the data. No path in it."""
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from lm1b.console import now
+from lm1b.processor import cpu_name
 from lm1b.sequence_tasks.data.task import Task
 from lm1b.training.log.run_log import git_revision
 
@@ -36,9 +38,14 @@ def neutral_command(script: str, config: str, overrides: list[str]) -> str:
     return shlex.join(words)
 
 
+def machine() -> str:
+    """The processor, and how many of its cores there are for this process."""
+    return f"{len(os.sched_getaffinity(0))} cores of {cpu_name()}"
+
+
 def provenance(command: str | None) -> dict[str, Any]:
     """What a reader needs to make a result again. revision: the one that finished it; what it went on from may be older."""
-    return {"command": command, "revision": git_revision(), "torch": torch.__version__, "finished_at": now()}
+    return {"command": command, "revision": git_revision(), "torch": torch.__version__, "machine": machine(), "finished_at": now()}
 
 
 def task_facts(task: Task) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from lm1b.sequence_tasks.experiment.network import Answers, SequenceNetwork, los
 
 EVALUATED_TOGETHER = 128
 
-DIVERGED_LOSS = 2.0  # times what a run has started from
+DIVERGED_LOSS = 2.0  # times a constant answer's
 PROGRESS = ("updates", "skipped", "skipped_in_a_row", "curve", "cpu_seconds")  # kept in the run's file beside the tensors
 
 
@@ -113,11 +113,11 @@ class SequenceRun:
 
     @property
     def has_diverged(self) -> bool:
-        """Whether it has given up, or stands far worse than both a constant answer and itself before its first update."""
+        """Whether it has given up, or its loss on dev is far above a constant answer's, however much farther it has come from."""
         if self.has_given_up or not self.curve:
             return self.has_given_up
-        first, last = self.curve[0]["dev_loss"], self.curve[-1]["dev_loss"]
-        return last is None or first is None or last > DIVERGED_LOSS * max(first, self.task.baseline_loss)
+        last = self.curve[-1]["dev_loss"]
+        return last is None or last > DIVERGED_LOSS * self.task.baseline_loss
 
     @property
     def has_given_up(self) -> bool:

@@ -21,6 +21,7 @@ import torch
 
 from lm1b.model.products import product
 from lm1b.precision import DTYPES
+from lm1b.processor import cpu_name
 
 CPU = torch.device("cpu")
 COPIED_BYTES = {"cpu": 128 << 20, "cuda": 2 << 30}  # far more than a cache holds
@@ -150,13 +151,9 @@ def peak_memory_from_here(device: torch.device = CPU) -> int:
 
 def describe_machine(device: torch.device = CPU) -> dict[str, Any]:
     """What a reader must know of the machine; on a GPU of the card and what drives it too."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = {line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")}
-    flags = next((line for line in lines if line.startswith("flags")), "")
     return {
-        "processor": ", ".join(sorted(names)) or platform.processor(),
+        "processor": cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
-        "has_bf16_products": "avx512_bf16" in flags or "amx_bf16" in flags,
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
         "torch": torch.__version__,
         "copy_gb_per_second_a_core": round(copy_bytes_per_second() / 1e9, 1),
