@@ -31,7 +31,10 @@ def initializations(units: int = UNITS) -> dict[str, CellConfig]:
     """The initialisations that are compared, by the names that tables give them."""
     le = {"hidden": units, "input_weight": "normal", "input_weight_std": 0.001}
     scales = {"I": 1.0, "0.99 I": 0.99, "0.9 I": 0.9, "0.01 I": 0.01}
-    values = {f"IRNN (W = {name})": {"cell": "irnn", "identity_scale": scale, **le} for name, scale in scales.items()}
+    values: dict[str, dict[str, object]] = {
+        f"IRNN (W = {name})": {"cell": "irnn", "identity_scale": scale, **le} for name, scale in scales.items()
+    }
+    values["IRNN (W = I, Glorot input)"] = {"cell": "irnn", "hidden": units}  # what the tasks' configs train
     values["np-RNN"] = {"cell": "np_rnn", "hidden": units, "input_weight": "np_rnn"}
     values["ReLU RNN (Gaussian)"] = {"cell": "relu_rnn", "hidden": units}
     values["tanh RNN"] = {"cell": "tanh_rnn", "hidden": units}

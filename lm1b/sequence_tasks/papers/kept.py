@@ -36,6 +36,8 @@ RUN_KEYS = (
     "test_loss",
     "test_error",
 )
+BURST_LOSS, BURST_AFTER = 10.0, 500  # a burst: a mean training loss so many times a constant answer's, after so many updates
+DECIDED_BY_ACCURACY = ("pixel_mnist", "actions")
 CELL_NAMES = {"irnn": "IRNN", "np_rnn": "np-RNN", "relu_rnn": "ReLU RNN", "tanh_rnn": "tanh RNN", "lstm": "LSTM"}
 
 
@@ -177,6 +179,11 @@ class KeptResult:
         return ", ".join(parts)
 
     @property
+    def is_accuracy(self) -> bool:
+        """Whether the task is decided by the share of right answers, not of wrong ones."""
+        return self.task["kind"] in DECIDED_BY_ACCURACY
+
+    @property
     def is_plain(self) -> bool:
         """In float32 and without guards: may stand for its cell. The identity may be scaled down for good, which the label says."""
         return self._is_float32 and not self._has_guard
@@ -212,6 +219,34 @@ class KeptResult:
     def dev_errors(self) -> list[float]:
         """Least error on dev of every seed, ascending; infinite where it diverged. What choices are made by."""
         return sorted(math.inf if run["diverged"] or run["dev_error"] is None else run["dev_error"] for run in self.seeds)
+
+    @property
+    def num_skipped(self) -> int:
+        """Updates that all seeds together skipped, their gradient not being finite."""
+        return sum(run["skipped"] for run in self.seeds)
+
+    @property
+    def num_with_bursts(self) -> int:
+        """Seeds that did not diverge, though between two looks, after BURST_AFTER updates, their training loss burst (BURST_LOSS)."""
+        limit = BURST_LOSS * self.facts["baseline_loss"]
+
+        def has_burst(curve: dict[str, list[Any]]) -> bool:
+            losses = zip(curve["updates"], curve["train_loss"], strict=True)
+            return any(updates > BURST_AFTER and (loss is None or loss > limit) for updates, loss in losses)
+
+        return sum(not run["diverged"] and has_burst(run["curve"]) for run in self.seeds)
+
+    @property
+    def rates_searched(self) -> list[float]:
+        """Learning rates that were tried first; none where its rate was given."""
+        search = self.value["config"].get("search")
+        return sorted(search["learning_rates"]) if search else []
+
+    @property
+    def is_at_an_end(self) -> bool:
+        """Whether the best rate is the least or the greatest that was tried, so that there may be a better one."""
+        rates = self.rates_searched
+        return bool(rates) and self.value["learning_rate"] in (rates[0], rates[-1])
 
     @property
     def updates(self) -> int:

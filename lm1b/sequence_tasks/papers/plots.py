@@ -24,14 +24,18 @@ INCHES_A_LETTER = 0.09  # of a legend
 
 def show_losses(axes: Any, baseline: float) -> None:
     """A logarithmic axis of losses: at least the decade below a constant answer's, which is drawn; what is far above has diverged."""
-    from matplotlib.ticker import NullFormatter
+    from matplotlib.ticker import LogFormatterSciNotation, NullFormatter
 
     axes.axhline(baseline, color="black", linestyle="--", linewidth=1)
     axes.set_yscale("log")
     low, high = axes.get_ylim()
-    axes.set_ylim(min(low, 0.1 * baseline), min(max(high, 1.5 * baseline), 20 * baseline))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.grid(alpha=0.3)
+    low, high = min(low, 0.4 * baseline), min(max(high, 1.5 * baseline), 20 * baseline)
+    axes.set_ylim(low, high)
+    is_narrow = high / low < 30  # too few powers of ten to read a value by
+    if is_narrow:
+        axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(2, 1)) if is_narrow else NullFormatter())
+    axes.grid(alpha=0.3, which="both" if is_narrow else "major")
 
 
 def new_figure(columns: int, rows: int = 1, *, width: float = 5.2, height: float = 4.0, **more: Any) -> tuple[Any, list[Any]]:
@@ -75,17 +79,27 @@ def legend_of(styles: dict[str, Style], *, baseline: bool = False) -> list[Any]:
 
 
 def _draw_seeds(axes: Any, result: KeptResult, style: Style, key: str, change: Callable[[float], float], scale: float) -> None:
-    """Every seed thin, their median thick over the stretch that all of them reach."""
+    """Every seed thin, and thick the median of those that did not diverge over the looks that all of them have."""
     color, line = style
     curves = []
     for run in result.seeds:
         points = [(x * scale, change(y)) for x, y in zip(run["curve"]["updates"], run["curve"][key], strict=True) if y is not None]
-        curves.append(dict(points))
         if points:
             axes.plot(*zip(*points, strict=True), color=color, linestyle=line, linewidth=0.7, alpha=0.45)
+        if not run["diverged"]:
+            curves.append(dict(points))
     shared = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
     if shared:
         axes.plot(shared, [statistics.median(curve[x] for curve in curves) for x in shared], color=color, linestyle=line, linewidth=2.2)
+
+
+def _mark_diverged(axes: Any, result: KeptResult, color: str) -> None:
+    """A cross at the top of the picture for each seed that diverged, at its last update."""
+    ends = [run["curve"]["updates"][-1] for run in result.seeds if run["diverged"]]
+    axes.plot(ends, [0.97] * len(ends), "x", color=color, markersize=9, markeredgewidth=2, transform=axes.get_xaxis_transform())
+    if ends:
+        said = f"{len(ends)} of {len(result.seeds)} diverged: {result.label}"
+        axes.text(0.97, 0.03, said, color=color, ha="right", va="bottom", fontsize=9, transform=axes.transAxes)
 
 
 def draw_losses(panels: dict[str, list[KeptResult]], path: Path) -> None:
@@ -98,6 +112,7 @@ def draw_losses(panels: dict[str, list[KeptResult]], path: Path) -> None:
     for axes, (title, results) in _pair(axes_list, panels):
         for result in results:
             _draw_seeds(axes, result, styles[result.label], "dev_loss", lambda loss: max(loss, 1e-6), 1.0)
+            _mark_diverged(axes, result, styles[result.label][0])
         show_losses(axes, results[0].facts["baseline_loss"])
         axes.set(title=title, xlabel="updates", ylabel="loss on dev")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -136,7 +151,13 @@ def draw_rates(panels: dict[str, list[KeptResult]], path: Path) -> None:
                 else:
                     axes.plot(*zip(*points, strict=True), "o", color=color, markersize=3 + 2 * number, alpha=0.8, linestyle="none")
         show_losses(axes, results[0].facts["baseline_loss"])
-        axes.text(0.02, 0.97, "top: diverged", transform=axes.transAxes, va="top", fontsize=10)
+        if any(
+            gone or loss is None
+            for result in results
+            for rung in result.value["search"]
+            for loss, gone in zip(*_outcome(rung), strict=True)
+        ):
+            axes.text(0.02, 0.97, "top: diverged", transform=axes.transAxes, va="top", fontsize=10, backgroundcolor="white")
         axes.set(title=title, xlabel="learning rate", ylabel="loss on dev", xscale="log")
     save_figure(figure, path, *legend_of(styles, baseline=True))
 
@@ -170,13 +191,21 @@ def draw_spectra(found: dict[str, Any], path: Path) -> None:
     """Eigenvalues of the initial recurrent matrices with the unit circle, a panel a matrix."""
     from matplotlib.patches import Circle
 
-    # 0.99 I and 0.9 I are one point each and look like I: left out.
-    shown = {name: cell["eigenvalues"] for name, cell in found["cells"].items() if name not in ("IRNN (W = 0.99 I)", "IRNN (W = 0.9 I)")}
+    shown: dict[str, Any] = {}
+    for name, cell in found["cells"].items():
+        if name in ("IRNN (W = 0.99 I)", "IRNN (W = 0.9 I)"):
+            continue  # one point each, that looks like I's; said below the picture
+        same = next((other for other, values in shown.items() if values == cell["eigenvalues"]), None)
+        if same is None:
+            shown[name] = cell["eigenvalues"]
+        else:  # one matrix under two nonlinearities
+            shown = {f"{same}; {name}" if other == same else other: values for other, values in shown.items()}
     figure, panels = new_figure(3, -(-len(shown) // 3), width=3.6, height=3.6, sharex=True, sharey=True)
     for axes, (name, values) in zip(panels, shown.items(), strict=False):
         axes.add_patch(Circle((0, 0), 1.0, fill=False, color="gray", linewidth=1))
         axes.plot(values["real"], values["imaginary"], ".", color="C0", markersize=7 if len(values["real"]) > 1 else 14)
-        axes.set(title=name.replace("cell state", "cell gate"), aspect="equal", xlim=(-1.3, 1.3), ylim=(-1.3, 1.3))
+        axes.set_title(name.replace("cell state", "cell gate"), fontsize=10)
+        axes.set(aspect="equal", xlim=(-1.3, 1.3), ylim=(-1.3, 1.3))
         axes.grid(alpha=0.3)
     for axes in panels[len(shown) :]:
         axes.remove()

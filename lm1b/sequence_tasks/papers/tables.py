@@ -8,7 +8,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import statistics
 from pathlib import Path
 
 from lm1b.markdown import markdown_table
@@ -27,7 +29,6 @@ from lm1b.sequence_tasks.papers.verdicts import (
 
 PAPERS_LAYOUT = {"phones": "TIMIT", "actions": "UCF-101 features"}  # of Task.sources where the data are the paper's own
 CANNOT_TELL = "Cannot tell whether it agrees: of what the paper reports here nothing is known to us."
-DECIDED_BY_ACCURACY = ("pixel_mnist", "actions")
 
 
 def is_papers_data(result: KeptResult) -> bool:
@@ -72,6 +73,16 @@ def settings_of(results: list[KeptResult]) -> str:
     )
 
 
+def chance_of_test(results: list[KeptResult]) -> str:
+    """How much the choice of test sequences may move a share of right answers, where each sequence has one answer; else nothing."""
+    if results[0].facts["asked"] != "label":
+        return ""
+    num_test = results[0].facts["sequences"]["test"]
+    shares = [statistics.median(result.errors) for result in results]
+    width = max((196.0 * math.sqrt(share * (1.0 - share) / num_test) for share in shares if math.isfinite(share)), default=0.0)
+    return f" The seeds' ranges leave out which {num_test:,} sequences are the test: 95 % of such choices lie within {width:.1f} points."
+
+
 def _unlike_searches(results: list[KeptResult]) -> str:
     """Which cells of a table were searched at other learning rates than the rest; nothing where all were searched alike."""
     cells: dict[str, list[str]] = {}
@@ -91,21 +102,29 @@ def link(path: Path | None, out: Path) -> str:
     return "not kept" if path is None else f"[{path.stem}]({os.path.relpath(path, out)})"
 
 
-OUR_COLUMNS = ["on test, median (least to greatest)", "seeds", "diverged", "learning rate", "budget", "file"]
+OUR_COLUMNS = [
+    "on test, median (least to greatest)",
+    "seeds",
+    "diverged",
+    "updates skipped; seeds with bursts",
+    "learning rate",
+    "budget",
+    "file",
+]
 
 
 def our_columns(result: KeptResult, out: Path) -> list[str]:
     """OUR_COLUMNS of one result. out: folder of papers.md, which links are relative to. Figures are accuracies where those decide."""
-    is_accuracy = result.task["kind"] in DECIDED_BY_ACCURACY
     total = len(result.seeds)
     solved = f"{total}, {num_solved(result)} solve it" if result.facts["asked"] == "number" else str(total)
     budget = f"{result.updates:,} updates ({result.epochs:.3g} epochs)"
-    meaning = "" if result.facts["asked"] == "number" else " correct" if is_accuracy else " wrong"
+    meaning = "" if result.facts["asked"] == "number" else " correct" if result.is_accuracy else " wrong"
     return [
-        shown_range(result, accuracy=is_accuracy) + meaning,
+        shown_range(result, accuracy=result.is_accuracy) + meaning,
         solved,
         f"{sum(run['diverged'] for run in result.seeds)} of {total}",
-        f"{result.value['learning_rate']:g}",
+        f"{result.num_skipped}; {result.num_with_bursts}",
+        f"{result.value['learning_rate']:g}" + (" (an end of the grid)" if result.is_at_an_end else ""),
         budget,
         link(result.path, out),
     ]
@@ -120,7 +139,8 @@ def evidence(results: list[KeptResult], out: Path) -> str:
         revision = f"commit {str(facts.get('revision'))[:12]}" if facts.get("revision") else "commit not recorded"
         dirty = ", with changes that are not committed" if str(facts.get("revision")).endswith("-dirty") else ""
         when = f", finished {facts['finished_at'][:10]}" if facts.get("finished_at") else ""
-        lines.append(f"- {link(result.path, out)}: {command}; {revision}{dirty}{when}")
+        where = f" on {facts['machine']}" if facts.get("machine") else ""
+        lines.append(f"- {link(result.path, out)}: {command}; {revision}{dirty}{when}{where}")
     return "\n".join(["Where the figures come from:", "", *lines])
 
 
@@ -136,15 +156,18 @@ def render_published(table: PublishedTable, results: list[KeptResult], out: Path
         if not of_cell:
             rows.append([row.system, known, f"not run here: needs {table.needs}", *[""] * len(OUR_COLUMNS)])
     others = [result for result in ours if result.cell not in {row.cell for row in table.rows}]
-    rows += [["not in the paper's table", "", result.label, *our_columns(result, out)] for result in others]
+    place = "not in the paper's table" if table.rows_are_known else "no row of the paper known to us"
+    rows += [[place, "", result.label, *our_columns(result, out)] for result in others]
     parts = [f"### {table.title}", f"{table.paper}." + (f" {table.note}" if table.note else "")]
     parts.append(markdown_table(["the paper's system", f"the paper's figure ({table.unit})", "ours", *OUR_COLUMNS], rows))
     if ours:
         found = [judge_figure(row, ours) for row in table.rows]
         said = [*(sentence for sentence in found if sentence), *(judge(claim, ours) for claim in table.claims), *judge_scales(ours)]
         parts.append("\n".join(f"- {sentence}" for sentence in said) if said else CANNOT_TELL)
-        parts.append(f"Data: {data_of(ours[0])}. {settings_of(ours)}")
+        parts.append(f"Data: {data_of(ours[0])}. {settings_of(ours)}{chance_of_test(ours)}")
         parts.append(evidence(ours, out))
+    else:
+        parts.append("Cannot tell: not run here.")
     return "\n\n".join(parts)
 
 
@@ -164,7 +187,7 @@ def render_stand_ins(tables: list[PublishedTable], results: list[KeptResult], ou
         parts += [
             f"### Stand-in data: {title}",
             "**Not the paper's data set**, so no figure of the paper stands here; only the order of the cells is looked at. "
-            f"{data_of(ours[0])}. {settings_of(ours)}",
+            f"{data_of(ours[0])}. {settings_of(ours)}{chance_of_test(ours)}",
             markdown_table(["cell", "units", *OUR_COLUMNS], rows),
             "\n".join(f"- {sentence}" for sentence in said),
             evidence(ours, out),
@@ -187,7 +210,7 @@ def rate_table(results: list[KeptResult]) -> str:
         "rates tried",
         "updates each",
         "learned (loss below 90 % of a constant answer's)",
-        "diverged",
+        "diverged (loss above twice a constant answer's, or not finite)",
         "chosen in the end",
     ]
     return markdown_table(columns, rows)

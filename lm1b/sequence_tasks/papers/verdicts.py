@@ -12,6 +12,7 @@ import math
 import statistics
 from typing import Any, Literal
 
+from lm1b.sequence_tasks.experiment.trainer import DIVERGED_LOSS
 from lm1b.sequence_tasks.papers.kept import CELL_NAMES, KeptResult
 from lm1b.sequence_tasks.papers.published import Claim, Row
 
@@ -61,6 +62,15 @@ def num_solved(result: KeptResult) -> int:
     return sum(error < SOLVED_SHARE * result.facts["baseline_loss"] for error in result.errors)
 
 
+def rates_that_solved(result: KeptResult) -> list[float]:
+    """Learning rates with which the search's own run solved the task on dev, in the whole budget or less of it."""
+    limit, found = SOLVED_SHARE * result.facts["baseline_loss"], set()
+    for rung in result.value["search"]:
+        outcomes = zip(rung["learning_rates"], rung["dev_error"], rung["diverged"], strict=True)
+        found |= {rate for rate, error, diverged in outcomes if not diverged and error is not None and error < limit}
+    return sorted(found)
+
+
 def best_of_cell(results: list[KeptResult], cell: str) -> KeptResult | None:
     """The plain result of a cell; where there are several (scales of the identity), the one with the lowest median error on dev."""
     plain = [result for result in results if result.cell == cell and result.is_plain]
@@ -75,19 +85,29 @@ def judge(claim: Claim, results: list[KeptResult]) -> str:
         claimed = f"{claim.whose} {name} {'converges' if claim.kind == 'solves' else 'fails'}"
         if ours is None:
             return f"{claimed}. Cannot tell: not run here."
-        solved, total = num_solved(ours), len(ours.errors)
-        if total < 2:
-            return f"{claimed}. Cannot tell from one seed, which {'solves it' if solved else 'does not'}."
-        found = f"here {solved} of {total} seeds get below {SOLVED_SHARE * ours.facts['baseline_loss']:.2g}"
-        if claim.kind == "fails":
-            return f"{claimed}; {found}: {'it agrees' if solved == 0 else 'it disagrees' if solved > total / 2 else 'cannot tell'}."
-        return f"{claimed}; {found}: {'it agrees' if solved > total / 2 else 'it disagrees' if solved == 0 else 'it agrees in part'}."
+        return f"{claimed}{_judge_solving(ours, fails=claim.kind == 'fails')}."
     other = best_of_cell(results, claim.other)
     relation = "is ahead of the" if claim.kind == "ahead" else "does as well as the"
     claimed = f"{claim.whose} {name} {relation} {CELL_NAMES[claim.other]}"
     if ours is None or other is None:
         return f"{claimed}. Cannot tell: the {name if ours is None else CELL_NAMES[claim.other]} was not run here."
     return f"{claimed}. {judge_pair(ours, other, level=claim.kind == 'level')}"
+
+
+def _judge_solving(ours: KeptResult, *, fails: bool) -> str:
+    """The rest of a sentence: how many seeds solve the task, and whether that is the claim that they do, or (fails) that they do not."""
+    solved, total = num_solved(ours), len(ours.errors)
+    if total < 2:
+        return f". Cannot tell from one seed, which {'solves it' if solved else 'does not'}"
+    found = f"; here {solved} of {total} seeds get below {SOLVED_SHARE * ours.facts['baseline_loss']:.2g}"
+    share = "all" if solved == total else "none" if solved == 0 else "some"
+    if not fails:
+        return f"{found}: {({'all': 'it agrees', 'some': 'it agrees in part', 'none': 'it disagrees'})[share]}"
+    by_search = rates_that_solved(ours)
+    if share == "none" and by_search:
+        rates = " and ".join(f"{rate:g}" for rate in by_search)
+        return f"{found}, while a run of the search did with learning rate {rates}: it agrees in part"
+    return f"{found}: {({'all': 'it disagrees', 'some': 'it agrees in part', 'none': 'it agrees'})[share]}"
 
 
 def judge_figure(row: Row, results: list[KeptResult]) -> str | None:
@@ -102,12 +122,11 @@ def judge_figure(row: Row, results: list[KeptResult]) -> str | None:
     middle = statistics.median(errors)
     if math.isinf(middle):
         return f"{theirs}; more than half of our seeds diverged: it disagrees."
-    side = "more" if middle > row.share else "fewer"
     distance = shown(abs(middle - row.share), asked).replace("%", "points")
-    budget = f"after {ours.epochs:.3g} epochs (the paper's budget is not known to us)"
-    return f"{theirs}; ours gives {distance} {side} wrong answers {budget}: it does not reach the same figure." if side == "more" else (
-        f"{theirs}; ours gives {distance} {side} wrong answers {budget}: it does better."
-    )  # fmt: skip
+    seen = f"{theirs}; ours gives {distance} {'more' if middle > row.share else 'fewer'} wrong answers after {ours.epochs:.3g} epochs"
+    if len(errors) < 2:
+        return f"{seen}, of one seed: it does not agree to the point, and whether another seed or more epochs would, it cannot tell."
+    return f"{seen}: it disagrees."
 
 
 def judge_scales(results: list[KeptResult]) -> list[str]:
@@ -126,14 +145,26 @@ def judge_scales(results: list[KeptResult]) -> list[str]:
 def judge_pair(ours: KeptResult, other: KeptResult, *, level: bool) -> str:
     """Whether `ours` is ahead of `other`, or (level) no worse, as a sentence."""
     verdict = compare(ours.errors, other.errors)
-    asked = ours.facts["asked"]
+    asked, is_accuracy = ours.facts["asked"], ours.is_accuracy
+    unit = "squared error" if asked == "number" else "correct" if is_accuracy else "wrong"
     ranges = (
-        f"{ours.label} {shown_range(ours)} against {other.label} {shown_range(other)} {'squared error' if asked == 'number' else 'wrong'}"
+        f"{ours.label} {shown_range(ours, accuracy=is_accuracy)} against {other.label} {shown_range(other, accuracy=is_accuracy)} {unit}"
     )
     if ours.updates != other.updates:
         return f"Cannot tell: the budgets differ ({ours.updates:,} and {other.updates:,} updates). Seen: {ranges}."
     if asked == "number" and num_solved(ours) == num_solved(other) == 0:
         return f"Cannot tell: neither learns the task here, {ranges}."
+    if (
+        level
+        and asked == "number"
+        and (num_solved(ours), num_solved(other)) == (len(ours.errors), len(other.errors))
+        and len(ours.errors) > 1
+    ):
+        left = {"lower": ours.label, "higher": other.label}.get(verdict)
+        beside = (
+            "the seeds' ranges overlap" if left is None else f"less error is left to the {left} after {ours.updates:,} updates, no overlap"
+        )
+        return f"It agrees, both solve the task with every seed; {beside}: {ranges}."
     if min(len(ours.errors), len(other.errors)) < 2:
         return f"Cannot tell: a single seed has no spread. Seen: {ranges}."
     if verdict == "cannot tell":
@@ -143,6 +174,22 @@ def judge_pair(ours: KeptResult, other: KeptResult, *, level: bool) -> str:
     if verdict == "lower":
         return f"{'It is even ahead here' if level else 'It agrees'}: {ranges}, no overlap."
     return f"It disagrees: {ranges}, no overlap."
+
+
+def guard_sentence(guarded: KeptResult, beside: list[KeptResult]) -> str:
+    """What a guard does beside the plain result of the same cell and settings: seeds that diverged, and the error of the others."""
+    plain = next((one for one in beside if one.is_plain and one.cell == guarded.cell and one.model["identity_scale"] in (1.0, None)), None)
+    name = f"{guarded.facts['name']}, {guarded.label}"
+    if plain is None:
+        return f"{name}: no run without the guard to lay beside it."
+    counts = [f"{sum(math.isinf(error) for error in one.errors)} of {len(one.errors)}" for one in (guarded, plain)]
+    finite = [[error for error in one.errors if math.isfinite(error)] for one in (guarded, plain)]
+    verdict = {
+        "lower": "the seeds that did not diverge do better with it, no overlap",
+        "higher": "the seeds that did not diverge do worse with it, no overlap",
+        "cannot tell": "the errors of the seeds that did not diverge cannot be told apart",
+    }[compare(*finite)]
+    return f"{name}: {counts[0]} seeds diverge, {counts[1]} without it, too few to tell a chance; {verdict}."
 
 
 def first_rung(result: KeptResult) -> dict[str, Any]:
@@ -159,8 +206,9 @@ def num_learned(result: KeptResult) -> int:
 
 
 def num_diverged(result: KeptResult) -> int:
-    """Rates with which it had diverged by then."""
-    return sum(first_rung(result)["diverged"])
+    """Rates with which it had diverged by then: given up, or twice a constant answer's loss and more."""
+    rung, limit = first_rung(result), DIVERGED_LOSS * result.facts["baseline_loss"]
+    return sum(diverged or loss is None or loss > limit for loss, diverged in zip(rung["dev_loss"], rung["diverged"], strict=True))
 
 
 def rate_sentences(results: list[KeptResult]) -> list[str]:
@@ -180,7 +228,13 @@ def rate_sentences(results: list[KeptResult]) -> list[str]:
             f"the np-RNN learns with {num_learned(new)} of {total} rates and diverges with {num_diverged(new)}, "
             f"the {old.label} learns with {num_learned(old)} and diverges with {num_diverged(old)}"
         )
-        said.append(f"{name}: {counts}. {_judge_rates(new, old)}")
+        plain = next((result for result in results if result.title == name and result.cell == "relu_rnn"), None)
+        beside = (
+            ""
+            if plain is None
+            else f" A ReLU RNN with a Gaussian matrix learns with {num_learned(plain)} and diverges with {num_diverged(plain)}."
+        )
+        said.append(f"{name}: {counts}. {_judge_rates(new, old)}{beside}")
     return said or ["Cannot tell whether the np-RNN is less sensitive than the IRNN: no task was searched with both."]
 
 
@@ -193,7 +247,7 @@ def _judge_rates(new: KeptResult, old: KeptResult) -> str:
     if num_learned(new) == 0:
         return "It disagrees: the np-RNN learns with no rate at all, so that it is insensitive says nothing."
     if learned >= 1 and diverged <= 0:
-        return "It agrees with the paper's claim that the np-RNN is the less sensitive one (one seed a rate)."
+        return "It agrees in part with the paper's claim that the np-RNN is the less sensitive one: one seed a rate tells no more."
     if learned <= -1 and diverged >= 0:
-        return "It disagrees with the paper's claim that the np-RNN is the less sensitive one (one seed a rate)."
+        return "It speaks against the paper's claim that the np-RNN is the less sensitive one: one seed a rate tells no more."
     return "Cannot tell which is the less sensitive one."

@@ -24,14 +24,19 @@ from typing import Any
 import torch
 
 from lm1b.config import load_config
+from lm1b.console import now
 from lm1b.errors import UserError
 from lm1b.files import read_json, read_json_lines, write_json
 from lm1b.precision import resolve_precision
+from lm1b.sequence_tasks.experiment.provenance import machine
 from lm1b.training.log.run_log import git_revision
 from lm1b.training.run_folder import RunFolder
 from parts.harness.launching import REPOSITORY
 from parts.harness.trial import try_settings
 
+COMMAND = (
+    "python tools/paper_results.py language-models --corpus NEWS_MIX --files SHARD_10 SHARD_11 --json results/papers/language_models.json"
+)
 CONFIG = REPOSITORY / "configs" / "papers" / "language_model.json"
 RATES = (0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008)  # of the core, by Adam
 SEARCH_SENTENCES = 800
@@ -79,12 +84,7 @@ class Table:
 
     def save(self) -> None:
         """Write the file."""
-        facts = {
-            "command": "python tools/paper_results.py language-models",
-            "revision": git_revision(),
-            "config": "configs/papers/language_model.json",
-        }
-        write_json(self.path, {**facts, "cells": self.cells})
+        write_json(self.path, {"command": COMMAND, "config": "configs/papers/language_model.json", "cells": self.cells})
 
     def launch(self, script: str, *arguments: str) -> None:
         """Run one of our own commands. Raises UserError where it fails."""
@@ -135,7 +135,8 @@ class Table:
         scored = [{**each.only(kept), "files": [Path(file).name for file in each.files]} for each in evaluations]
         metrics = read_json_lines(RunFolder(folder).metrics)[-1]
         told = [setting for setting in settings if not setting.startswith(("corpus.path", "tokens.directory", "run.directory"))]
-        runs[name] = {"seed": seed, "epochs": epochs, "settings": told, "scored": scored, "last_metrics": metrics}
+        where = {"revision": git_revision(), "machine": machine(), "finished_at": now()}
+        runs[name] = {"seed": seed, "epochs": epochs, **where, "settings": told, "scored": scored, "last_metrics": metrics}
         self.save()
 
 
