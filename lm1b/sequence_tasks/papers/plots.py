@@ -24,7 +24,7 @@ INCHES_A_LETTER = 0.09  # of a legend
 
 def show_losses(axes: Any, baseline: float) -> None:
     """A logarithmic axis of losses: at least the decade below a constant answer's, which is drawn; what is far above has diverged."""
-    from matplotlib.ticker import LogFormatterSciNotation, NullFormatter
+    from matplotlib.ticker import NullFormatter
 
     axes.axhline(baseline, color="black", linestyle="--", linewidth=1)
     axes.set_yscale("log")
@@ -34,7 +34,9 @@ def show_losses(axes: Any, baseline: float) -> None:
     is_narrow = high / low < 30  # too few powers of ten to read a value by
     if is_narrow:
         axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(2, 1)) if is_narrow else NullFormatter())
+        axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "235" else "")
+    else:
+        axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3, which="both" if is_narrow else "major")
 
 
@@ -181,7 +183,7 @@ def draw_norms(found: dict[str, Any], path: Path) -> None:
             values = [value if value > VANISHED else None for value in cell["norms"][key]]
             drawn = [(step, value) for step, value in zip(found["steps"], values, strict=True) if value is not None]
             axes.plot(*zip(*drawn, strict=True), color=f"C{number}", linewidth=2, label=name, linestyle="-" if number % 2 else "--")
-        axes.set(title=title, xlabel="step", yscale="log", ylim=(VANISHED, 10.0))
+        axes.set(title=title, xlabel="step", yscale="log", ylim=(VANISHED, 100.0))
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("norm of the state, relative to its start")
     save_figure(figure, path, *panels[0].get_legend_handles_labels()[0])
