@@ -166,6 +166,8 @@ class KeptResult:
         parts = [CELL_NAMES[self.cell]]
         if self.cell == "irnn" and model["identity_scale"] != 1.0:
             parts.append(f"W = {model['identity_scale']:g} I")
+        if model.get("input_weight") == "normal":
+            parts.append(f"input weights N(0, {model['input_weight_std']:g})")
         if self.cell == "lstm" and model["forget_bias"] != 1.0:
             parts.append(f"forget bias {model['forget_bias']:g}")
         if training["norm_stabilizer"]:
