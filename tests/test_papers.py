@@ -14,7 +14,8 @@ from tiny import REPOSITORY
 
 from lm1b.files import read_json, write_json
 from lm1b.sequence_tasks.experiment.smoke import run_smoke, smoke_configs
-from lm1b.sequence_tasks.papers.kept import KeptResult, shorten
+from lm1b.sequence_tasks.papers.kept import shorten
+from lm1b.sequence_tasks.papers.kept_result import KeptResult
 from lm1b.sequence_tasks.papers.published import LANGUAGE_MODELS, NOT_KNOWN, TASK_TABLES
 from lm1b.sequence_tasks.papers.report import render
 from lm1b.sequence_tasks.papers.tables import render_published, settings_of
@@ -136,7 +137,7 @@ def test_verdicts_of_the_made_up_results(report: str) -> None:
     assert "ours gives 6.0 points more wrong answers" in report
     assert "adding, T = 150, IRNN: bf16 does worse than float32" in report
     assert "IRNN, norm stabilizer 50" in section(report, "Guards")
-    assert "IRNN, W = 0.01 I against W = 1 I: the smaller scale is ahead" in report
+    assert "IRNN against IRNN, W = 0.01 I: the IRNN, W = 0.01 I is ahead" in report
     assert "adding, T = 750" in section(report, "Other lengths, in neither paper")
 
 

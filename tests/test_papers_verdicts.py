@@ -15,12 +15,14 @@ from lm1b.files import write_json
 from lm1b.sequence_tasks.config import load_task_experiment
 from lm1b.sequence_tasks.experiment.provenance import neutral_command
 from lm1b.sequence_tasks.experiment.search import CellSearch
-from lm1b.sequence_tasks.papers.kept import LARGEST_KEPT_BYTES, KeptResult, read_kept, rounded, shorten, write_kept
+from lm1b.sequence_tasks.papers.kept import LARGEST_KEPT_BYTES, read_kept, rounded, shorten, write_kept
+from lm1b.sequence_tasks.papers.kept_result import KeptResult
 from lm1b.sequence_tasks.papers.language_models import judge_ratio, judge_spread, read_groups
 from lm1b.sequence_tasks.papers.published import Claim
 from lm1b.sequence_tasks.papers.report import render
+from lm1b.sequence_tasks.papers.sensitivity import rate_sentences
 from lm1b.sequence_tasks.papers.tables import our_columns
-from lm1b.sequence_tasks.papers.verdicts import compare, guard_sentence, judge, rate_sentences, shown_range
+from lm1b.sequence_tasks.papers.verdicts import compare, guard_sentence, judge, shown_range
 from lm1b.workers import Workers
 
 
@@ -219,7 +221,7 @@ def test_both_solving_the_task_is_doing_as_well_whatever_error_is_left() -> None
         kept(made_result(ADDING_150, "lstm", [0.0001, 0.0002, 0.0003, 0.0004, 0.0005])),
     )
     said = judge(Claim("level", "irnn", "lstm"), [one, other])
-    assert "It agrees, both solve the task with every seed; less error is left to the LSTM after 10,000 updates, no overlap" in said
+    assert "It agrees, both solve the task with every seed; less error is left to the LSTM after 10,000 updates:" in said
     said = judge(Claim("level", "irnn", "lstm"), [kept(made_result(ADDING_150, "irnn", [0.001, 0.002, 0.02])), other])
     assert "It disagrees" in said
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lm1b.sequence_tasks.papers.kept import KeptResult
+from lm1b.sequence_tasks.papers.kept_result import KeptResult
 from lm1b.sequence_tasks.papers.plots import VANISHED, draw_norms, draw_precision, draw_spectra
 from lm1b.sequence_tasks.papers.tables import OUR_COLUMNS, evidence, markdown_table, our_columns
 from lm1b.sequence_tasks.papers.verdicts import compare

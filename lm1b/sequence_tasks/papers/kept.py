@@ -11,8 +11,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from lm1b.errors import UserError
 from lm1b.files import atomic_file, read_json
 from lm1b.sequence_tasks.data.generated import BASELINE_SQUARED_ERROR
 from lm1b.sequence_tasks.experiment.provenance import neutral_path
+from lm1b.sequence_tasks.papers.kept_result import KeptResult
 
 DIGITS, CURVE_POINTS = 4, 50
 LARGEST_KEPT_BYTES = 40_000
@@ -36,9 +35,6 @@ RUN_KEYS = (
     "test_loss",
     "test_error",
 )
-BURST_LOSS, BURST_AFTER = 10.0, 500  # a burst: a mean training loss so many times a constant answer's, after so many updates
-DECIDED_BY_ACCURACY = ("pixel_mnist", "actions")
-CELL_NAMES = {"irnn": "IRNN", "np_rnn": "np-RNN", "relu_rnn": "ReLU RNN", "tanh_rnn": "tanh RNN", "lstm": "LSTM"}
 
 
 def rounded(value: Any, digits: int = DIGITS) -> Any:
@@ -98,167 +94,6 @@ def write_kept(path: Path, kept: dict[str, Any]) -> None:
     write_compact_json(path, kept)
     if path.stat().st_size > LARGEST_KEPT_BYTES:
         raise UserError(f"{path}: {path.stat().st_size:,} bytes, more than the {LARGEST_KEPT_BYTES:,} of a kept result; keep fewer seeds")
-
-
-@dataclass(frozen=True)
-class KeptResult:
-    """One cell on one task. path: None where it is not kept in a file (smoke)."""
-
-    value: dict[str, Any]
-    path: Path | None = None
-
-    @property
-    def name(self) -> str:
-        """As the file is named, without .json."""
-        return self.value["name"]
-
-    @property
-    def task(self) -> dict[str, Any]:
-        """The task's section of the config."""
-        return self.value["config"]["task"]
-
-    @property
-    def model(self) -> dict[str, Any]:
-        """The model's section of the config."""
-        return self.value["config"]["model"]
-
-    @property
-    def cell(self) -> str:
-        """As the config names it: one of CELL_NAMES."""
-        return self.model["cell"]
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What the result is on; see provenance.task_facts."""
-        if self.value.get("task"):
-            return self.value["task"]
-        task = self.task
-        sequences = {"train": task["train_size"], "dev": task["held_out_size"], "test": task["held_out_size"]}
-        sources = {"data": f"made from seed {task['seed']}"}
-        return {
-            "name": f"{task['kind']}, T = {task['steps']}",
-            "asked": "number",
-            "baseline_loss": BASELINE_SQUARED_ERROR[task["kind"]],
-            "sequences": sequences,
-            "sources": sources,
-        }
-
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """Command, revision, versions; empty where the result does not say."""
-        return self.value.get("provenance") or {}
-
-    @property
-    def shape(self) -> str:
-        """Layers and directions, in words."""
-        layers = self.model["layers"]
-        return f"{layers} layer{'s' if layers > 1 else ''}" + (", bidirectional" if self.model["bidirectional"] else "")
-
-    @property
-    def title(self) -> str:
-        """The task, with the network's shape where it is not the plain one: what stands above a plot."""
-        return self.facts["name"] + ("" if self.shape == "1 layer" else f", {self.shape}")
-
-    @cached_property
-    def label(self) -> str:
-        """The cell as tables and plots name it, with what differs from the plain one, shape apart."""
-        model, training, optimizer = self.model, self.value["config"]["training"], self.value["config"]["optimizer"]
-        parts = [CELL_NAMES[self.cell]]
-        if self.cell == "irnn" and model["identity_scale"] != 1.0:
-            parts.append(f"W = {model['identity_scale']:g} I")
-        if model.get("input_weight") == "normal":
-            parts.append(f"input weights N(0, {model['input_weight_std']:g})")
-        if self.cell == "lstm" and model["forget_bias"] != 1.0:
-            parts.append(f"forget bias {model['forget_bias']:g}")
-        if training["norm_stabilizer"]:
-            parts.append(f"norm stabilizer {training['norm_stabilizer']:g}")
-        if optimizer["clip_value"] is not None:
-            parts.append(f"clip by value {optimizer['clip_value']:g}")
-        if optimizer["clip_norm"] is None:
-            parts.append("no clipping by norm")
-        if training["precision"] != "fp32":
-            parts.append(training["precision"])
-        return ", ".join(parts)
-
-    @property
-    def is_accuracy(self) -> bool:
-        """Whether the task is decided by the share of right answers, not of wrong ones."""
-        return self.task["kind"] in DECIDED_BY_ACCURACY
-
-    @property
-    def is_plain(self) -> bool:
-        """In float32 and without guards: may stand for its cell. The identity may be scaled down for good, which the label says."""
-        return self._is_float32 and not self._has_guard
-
-    @property
-    def is_guarded(self) -> bool:
-        """In float32, with something changed to keep the cell from diverging: shown beside the plain one, never for it."""
-        return self._is_float32 and self._has_guard
-
-    @property
-    def _is_float32(self) -> bool:
-        return self.value["config"]["training"]["precision"] == "fp32"
-
-    @property
-    def _has_guard(self) -> bool:
-        """Clipping by norm is no guard, since every cell has it; a run without it is shown among the guards too."""
-        almost_identity = self.cell == "irnn" and 0.5 < self.model["identity_scale"] < 1.0
-        training, optimizer = self.value["config"]["training"], self.value["config"]["optimizer"]
-        is_clipped_otherwise = optimizer["clip_value"] is not None or optimizer["clip_norm"] is None
-        return almost_identity or is_clipped_otherwise or training["norm_stabilizer"] > 0
-
-    @property
-    def seeds(self) -> list[dict[str, Any]]:
-        """One run each: RUN_KEYS, and its curve in columns."""
-        return self.value["runs"]
-
-    @property
-    def errors(self) -> list[float]:
-        """Test error of every seed, ascending; infinite where it diverged."""
-        return sorted(math.inf if run["diverged"] else run["test_error"] for run in self.seeds)
-
-    @property
-    def dev_errors(self) -> list[float]:
-        """Least error on dev of every seed, ascending; infinite where it diverged. What choices are made by."""
-        return sorted(math.inf if run["diverged"] or run["dev_error"] is None else run["dev_error"] for run in self.seeds)
-
-    @property
-    def num_skipped(self) -> int:
-        """Updates that all seeds together skipped, their gradient not being finite."""
-        return sum(run["skipped"] for run in self.seeds)
-
-    @property
-    def num_with_bursts(self) -> int:
-        """Seeds that did not diverge, though between two looks, after BURST_AFTER updates, their training loss burst (BURST_LOSS)."""
-        limit = BURST_LOSS * self.facts["baseline_loss"]
-
-        def has_burst(curve: dict[str, list[Any]]) -> bool:
-            losses = zip(curve["updates"], curve["train_loss"], strict=True)
-            return any(updates > BURST_AFTER and (loss is None or loss > limit) for updates, loss in losses)
-
-        return sum(not run["diverged"] and has_burst(run["curve"]) for run in self.seeds)
-
-    @property
-    def rates_searched(self) -> list[float]:
-        """Learning rates that were tried first; none where its rate was given."""
-        search = self.value["config"].get("search")
-        return sorted(search["learning_rates"]) if search else []
-
-    @property
-    def is_at_an_end(self) -> bool:
-        """Whether the best rate is the least or the greatest that was tried, so that there may be a better one."""
-        rates = self.rates_searched
-        return bool(rates) and self.value["learning_rate"] in (rates[0], rates[-1])
-
-    @property
-    def updates(self) -> int:
-        """The budget of a run, in updates."""
-        return self.value["config"]["training"]["updates"]
-
-    @property
-    def epochs(self) -> float:
-        """The same in passes over the training sequences."""
-        return self.updates * self.value["config"]["training"]["batch"] / self.facts["sequences"]["train"]
 
 
 def read_kept(folder: Path) -> list[KeptResult]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lm1b.files import atomic_file
-from lm1b.sequence_tasks.papers.kept import KeptResult
+from lm1b.sequence_tasks.papers.kept_result import KeptResult
 
 COLORS = {"irnn": "C0", "np_rnn": "C1", "relu_rnn": "C2", "tanh_rnn": "C3", "lstm": "C4"}
 STYLES: tuple[Any, ...] = ("-", "--", ":", "-.")  # of several results of one cell

@@ -15,20 +15,21 @@ from lm1b.files import atomic_file, read_json
 from lm1b.sequence_tasks.config import TrainingConfig
 from lm1b.sequence_tasks.experiment.trainer import DIVERGED_LOSS
 from lm1b.sequence_tasks.papers.dynamics import render_dynamics
-from lm1b.sequence_tasks.papers.kept import BURST_AFTER, BURST_LOSS, CELL_NAMES, KeptResult, read_kept, shorten
+from lm1b.sequence_tasks.papers.kept import read_kept, shorten
+from lm1b.sequence_tasks.papers.kept_result import BURST_AFTER, BURST_LOSS, CELL_NAMES, KeptResult
 from lm1b.sequence_tasks.papers.language_models import render_language_models
 from lm1b.sequence_tasks.papers.plots import draw_accuracies, draw_losses, draw_rates
 from lm1b.sequence_tasks.papers.published import LE, TALATHI, TASK_TABLES
+from lm1b.sequence_tasks.papers.sensitivity import rate_sentences, rate_table
 from lm1b.sequence_tasks.papers.tables import (
     OUR_COLUMNS,
     evidence,
     markdown_table,
     our_columns,
-    rate_table,
     render_published,
     render_stand_ins,
 )
-from lm1b.sequence_tasks.papers.verdicts import guard_sentence, rate_sentences
+from lm1b.sequence_tasks.papers.verdicts import guard_sentence
 
 ADDING, MULTIPLICATION, ACCURACY, RATES = (f"papers_{name}.png" for name in ("adding", "multiplication", "pixel_mnist", "learning_rates"))
 

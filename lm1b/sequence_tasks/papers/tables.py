@@ -14,15 +14,12 @@ import statistics
 from pathlib import Path
 
 from lm1b.markdown import markdown_table
-from lm1b.sequence_tasks.papers.kept import CELL_NAMES, KeptResult
+from lm1b.sequence_tasks.papers.kept_result import CELL_NAMES, KeptResult
 from lm1b.sequence_tasks.papers.published import NOT_KNOWN, PublishedTable
 from lm1b.sequence_tasks.papers.verdicts import (
-    first_rung,
     judge,
     judge_figure,
-    judge_scales,
-    num_diverged,
-    num_learned,
+    judge_variants,
     num_solved,
     shown_range,
 )
@@ -162,7 +159,7 @@ def render_published(table: PublishedTable, results: list[KeptResult], out: Path
     parts.append(markdown_table(["the paper's system", f"the paper's figure ({table.unit})", "ours", *OUR_COLUMNS], rows))
     if ours:
         found = [judge_figure(row, ours) for row in table.rows]
-        said = [*(sentence for sentence in found if sentence), *(judge(claim, ours) for claim in table.claims), *judge_scales(ours)]
+        said = [*(sentence for sentence in found if sentence), *(judge(claim, ours) for claim in table.claims), *judge_variants(ours)]
         parts.append("\n".join(f"- {sentence}" for sentence in said) if said else CANNOT_TELL)
         parts.append(f"Data: {data_of(ours[0])}. {settings_of(ours)}{chance_of_test(ours)}")
         parts.append(evidence(ours, out))
@@ -183,7 +180,7 @@ def render_stand_ins(tables: list[PublishedTable], results: list[KeptResult], ou
         claims = [claim for table in tables if belongs(ours[0], table) for claim in table.claims]
         rows = [[result.label, str(result.model["hidden"]), *our_columns(result, out)] for result in ours]
         said = [judge(claim, ours) for claim in claims] or ["The paper has no table of this shape."]
-        said += judge_scales(ours)
+        said += judge_variants(ours)
         parts += [
             f"### Stand-in data: {title}",
             "**Not the paper's data set**, so no figure of the paper stands here; only the order of the cells is looked at. "
@@ -193,24 +190,3 @@ def render_stand_ins(tables: list[PublishedTable], results: list[KeptResult], ou
             evidence(ours, out),
         ]
     return parts
-
-
-def rate_table(results: list[KeptResult]) -> str:
-    """How many rates a cell learned with, and diverged with, where all were tried: a row a task and cell."""
-    rows = []
-    for result in sorted(results, key=lambda one: (one.title, one.label)):
-        rates = first_rung(result)["learning_rates"]
-        span = f"{min(rates):g} to {max(rates):g}"
-        counts = [f"{count} of {len(rates)}" for count in (num_learned(result), num_diverged(result))]
-        chosen = f"{result.value['learning_rate']:g}"
-        rows.append([result.title, result.label, span, f"{first_rung(result)['updates']:,}", *counts, chosen])
-    columns = [
-        "task",
-        "cell",
-        "rates tried",
-        "updates each",
-        "learned (loss below 90 % of a constant answer's)",
-        "diverged (loss above twice a constant answer's, or not finite)",
-        "chosen in the end",
-    ]
-    return markdown_table(columns, rows)

@@ -1,28 +1,19 @@
 """What may be said of two cells, in one sentence each: they differ only where the ranges of their seeds do not overlap.
 
 A seed that diverged counts as infinitely wrong. One seed has no range: then, whatever the difference, it cannot be told.
-
-How sensitive a cell is to its learning rate is judged by the search's first rung, where every rate was tried with one seed. Talathi's claim
-is that the np-RNN is not, where the IRNN is very much so.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
-from typing import Any, Literal
+from typing import Literal
 
-from lm1b.sequence_tasks.experiment.trainer import DIVERGED_LOSS
-from lm1b.sequence_tasks.papers.kept import CELL_NAMES, KeptResult
+from lm1b.sequence_tasks.papers.kept_result import CELL_NAMES, KeptResult
 from lm1b.sequence_tasks.papers.published import Claim, Row
 
-LEARNED_SHARE = 0.9  # of a constant answer's loss on dev
 SOLVED_SHARE = 0.06  # of a constant answer's squared error: 0.01 on adding
-SCALES = {
-    "lower": "the smaller scale is ahead",
-    "higher": "the larger scale is ahead",
-    "cannot tell": "cannot tell which is ahead, since the seeds' ranges overlap or there is one seed only",
-}
 Verdict = Literal["lower", "higher", "cannot tell"]
 
 
@@ -60,6 +51,11 @@ def compare(one: list[float], other: list[float]) -> Verdict:
 def num_solved(result: KeptResult) -> int:
     """Seeds whose squared error on test is below SOLVED_SHARE of a constant answer's."""
     return sum(error < SOLVED_SHARE * result.facts["baseline_loss"] for error in result.errors)
+
+
+def _is_solved(result: KeptResult) -> bool:
+    """Whether what is asked for is a number, and every seed solves the task."""
+    return result.facts["asked"] == "number" and num_solved(result) == len(result.errors)
 
 
 def rates_that_solved(result: KeptResult) -> list[float]:
@@ -129,16 +125,18 @@ def judge_figure(row: Row, results: list[KeptResult]) -> str | None:
     return f"{seen}: it disagrees."
 
 
-def judge_scales(results: list[KeptResult]) -> list[str]:
-    """Of IRNNs that start from different multiples of the identity, which is ahead: a sentence a pair."""
-    irnns = sorted((result for result in results if result.cell == "irnn" and result.is_plain), key=lambda one: one.model["identity_scale"])
+def judge_variants(results: list[KeptResult]) -> list[str]:
+    """Of a cell's plain results that began otherwise (scale of the identity, input weights), which is ahead: a sentence a pair."""
     said = []
-    for place, one in enumerate(irnns):
-        for other in irnns[place + 1 :]:
-            if one.model["identity_scale"] < other.model["identity_scale"]:
-                names = f"W = {one.model['identity_scale']:g} I against W = {other.model['identity_scale']:g} I"
-                ranges = f"{shown_range(one)} against {shown_range(other)}"
-                said.append(f"IRNN, {names}: {SCALES[compare(one.errors, other.errors)]}, {ranges}.")
+    for cell in CELL_NAMES:
+        variants = sorted((result for result in results if result.cell == cell and result.is_plain), key=lambda one: one.label)
+        for one, other in itertools.combinations(variants, 2):
+            found = {
+                "lower": f"the {one.label} is ahead",
+                "higher": f"the {other.label} is ahead",
+                "cannot tell": "cannot tell which is ahead, since the seeds' ranges overlap or there is one seed only",
+            }[compare(one.errors, other.errors)]
+            said.append(f"{one.label} against {other.label}: {found}, {shown_range(one)} against {shown_range(other)}.")
     return said
 
 
@@ -154,16 +152,9 @@ def judge_pair(ours: KeptResult, other: KeptResult, *, level: bool) -> str:
         return f"Cannot tell: the budgets differ ({ours.updates:,} and {other.updates:,} updates). Seen: {ranges}."
     if asked == "number" and num_solved(ours) == num_solved(other) == 0:
         return f"Cannot tell: neither learns the task here, {ranges}."
-    if (
-        level
-        and asked == "number"
-        and (num_solved(ours), num_solved(other)) == (len(ours.errors), len(other.errors))
-        and len(ours.errors) > 1
-    ):
-        left = {"lower": ours.label, "higher": other.label}.get(verdict)
-        beside = (
-            "the seeds' ranges overlap" if left is None else f"less error is left to the {left} after {ours.updates:,} updates, no overlap"
-        )
+    if level and len(ours.errors) > 1 and _is_solved(ours) and _is_solved(other):
+        left = {"lower": ours, "higher": other}.get(verdict)
+        beside = f"less error is left to the {left.label} after {ours.updates:,} updates" if left else "the seeds' ranges overlap"
         return f"It agrees, both solve the task with every seed; {beside}: {ranges}."
     if min(len(ours.errors), len(other.errors)) < 2:
         return f"Cannot tell: a single seed has no spread. Seen: {ranges}."
@@ -190,64 +181,3 @@ def guard_sentence(guarded: KeptResult, beside: list[KeptResult]) -> str:
         "cannot tell": "the errors of the seeds that did not diverge cannot be told apart",
     }[compare(*finite)]
     return f"{name}: {counts[0]} seeds diverge, {counts[1]} without it, too few to tell a chance; {verdict}."
-
-
-def first_rung(result: KeptResult) -> dict[str, Any]:
-    """The search's first rung, where every rate was tried, by one seed."""
-    return result.value["search"][0]
-
-
-def num_learned(result: KeptResult) -> int:
-    """Rates with which, at the first share of the budget, the loss on dev is below LEARNED_SHARE of a constant answer's."""
-    rung, limit = first_rung(result), LEARNED_SHARE * result.facts["baseline_loss"]
-    return sum(
-        not diverged and loss is not None and loss < limit for loss, diverged in zip(rung["dev_loss"], rung["diverged"], strict=True)
-    )
-
-
-def num_diverged(result: KeptResult) -> int:
-    """Rates with which it had diverged by then: given up, or twice a constant answer's loss and more."""
-    rung, limit = first_rung(result), DIVERGED_LOSS * result.facts["baseline_loss"]
-    return sum(diverged or loss is None or loss > limit for loss, diverged in zip(rung["dev_loss"], rung["diverged"], strict=True))
-
-
-def rate_sentences(results: list[KeptResult]) -> list[str]:
-    """For every task with both cells, whether the np-RNN is the less sensitive one."""
-    said = []
-    for name in sorted({result.title for result in results}):
-        cells = {}
-        for cell in ("np_rnn", "irnn"):
-            found = [result for result in results if result.title == name and result.cell == cell]
-            if found:
-                cells[cell] = max(found, key=num_learned)
-        if len(cells) < 2:
-            continue
-        new, old = cells["np_rnn"], cells["irnn"]
-        total = len(first_rung(new)["learning_rates"])
-        counts = (
-            f"the np-RNN learns with {num_learned(new)} of {total} rates and diverges with {num_diverged(new)}, "
-            f"the {old.label} learns with {num_learned(old)} and diverges with {num_diverged(old)}"
-        )
-        plain = next((result for result in results if result.title == name and result.cell == "relu_rnn"), None)
-        beside = (
-            ""
-            if plain is None
-            else f" A ReLU RNN with a Gaussian matrix learns with {num_learned(plain)} and diverges with {num_diverged(plain)}."
-        )
-        said.append(f"{name}: {counts}. {_judge_rates(new, old)}{beside}")
-    return said or ["Cannot tell whether the np-RNN is less sensitive than the IRNN: no task was searched with both."]
-
-
-def _judge_rates(new: KeptResult, old: KeptResult) -> str:
-    """One seed a rate: said only where learning and diverging point the same way."""
-    learned, diverged = num_learned(new) - num_learned(old), num_diverged(new) - num_diverged(old)
-    if num_learned(new) == num_learned(old) == 0:
-        stable = " It is the more stable of the two, of which neither has learned anything yet." if diverged < 0 else ""
-        return f"Cannot tell: neither learns with any rate in so few updates.{stable}"
-    if num_learned(new) == 0:
-        return "It disagrees: the np-RNN learns with no rate at all, so that it is insensitive says nothing."
-    if learned >= 1 and diverged <= 0:
-        return "It agrees in part with the paper's claim that the np-RNN is the less sensitive one: one seed a rate tells no more."
-    if learned <= -1 and diverged >= 0:
-        return "It speaks against the paper's claim that the np-RNN is the less sensitive one: one seed a rate tells no more."
-    return "Cannot tell which is the less sensitive one."
