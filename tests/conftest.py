@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from command_runs import fill, preprocess_and_train, run
-from tiny import tiny_settings, write_corpus
+from tiny import WITHOUT_MLFLOW, tiny_settings, write_corpus
 
 from lm1b.config import parse_config
 from lm1b.data.preprocess.preprocess import preprocess
+
+# For every process that a test starts, on the hosts of a cluster in a box too.
+if str(WITHOUT_MLFLOW) not in os.environ.get("PYTHONPATH", ""):
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(WITHOUT_MLFLOW), os.environ.get("PYTHONPATH"))))
 
 # The longest files first, so that none is still at work when all others have ended (make test: --dist loadfile --no-loadscope-reorder).
 SLOWEST = (

@@ -17,7 +17,7 @@ from command_runs import run as run_command
 from google.protobuf import text_format
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig  # type: ignore[attr-defined]
-from tiny import REPOSITORY, environment, write_settings
+from tiny import REPOSITORY, WITHOUT_MLFLOW, environment, write_settings
 
 from lm1b.config import ModelConfig
 from lm1b.console import json_line
@@ -196,7 +196,7 @@ def test_a_service_is_told_every_line(tiny_folder: Path, told: list[dict[str, An
         "WANDB_MODE": "offline",
         "MLFLOW_TRACKING_URI": f"file://{tmp_path}/mlruns",
         "MLFLOW_ALLOW_FILE_STORE": "true",
-        "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+        "PYTHONPATH": os.pathsep.join(path for path in os.environ["PYTHONPATH"].split(os.pathsep) if path != str(WITHOUT_MLFLOW)),
     }
     directory = tmp_path / service
     asked = ["--set", f'logging.services=["{service}"]', "--set", f"run.directory={directory}"]

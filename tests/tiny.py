@@ -76,10 +76,9 @@ def free_port() -> int:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This process's environment, one thread a process, no MLflow, no ranks of others, no word of the `make` that runs the tests."""
+    """This process's environment, one thread a process, no ranks of somebody else's, no word of the `make` that runs the tests."""
     ours = {name: value for name, value in without_place(os.environ).items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
-    path = os.pathsep.join(filter(None, (str(WITHOUT_MLFLOW), ours.get("PYTHONPATH"))))
-    return {**ours, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **more}
+    return {**ours, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **more}
 
 
 def environments(num_ranks: int) -> list[dict[str, str]]:
