@@ -143,21 +143,25 @@ def judge_ratio(cell: str, other: str, group: Group, text: str, known_spread: fl
     return f"{said}. {seen}: it disagrees, here it is {side}."
 
 
-def judge_spread(group: Group, text: str) -> str | None:
-    """Whether the seeds tell 1 % from 3.5 %, and whether an IRNN is within 1 % of the LSTM, in one sentence; None: one seed each.
+def _best_irnn(group: Group, text: str) -> str | None:
+    """Of IRNNs with several finite seeds on this text the one that is best on validation; None: there is none, or no such LSTM."""
+    several = [cell for cell, scores in group.perplexities.items() if text in scores and _spread_of(scores[text]) is not None]
+    irnns = [cell for cell in several if cell.startswith("irnn") and "validation" in group.perplexities[cell]]
+    if "lstm_256" not in several:
+        return None
+    return min(irnns, key=lambda cell: statistics.median(group.perplexities[cell]["validation"]), default=None)
 
-    Of several IRNNs the one that is best on validation.
-    """
+
+def judge_spread(group: Group, text: str) -> str | None:
+    """Whether the seeds tell 1 % from 3.5 %, and whether an IRNN is within 1 % of the LSTM, in one sentence; None: one seed each."""
     known = spread([group], text)
     if known is None:
         return None
     power = "little enough to tell" if 2 * known <= APART else "too much to tell"
     said = f"Seeds of one cell differ by up to {100 * known:.1f} %, {power} 1 % from 3.5 %"
-    several = [cell for cell, scores in group.perplexities.items() if text in scores and _spread_of(scores[text]) is not None]
-    irnns = [cell for cell in several if cell.startswith("irnn") and "validation" in group.perplexities[cell]]
-    if "lstm_256" not in several or not irnns:
+    best = _best_irnn(group, text)
+    if best is None:
         return f"{said}; whether an IRNN is within 1 % of the LSTM here cannot be told without several finite seeds of both."
-    best = min(irnns, key=lambda cell: statistics.median(group.perplexities[cell]["validation"]))
     least, greatest = ratio_range(group.perplexities[best][text], group.perplexities["lstm_256"][text])
     if max(abs(least), abs(greatest)) <= LEVEL:
         verdict = "is within 1 % of the LSTM here"
@@ -165,7 +169,14 @@ def judge_spread(group: Group, text: str) -> str | None:
         verdict = "is not within 1 % of the LSTM here"
     else:
         verdict = "cannot be said to be within 1 % of the LSTM here or not"
-    return f"{said}, and {LABELS.get(best, best)} {verdict}: {100 * least:+.1f} to {100 * greatest:+.1f} % over the seeds."
+    beside = [
+        f"{100 * low:+.1f} to {100 * high:+.1f} % on {other}"
+        for other in group.perplexities[best]
+        if other not in ("validation", text) and _best_irnn(group, other) == best
+        for low, high in [ratio_range(group.perplexities[best][other], group.perplexities["lstm_256"][other])]
+    ]
+    elsewhere = f"; {', '.join(beside)}" if beside else ""
+    return f"{said}, and {LABELS.get(best, best)} {verdict}: {100 * least:+.1f} to {100 * greatest:+.1f} % over the seeds{elsewhere}."
 
 
 def _our_table(group: Group) -> str:
