@@ -45,7 +45,7 @@ try:
     )
     from transformers.modeling_outputs import CausalLMOutput
 except ImportError as error:
-    raise UserError(f"lm1b.huggingface needs transformers 5 ({error}): pip install 'lm1b[huggingface]'") from None
+    raise UserError(f"lm1b.huggingface needs transformers 5 ({error}): pip install -e '.[huggingface]'") from None
 
 
 _WITHOUT_TOKENIZER = 'take ids from lm1b.load(folder).vocabulary.encode(b"a sentence") and put `</S>` in front'

@@ -156,5 +156,5 @@ def test_without_transformers_one_line_says_what_to_install() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
-    assert "pip install 'lm1b[huggingface]'" in done.stderr
+    assert "pip install -e '.[huggingface]'" in done.stderr
     assert done.stderr.count("\n") == 1

@@ -1,7 +1,7 @@
 r"""Which settings learn fastest: exact perplexity after equal CPU time, on the real training step.
 
     python tools/settings_search.py --config configs/lstm_news.json --cpu-seconds 360 --json out.json \
-        base --try table_lr_0.5 tables.learning_rate=0.5 --try lanes_32 batches.lanes=32
+        --try table_lr_0.5 tables.learning_rate=0.5 --try lanes_32 batches.lanes=32
 
 1. Each trial measures its own step (median CPU time of the first steps) and gets the number of steps that fits the budget, so that
    the schedule ends with it: a setting that makes steps dearer gets fewer of them.

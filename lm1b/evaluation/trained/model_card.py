@@ -48,7 +48,7 @@ def model_card(facts: dict[str, Any], settings: dict[str, Any]) -> str:
             'print(model.score(["The president said ."])[0].perplexity)',
             "```",
             "",
-            'With `transformers` (`pip install "lm1b[huggingface]"`):',
+            'With `transformers` 5 and `tokenizers` installed (`pip install -e ".[huggingface]"` in a copy of lm1b):',
             "",
             "```python",
             "import lm1b.huggingface",

@@ -59,7 +59,7 @@ How to read the tables:
 - Float32 everywhere but where a table says bf16; two cores of the machine that stands with each command.
 
 What differs from the papers' recipes in all tables of tasks: Adam, where they use SGD; the gradient's norm clipped at 1 and the LSTM's
-forget bias 1, where Le et al. search 1 to 1,000 and 1 to 20 (read in a summary); 16 to 64 sequences an update, where they take 16; and
+forget bias 1, where Le et al. search 1 to 1,000 and 1 to 20 (read in a summary); 8 to 64 sequences an update, where they take 16; and
 **the IRNN's input weights are Glorot's, where the paper draws them from N(0, 0.001)**: with these, adding at T = 150 had not begun to be
 learned after 4,000 updates of 16, so no result here is of a network that began with them. *IRNN* means here: ReLU, and recurrent weights
 that start from the identity."""
