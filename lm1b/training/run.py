@@ -81,7 +81,7 @@ class Run:
         self.tokens = agree(ranks, self._open_tokens, may_take_long=True)
         check_tokens(ranks, self.tokens)
         self.tokens_per_word = self.tokens.split("train").tokens_per_word
-        self.precision = agree(ranks, lambda: resolve_precision(config.training.precision, config.model.cell, ranks.device))
+        self.precision = agree(ranks, lambda: resolve_precision(config.training.precision, ranks.device))
         counts_V = agree(ranks, lambda: self.tokens.vocabulary.counts_V)
         vocabulary_size = len(counts_V)
         self.batches = agree(ranks, self._make_batches, may_take_long=True)  # reads where every sentence ends, perhaps over the net
