@@ -96,6 +96,12 @@ def test_a_loss_scale_and_extreme_logits() -> None:
         assert torch.allclose(value.double(), expected, rtol=1e-3, atol=2e-2)
 
 
+def test_a_factor_is_not_rounded_to_half_precision() -> None:
+    case = made_case(64, 100, 16)
+    gradient, scaled = (ours(case, torch.bfloat16, factor)[1] for factor in (1.0, 1 / 96))
+    assert torch.equal(scaled, (gradient.float() * (1 / 96)).bfloat16())
+
+
 def test_a_certain_target_keeps_its_small_gradient() -> None:
     case = {"hidden": torch.tensor([[14.0]]), "rows": torch.tensor([[0.0], [1.0]]), "bias": torch.zeros(2), "targets": torch.tensor([1])}
     bias_gradient = ours(case)[3].double()

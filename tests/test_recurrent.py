@@ -200,6 +200,12 @@ def test_dropout_keeps_its_share_and_differs_by_step_layer_and_seed() -> None:
     assert Dropout(0.0, 1, 5)(x_TBD, 0) is x_TBD
 
 
+def test_dropout_in_half_precision_rounds_each_activation_once() -> None:
+    x_TBD = torch.randn(7, 12, 40, generator=torch.Generator().manual_seed(0)).bfloat16()
+    dropout = Dropout(0.25, seed=1, step=5)
+    assert torch.equal(dropout(x_TBD, 0), dropout(x_TBD.float(), 0).bfloat16())
+
+
 def test_dropout_in_a_stack_reaches_every_layer() -> None:
     stack = make_stack("lstm")
     x_TBD = torch.randn(6, 4, 5)

@@ -125,6 +125,12 @@ def test_gradients_carry_a_loss_scale_and_add_up_over_micro_batches() -> None:
     assert relative_error(bias.grad, bias_gradient) < 1e-5
 
 
+def test_a_factor_is_not_rounded_to_half_precision() -> None:
+    case = random_case(64, 100, 20, 16)
+    gradient, scaled = (ours(case, 100, torch.bfloat16, factor)[1] for factor in (1.0, 1 / 96))
+    assert torch.equal(scaled, (gradient.float() * (1 / 96)).bfloat16())
+
+
 def test_extreme_logits() -> None:
     case = random_case(8, 20, 4, 4)
     case["hidden"] *= 300.0

@@ -195,7 +195,7 @@ class _FullSoftmaxLoss(torch.autograd.Function):
             raise RuntimeError("full_softmax: its gradient was taken already (retain_graph is not supported)")
         taken, ctx.gradients = ctx.gradients, None
         for gradient in taken:
-            gradient.mul_(gradients[0].to(gradient.dtype))
+            gradient.mul_(gradients[0])  # see `_SampledSoftmax.backward`
         return *taken, None, None, None
 
 

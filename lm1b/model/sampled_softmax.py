@@ -76,7 +76,7 @@ class _SampledSoftmax(torch.autograd.Function):
         hidden_gradient, rows_gradient, bias_gradient = ctx.gradients
         ctx.gradients = None
         for gradient in (hidden_gradient, rows_gradient, bias_gradient):
-            gradient.mul_(gradients[0].to(gradient.dtype))
+            gradient.mul_(gradients[0])  # not in its dtype: 1/96 as bfloat16 is 0.2 % too large
         return hidden_gradient, rows_gradient, bias_gradient, None, None, None
 
 
