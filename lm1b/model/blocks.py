@@ -31,7 +31,8 @@ _scratch_space: dict[tuple[str, torch.dtype], Tensor] = {}
 
 def scratch(name: str, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """An uninitialised tensor for use within one call. On the CPU its memory is kept: fresh pages for the logits of every
-    step cost a tenth of the whole sampled softmax there, while CUDA's allocator keeps memory by itself."""
+    step cost a tenth of the whole sampled softmax there, while CUDA's allocator keeps memory by itself. (float32's logits on a CPU
+    come in memory of their own: see `product`. What is asked for them here is never touched, so it takes none.)"""
     if device.type != "cpu":
         return torch.empty(shape, dtype=dtype, device=device)
     size = shape[0] * shape[1]

@@ -33,7 +33,7 @@ class Dropout:
         steps_T1 = torch.arange(num_steps, device=x_TBD.device).unsqueeze(1)
         key = derive_key(self.seed, "dropout", self.step, layer)
         mask = keep_mask(key, ((steps_T1 << 32) + lanes_B).flatten(), width, self.probability)
-        # The mask first: a mask of 1 / (1 - probability) would round that number to the computing dtype (4/3 as bfloat16 is 0.2 % too large).
+        # The mask first: a mask of 1 / (1 - probability) would round that number to the computing dtype (4/3 in bfloat16: 0.2 % too large).
         return x_TBD * mask.view_as(x_TBD).to(x_TBD.dtype) * (1.0 / (1.0 - self.probability))
 
 

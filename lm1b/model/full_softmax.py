@@ -76,8 +76,8 @@ class LogSumExpPart:
 def full_softmax_part(hidden_NP: Tensor, rows_LP: Tensor, bias_L: Tensor, places_N: Tensor, block: int = VOCABULARY_BLOCK) -> LogSumExpPart:
     """What the rows at hand say, worked through `block` rows at a time.
 
-    hidden_NP: the computing dtype. rows_LP, bias_L: float32 (rows are cast block by block). places_N: int64, the target's place
-    among these rows, -1 where it is not among them (on rank r of R: `places_of_targets`).
+    hidden_NP: the computing dtype. rows_LP: float32 or that dtype (cast block by block). bias_L: float32. places_N: int64, the target's
+    place among these rows, -1 where it is not among them (on rank r of R: `places_of_targets`).
     """
     num_positions = len(hidden_NP)
     if not len(rows_LP):  # fewer words than ranks

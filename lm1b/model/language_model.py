@@ -116,8 +116,9 @@ class LanguageModel(nn.Module):
         """The loss of a window: the sampled one, the full softmax's, or with no output rows the adaptive one's.
 
         input_rows_UD: float32 leaf from the table. input_positions_TB: int64, which of these rows each position reads. targets_N: int64,
-        time-major (shape [T, B] will do), the targets' positions among sampled output rows, else their ids. step: seeds dropout; None:
-        none. first_lane: global number of lane 0. resets_TB: bool, zero the lane's state before that step.
+        time-major (shape [T, B] will do), the targets' positions among sampled output rows, else their ids. state: by name, [B, width]
+        each, in the computing dtype. step: seeds dropout; None: none. first_lane: global number of lane 0. resets_TB: bool, zero the
+        lane's state before that step.
         """
         x_TBD = gather_rows(input_rows_UD, input_positions_TB, self.dtype)
         hidden_TBP, new_state, largest = self._run(x_TBD, state, step, first_lane, resets_TB)

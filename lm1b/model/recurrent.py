@@ -34,8 +34,8 @@ def add_cell(name: str, make_layer: MakeLayer) -> None:
     """Make `model.cell=name` known to this process; for the file that LM1B_CELLS names. Raises ValueError where it is known already.
 
     make_layer(config, input_width) gives one layer, called as `nn.RNN` is: (x_TBD, state [1, B, H]) -> (y_TBH, new state [1, B, H]).
-    Its parameters get their initial values by their names: `bias*` zeros, `weight_ih*` as config.input_weight says, all others
-    N(0, config.recurrent_weight_std). Several gates are stacked in dimension 0.
+    Its parameters get their initial values by the last part of their names (without `_l0`): `bias*` zeros, `weight_ih` as
+    config.input_weight says, `weight_hr` Glorot's, all others N(0, config.recurrent_weight_std). Several gates are stacked in dimension 0.
     """
     if name in CELLS:
         raise ValueError(f"model.cell={name} is known already")

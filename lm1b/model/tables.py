@@ -38,7 +38,7 @@ def block_rows(table: Tensor) -> int:
 
 
 class VocabularyTable:
-    """One table, cut by rows. Not a module and no parameter of DeepSpeed's (see design: state per rank falls as 1/N).
+    """One table, cut by rows. Not a module and no parameter of DeepSpeed's, which would keep all rows on every rank.
 
     rows, accumulators: float32 [rows of this rank, width], contiguous; `local_ids()` says which ids they are. Rows start
     uniform in +-initial_scale * sqrt(3 / width), keyed (seed, name, id, column), so the cut does not change them.
@@ -88,7 +88,7 @@ class VocabularyTable:
         """One Adagrad update (Duchi 2011) of the rows that any rank has sent a gradient of.
 
         updated_places: int64, which these are. gradients: (places, float32 gradient of those rows), together of them all; each counts times
-        gradient_scale. See `GradientExchange.sums`.
+        gradient_scale, and may be overwritten. See `GradientExchange.sums`.
         """
         if self.before_update is not None:
             self.before_update(self.name, updated_places)
