@@ -17,7 +17,7 @@ from lm1b.distributed import single_process
 from lm1b.evaluation.scoring.evaluator import evaluating_ranks
 from lm1b.evaluation.scoring.scorer import Scorer
 from lm1b.model import blocks
-from lm1b.model.full_softmax import full_softmax_nats
+from lm1b.model.full_softmax import full_softmax_part
 from lm1b.model.language_model import LanguageModel, LossParts
 from lm1b.model.output_layer import TableOutput
 from lm1b.model.products import keep_float32_exact, product
@@ -142,7 +142,7 @@ def test_exact_nats_of_every_position(device: str, dtype: torch.dtype, kernels: 
     logits_NV = hidden.double() @ rows.double().T + bias.double()
     expected_N = torch.nn.functional.cross_entropy(logits_NV, targets, reduction="none")
     with kernels_of(kernels):
-        found_N = full_softmax_nats(hidden.to(device, dtype), rows.to(device, dtype), bias.to(device), targets.to(device), block=128)
+        found_N = full_softmax_part(hidden.to(device, dtype), rows.to(device, dtype), bias.to(device), targets.to(device), 128).nats()
     assert found_N.device.type == device
     assert found_N.dtype == torch.float64
     assert_near(found_N, expected_N, dtype, roundings_of_logits(case))
