@@ -121,8 +121,7 @@ def _accumulate(result: LogSumExpPart, part: slice, logits: Tensor, targets: Tar
 
 def places_of_targets(targets_N: Tensor, ranks: Ranks) -> Tensor:
     """Where each target's row is among this rank's rows (row r lives on rank r % R at r // R), -1 where it is not here."""
-    places = torch.div(targets_N, ranks.size, rounding_mode="floor")
-    return torch.where(targets_N % ranks.size == ranks.rank, places, -1)
+    return torch.where(targets_N % ranks.size == ranks.rank, targets_N // ranks.size, -1)
 
 
 class OwnRows(NamedTuple):
