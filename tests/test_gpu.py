@@ -55,7 +55,7 @@ def errors_of_a_stack(cell: str, device: str, dtype: torch.dtype, given: torch.d
     state = {name: rounded(value, dtype) for name, value in random_state(stack, LANES).items()}
     there = on(stack, device, dtype)
     x_there = rounded(x_TBD, given).to(device, dtype, copy=True).requires_grad_()
-    y_TBH, new_state = there(x_there, {name: value.to(device, dtype) for name, value in state.items()})
+    y_TBH, new_state, _ = there(x_there, {name: value.to(device, dtype) for name, value in state.items()})
     (y_TBH.float() * factor.to(device, torch.float32)).sum().backward()
 
     weights = {name: value.detach().double().requires_grad_() for name, value in stack.named_parameters()}

@@ -26,8 +26,6 @@ class Dropout:
 
     def __call__(self, x_TBD: Tensor, layer: int) -> Tensor:
         """Zero activations with `probability` and scale the rest by 1 / (1 - probability). layer: which input this is."""
-        if not self.probability:
-            return x_TBD
         num_steps, num_lanes, width = x_TBD.shape
         lanes_B = torch.arange(self.first_lane, self.first_lane + num_lanes, device=x_TBD.device)
         steps_T1 = torch.arange(num_steps, device=x_TBD.device).unsqueeze(1)

@@ -78,9 +78,9 @@ class LanguageModel(nn.Module):
         """The computing dtype: that of the parameters, whatever casts them."""
         return next(self.parameters()).dtype
 
-    def zero_state(self, lanes: int, device: torch.device | str, dtype: torch.dtype | None = None) -> State:
-        """The state before any input, in the computing dtype unless another is asked for."""
-        return self.stack.zero_state(lanes, dtype or self.dtype, device)
+    def zero_state(self, lanes: int, device: torch.device | str) -> State:
+        """The state before any input, in the computing dtype."""
+        return self.stack.zero_state(lanes, device, self.dtype)
 
     def hidden(
         self, x_TBD: Tensor, state: State, *, step: int | None = None, first_lane: int = 0, resets_TB: Tensor | None = None
@@ -95,7 +95,7 @@ class LanguageModel(nn.Module):
         dropout = None
         if step is not None and self.config.dropout:
             dropout = Dropout(self.config.dropout, self.seed, step, first_lane)
-        y_TBH, new_state, largest = self.stack.run(x_TBD, state, dropout=dropout, resets_TB=resets_TB)
+        y_TBH, new_state, largest = self.stack(x_TBD, state, dropout=dropout, resets_TB=resets_TB)
         hidden_TBP = y_TBH if self.projection is None else self.projection(y_TBH)
         if dropout is not None:
             hidden_TBP = dropout(hidden_TBP, self.config.layers)

@@ -42,22 +42,19 @@ class RowFetch:
 
 
 def allocate_rows(
-    wanted: Sequence[tuple[VocabularyTable, RowRequest, torch.dtype]],
-    room: Sequence[int] | None = None,
-    *,
-    copied_to: torch.device | None = None,
+    wanted: Sequence[tuple[VocabularyTable, RowRequest, torch.dtype]], room: Sequence[int], *, copied_to: torch.device | None = None
 ) -> list[RowFetch]:
     """Room for the requested rows of each table.
 
-    room: of each table, for how many rows; what is not asked for stays 0. None: for just those asked for. copied_to: the device that
-    they will be copied to, where the tables are in the host's memory and it computes.
+    room: of each table, for how many rows at least; what is not asked for stays 0. copied_to: the device that they will be copied to,
+    where the tables are in the host's memory and it computes.
     """
     fetches = []
     assert copied_to is None or all(table.rows.device.type == "cpu" for table, _, _ in wanted), "only the host's memory can be pinned"
     is_pinned = copied_to is not None and copied_to.type == "cuda"
-    for i, (table, request, dtype) in enumerate(wanted):
+    for (table, request, dtype), most in zip(wanted, room, strict=True):
         num_rows = len(request.ids_U)
-        rows_UD = torch.empty(max(num_rows, room[i] if room else 0), table.width, device=table.rows.device, pin_memory=is_pinned)
+        rows_UD = torch.empty(max(num_rows, most), table.width, device=table.rows.device, pin_memory=is_pinned)
         if len(rows_UD) > num_rows:
             rows_UD[num_rows:] = 0.0
         fetches.append(RowFetch(table.rows, dtype, rows_UD))
@@ -148,8 +145,7 @@ class GradientExchange:
         each, block = self.gradients[table], block_rows(self.gradients[table].gradient_UD)
         request = each.request
         if self.ranks.size == 1:
-            # Of room made for more rows than were asked for, the rest has no gradient.
-            yield from zip(request.ids_U.split(block), each.gradient_UD[: len(request.ids_U)].split(block), strict=True)
+            yield from zip(request.ids_U.split(block), each.gradient_UD.split(block), strict=True)
             return
         received = [self._received.of(table, rank) for rank in range(self.ranks.size)]
         num_shared = len(request.route.shared_places)

@@ -118,7 +118,7 @@ class Tables:
     bias: VocabularyTable | None
 
     @staticmethod
-    def create(config: Config, vocabulary_size: int, output_width: int, ranks: Ranks, *, initialize: bool = True) -> Tables:
+    def create(config: Config, vocabulary_size: int, ranks: Ranks, *, initialize: bool = True) -> Tables:
         """Initial tables: rows uniform, bias zero. initialize False: rows zero too, for a checkpoint's to take their place.
 
         In the memory of what computes, or of the host: `communication.tables_on_host`.
@@ -142,7 +142,7 @@ class Tables:
         inputs = table("input_table", config.model.embedding, scale)
         if config.softmax.kind == "adaptive":
             return Tables(inputs, None, None)
-        outputs = inputs if config.model.tie_tables else table("output_table", output_width, scale)
+        outputs = inputs if config.model.tie_tables else table("output_table", config.model.output_width, scale)
         return Tables(inputs, outputs, table("output_bias", 1, 0.0))
 
     @property

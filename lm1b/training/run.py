@@ -97,7 +97,7 @@ class Run:
         model = agree(ranks, lambda: LanguageModel(config.model, config.run.seed, softmax=config.softmax, vocabulary_size=vocabulary_size))
         agree(ranks, lambda: check_deepspeed_section(config))
         engine = Engine(model, language_model_settings(config, ranks), self.precision, ranks)
-        tables = Tables.create(config, vocabulary_size, model.output_width, ranks, initialize=checkpoint is None)
+        tables = Tables.create(config, vocabulary_size, ranks, initialize=checkpoint is None)
         self.training_step = TrainingStep(config, engine, tables, sampler, self.batches, ranks)
         self.training_step.total_updates = self.total_steps
         self.counts = Counts()
