@@ -156,10 +156,10 @@ def test_the_exact_evaluator(device: str, cell: str) -> None:
     assert isinstance(made.output, TableOutput)
     sequences = [np.random.default_rng(length).integers(0, 20, length) for length in (1, 30, 7, 200)]
     ranks = single_process(device)
-    output = TableOutput(made.output.rows_VP.to(device), made.output.bias_V.to(device), ranks, 7)
+    output = TableOutput(made.output.rows_LP.to(device), made.output.bias_L.to(device), ranks, 7)
     scorer = Scorer(on(made.model, device, torch.float32), made.input_ids_U, input_rows.to(device), output, 1, ranks)  # type: ignore[arg-type]
     nats = scorer.nats(sequences, 3)
-    arguments = input_rows, made.output.rows_VP, made.output.bias_V
+    arguments = input_rows, made.output.rows_LP, made.output.bias_L
     assert nats == pytest.approx(sum(brute_force_nats(made.model, *arguments, sequence.tolist(), 1) for sequence in sequences), rel=1e-6)
 
 

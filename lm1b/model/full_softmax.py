@@ -21,14 +21,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from lm1b.distributed import Ranks, all_gather_rows, all_to_all
+from lm1b.distributed import Ranks, all_gather_rows, all_reduce_max, all_reduce_sum, all_to_all
 from lm1b.model.blocks import TargetColumns, chunks_of_logits, exp_of_difference, float32_blocks
 from lm1b.model.kernels import triton_kernels
 from lm1b.model.products import product
-from lm1b.profiling import part as profiled
 
 VOCABULARY_BLOCK = 8192  # rows at a time
 
@@ -45,20 +43,13 @@ class LogSumExpPart:
     total_N: Tensor
     target_N: Tensor
 
-    def to(self, device: torch.device) -> LogSumExpPart:
-        """The same on another device."""
-        return LogSumExpPart(self.largest_N.to(device), self.total_N.to(device), self.target_N.to(device))
-
     def reduce(self, ranks: Ranks) -> LogSumExpPart:
-        """All ranks' parts together, on every rank. A collective."""
+        """All ranks' parts together, on every rank, where it computes. A collective."""
         if ranks.size == 1:
             return self
-        largest, target = self.largest_N.clone(), self.target_N.clone()
-        dist.all_reduce(largest, dist.ReduceOp.MAX)
-        dist.all_reduce(target, dist.ReduceOp.MAX)
-        total = self.total_N * torch.exp(self.largest_N.double() - largest)
-        dist.all_reduce(total)
-        return LogSumExpPart(largest, total, target)
+        here, total, target = (values_N.to(ranks.device) for values_N in (self.largest_N, self.total_N, self.target_N))
+        largest, target = (all_reduce_max(values_N.clone(), ranks) for values_N in (here, target))
+        return LogSumExpPart(largest, all_reduce_sum(total * torch.exp(here.double() - largest), ranks), target)
 
     def nats(self) -> Tensor:
         """-log p(target) of each position, float64 [N]; meaningful once the parts cover the vocabulary."""
@@ -150,9 +141,7 @@ class _FullSoftmaxLoss(torch.autograd.Function):
         ctx: Any, hidden_NP: Tensor, rows_LP: Tensor, bias_L: Tensor, targets_N: Tensor, ranks: Ranks, vocabulary_block: int
     ) -> Tensor:
         hidden_MP, places_M = all_gather_rows(hidden_NP, ranks), places_of_targets(all_gather_rows(targets_N, ranks), ranks)
-        here = full_softmax_part(hidden_MP, rows_LP, bias_L, places_M, vocabulary_block)
-        with profiled("communication"):
-            whole = here.reduce(ranks)
+        whole = full_softmax_part(hidden_MP, rows_LP, bias_L, places_M, vocabulary_block).reduce(ranks)
         nats_M = whole.nats()
         ctx.gradients = None
         if any(ctx.needs_input_grad[:3]):

@@ -101,12 +101,12 @@ def take_rows(source: Tensor, places: Tensor, result: Tensor, through: torch.dty
         result[start : start + len(rows)] = rows if through is None else rows.to(through)
 
 
-def put_rows(into: RowFetch, places: Tensor, positions: Tensor) -> None:
+def put_rows(fetch: RowFetch, places: Tensor, positions: Tensor) -> None:
     """rows_UD[positions[i]] = rows[places[i]] by the dtype in which rows travel, for every i. In blocks, as `take_rows`."""
-    block = block_rows(into.rows)
+    block = block_rows(fetch.rows)
     for start in range(0, len(places), block):
-        rows = into.rows.index_select(0, places[start : start + block]).to(into.dtype).float()
-        into.rows_UD.index_copy_(0, positions[start : start + block], rows)
+        rows = fetch.rows.index_select(0, places[start : start + block]).to(fetch.dtype).float()
+        fetch.rows_UD.index_copy_(0, positions[start : start + block], rows)
 
 
 @dataclass(frozen=True)

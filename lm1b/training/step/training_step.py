@@ -230,7 +230,7 @@ class TrainingStep:
         if there != hidden_KP.device:  # a CPU may take very long over half precision
             hidden_KP = hidden_KP.to(there, torch.float32)
         part = full_softmax_part(hidden_KP, output.rows, bias.rows.squeeze(1), places_K.to(there), block)
-        return float(sampled) / count, float(part.to(self.ranks.device).reduce(self.ranks).nats().sum()) / count
+        return float(sampled) / count, float(part.reduce(self.ranks).nats().sum()) / count
 
 
 @dataclass(frozen=True)
