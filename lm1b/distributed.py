@@ -91,6 +91,14 @@ def all_reduce_sum(values: Tensor, ranks: Ranks) -> Tensor:
     return values
 
 
+def all_reduce_max(values: Tensor, ranks: Ranks) -> Tensor:
+    """Largest over ranks, in place."""
+    if ranks.size > 1:
+        with part("communication"):
+            dist.all_reduce(values, dist.ReduceOp.MAX)
+    return values
+
+
 def all_to_all(
     received: Tensor,
     sent: Tensor,

@@ -10,8 +10,10 @@
 1. A sentence is `</S> w1 ... wn </S>`: `</S>` is what the first word is predicted from (`bos_token`) and what ends a sentence
    (`eos_token`). The tokenizer puts the first one there; write the last one where the sentence's end is to be predicted too.
 2. Every row of `input_ids` starts from zero state. Position t predicts position t + 1, as everywhere in `transformers`.
-3. Pad on the right: a recurrent layer has seen whatever came before. There is no cache of keys and values: `generate` runs the
-   whole text again for every word; launch/sample.py is the quick way.
+3. Pad on either side, with an `attention_mask`: state starts from zero at a row's first word. `generate` goes on from the last column,
+   so prompts of unequal length are padded on the left: `tokenizer(prompts, padding=True, padding_side="left")`.
+4. There is no cache of keys and values: `generate` runs the whole text again for every word; launch/sample.py is the quick way.
+5. There is no dropout, whatever `model.dropout` was: `train()` changes nothing.
 
 `from_pretrained` does not verify the files against the manifest; `lm1b.load` does.
 
@@ -109,21 +111,27 @@ class Lm1bForCausalLM(PreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride] (the library hands all but the ids by name)
         self, input_ids: Tensor, **kwargs: Any
     ) -> dict[str, Any]:
-        """The whole text every time: there is no cache."""
-        return {"input_ids": input_ids, "attention_mask": kwargs.get("attention_mask")}
+        """The whole text every time: there is no cache. Raises ValueError for a text padded on the right, which has no last word."""
+        attention_mask = kwargs.get("attention_mask")
+        if attention_mask is not None and not bool(attention_mask[:, -1].all()):
+            raise ValueError('generate goes on from the last column, which is padding here: tokenize with padding_side="left"')
+        return {"input_ids": input_ids, "attention_mask": attention_mask}
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, **kwargs: Any
     ) -> CausalLMOutput:
         """logits: float32 [B, T, V], of the word after each position. loss: mean nats over the labels that are not -100.
 
-        input_ids, labels: int64 [B, T]; labels are input_ids themselves, shifted inside. attention_mask: zeros at the end of a row alone.
-        Raises ValueError for a mask with a gap, as of padding on the left.
+        input_ids, labels: int64 [B, T]; labels are input_ids themselves, shifted inside. attention_mask: zeros at either end of a row.
+        Raises ValueError for a mask with a gap.
         """
-        if attention_mask is not None and bool((attention_mask[:, 1:] > attention_mask[:, :-1]).any()):
-            raise ValueError("attention_mask has zeros before ones; a recurrent model reads from the left: pad on the right")
+        starts_TB = None
+        if attention_mask is not None:
+            starts_TB = (attention_mask > nn.functional.pad(attention_mask, (1, -1))).T
+            if bool((starts_TB.sum(0) > 1).any()):
+                raise ValueError("attention_mask has zeros between ones; a row's words must follow each other: pad at its ends alone")
         x_TBD = self.input_table(input_ids.T)
-        hidden_TBP, _ = self.core.hidden(x_TBD, self.core.zero_state(len(input_ids), x_TBD.device, x_TBD.dtype))
+        hidden_TBP, _ = self.core.hidden(x_TBD, self.core.zero_state(len(input_ids), x_TBD.device), resets_TB=starts_TB)
         hidden_BTP = hidden_TBP.transpose(0, 1)
         if self.core.adaptive is None:
             assert self.output_table is not None

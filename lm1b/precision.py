@@ -19,15 +19,12 @@ def _bf16_is_faster(cpu: dict[str, str]) -> bool:
     return "amx_bf16" in flags or ("avx512_bf16" in flags and cpu.get("vendor_id") == "AuthenticAMD")
 
 
-def resolve_precision(wanted: str, cell: str, device: torch.device) -> str:
+def resolve_precision(wanted: str, device: torch.device) -> str:
     """The computing precision for `auto`, or the wanted one if this device can do it. Raises UserError if it cannot."""
     if device.type == "cuda":
         return "bf16" if wanted == "auto" else wanted
-    cpu = cpu_facts()
     if wanted == "auto":
-        return "bf16" if _bf16_is_faster(cpu) else "fp32"
+        return "bf16" if _bf16_is_faster(cpu_facts()) else "fp32"
     if wanted == "fp16":
         raise UserError("training.precision=fp16 needs a GPU (DeepSpeed refuses it on CPU); use bf16, fp32 or auto")
-    if wanted == "bf16" and cell == "lstm" and "avx512f" not in cpu.get("flags", "").split():
-        raise UserError("training.precision=bf16 with model.cell=lstm needs a CPU with AVX-512; use fp32 or auto")
     return wanted

@@ -1,4 +1,4 @@
-"""Counter-based random numbers: no state, the same on CPU and CUDA and for any number of ranks.
+"""Counter-based random numbers: no state, the same for any number of ranks, and on CPU and CUDA (but `normal`, asked for on CPUs alone).
 
 1. A *key* is a Python integer mixed from a seed and labels: `derive_key(seed, "sampler", step)`.
 2. A *counter* is an int64 tensor that names the element: a row, a lane, a unit.
@@ -54,7 +54,7 @@ def uniform(key: int, counters: Tensor) -> Tensor:
 
 
 def normal(key: int, counters: Tensor) -> Tensor:
-    """Standard normal numbers, float64, by Box and Muller (1958). counters: int64, any shape."""
+    """Standard normal numbers, float64, by Box and Muller (1958). counters: int64, any shape. log and cos round as a device has them."""
     radius = torch.sqrt(-2.0 * torch.log(uniform(derive_key(key, "radius"), counters)))
     angle = 2.0 * math.pi * uniform(derive_key(key, "angle"), counters)
     return radius * torch.cos(angle)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lm1b.model import full_softmax
+from lm1b.model import blocks, full_softmax
 from lm1b.training.engine.process_group import plain_ranks
 
 BLOCK = 7
@@ -19,19 +19,19 @@ def main(folder: Path) -> None:
     """Write nats and gradients of this rank's positions and rows."""
     case = {name: torch.tensor(value) for name, value in json.loads((folder / "case.json").read_text()).items()}
     widths = []
-    product = full_softmax.product
+    product = blocks.product
 
     def watched(x: Any, w: Any, **keywords: Any) -> Any:
         found = product(x, w, **keywords)
         widths.append(min(found.shape[1], w.shape[0]) if w.shape[1] == case["hidden"].shape[1] else 0)
         return found
 
-    full_softmax.product = watched
+    blocks.product = full_softmax.product = watched
     with plain_ranks() as ranks:
         own = slice(ranks.rank * len(case["hidden"]) // ranks.size, (ranks.rank + 1) * len(case["hidden"]) // ranks.size)
         hidden = case["hidden"][own].clone().requires_grad_()
         rows, bias = (case[name][ranks.rank :: ranks.size].clone().requires_grad_() for name in ("rows", "bias"))
-        nats = full_softmax.full_softmax(hidden, rows, bias, case["targets"][own], ranks, BLOCK)
+        nats = full_softmax.OwnRows(rows, bias.unsqueeze(1), ranks, BLOCK).nats(hidden, case["targets"][own])
         nats.backward()
         grads = {
             name: tensor.grad.tolist() for name, tensor in (("hidden", hidden), ("rows", rows), ("bias", bias)) if tensor.grad is not None

@@ -86,7 +86,7 @@ def main() -> None:
     model = LanguageModel(config.model, config.run.seed)
     core_parameters = sum(parameter.numel() for parameter in model.parameters())
     engine = Engine(model, language_model_settings(config, ranks), config.training.precision, ranks)
-    tables = Tables.create(config, VOCABULARY, model.output_width, ranks)
+    tables = Tables.create(config, VOCABULARY, ranks)
     sampler = Sampler(LogUniform(VOCABULARY), config.softmax.samples, config.run.seed)
     batches = DrawnBatches(config.batches.lanes, config.batches.steps)
     step = TrainingStep(config, engine, tables, sampler, batches, ranks)  # type: ignore[arg-type]

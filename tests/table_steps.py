@@ -21,7 +21,7 @@ def asked(ids_U: Tensor, ranks: Ranks = ALONE, num_shared: int = 0) -> RowReques
 
 
 def fetched(table: VocabularyTable, request: RowRequest, dtype: torch.dtype = torch.float32) -> Tensor:
-    fetches = allocate_rows([(table, request, dtype)])
+    fetches = allocate_rows([(table, request, dtype)], [0])
     fetch_rows(fetches, [request.route], table.ranks)
     return fetches[0].rows_UD
 

@@ -63,7 +63,7 @@ class OneStep:
         sampler = make_sampler(config.softmax, np.arange(WORDS, 0, -1), 1)
         with torch.device(ranks.device):
             self.model = LanguageModel(config.model, 1, initialize=False, softmax=config.softmax, vocabulary_size=WORDS)
-        self.tables = Tables.create(config, WORDS, self.model.output_width, ranks)
+        self.tables = Tables.create(config, WORDS, ranks)
         batches: Any = MadeUpBatches()
         self.rows = RowPipeline(config, self.tables, sampler, batches, ranks, torch.float32, 0)
         self.state = self.model.zero_state(config.batches.lanes, ranks.device)

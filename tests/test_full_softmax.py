@@ -15,8 +15,8 @@ from torch import Tensor
 
 from lm1b.distributed import single_process
 from lm1b.model import blocks
-from lm1b.model.full_softmax import full_softmax
-from lm1b.model.sampled_softmax import sampled_softmax
+from lm1b.model.full_softmax import OwnRows
+from lm1b.model.sampled_softmax import SampledRows
 
 WORKER = str(Path(__file__).with_name("full_softmax_worker.py"))
 
@@ -35,7 +35,7 @@ def reference(case: dict[str, Tensor]) -> list[Tensor]:
 def ours(case: dict[str, Tensor], dtype: torch.dtype = torch.float32, factor: float = 1.0, block: int = 8192) -> list[Tensor]:
     hidden = case["hidden"].clone().to(dtype).requires_grad_()
     rows, bias = case["rows"].clone().requires_grad_(), case["bias"].clone().requires_grad_()
-    nats = full_softmax(hidden, rows, bias, case["targets"], single_process(), block)
+    nats = OwnRows(rows, bias.unsqueeze(1), single_process(), block).nats(hidden, case["targets"])
     assert nats.dtype == torch.float64
     assert nats.shape == ()
     gradients = torch.autograd.grad(nats * factor, [hidden, rows, bias])
@@ -79,7 +79,7 @@ def test_in_bfloat16(block: int) -> None:
 def test_it_is_the_sampled_softmax_of_all_words() -> None:
     case = made_case(300, 500, 48)
     hidden, rows, bias = (case[name].clone().requires_grad_() for name in ("hidden", "rows", "bias"))
-    nats = sampled_softmax(hidden, rows, bias, case["targets"], torch.zeros(500), 500)
+    nats = SampledRows(rows, bias.unsqueeze(1), torch.zeros(500), 500).nats(hidden, case["targets"])
     expected = [nats.detach(), *torch.autograd.grad(nats, [hidden, rows, bias])]
     for value, expected_value in zip(ours(case), expected, strict=True):
         assert relative_error(value, expected_value.double()) < 1e-6
@@ -96,6 +96,12 @@ def test_a_loss_scale_and_extreme_logits() -> None:
         assert torch.allclose(value.double(), expected, rtol=1e-3, atol=2e-2)
 
 
+def test_a_factor_is_not_rounded_to_half_precision() -> None:
+    case = made_case(64, 100, 16)
+    gradient, scaled = (ours(case, torch.bfloat16, factor)[1] for factor in (1.0, 1 / 96))
+    assert torch.equal(scaled, (gradient.float() * (1 / 96)).bfloat16())
+
+
 def test_a_certain_target_keeps_its_small_gradient() -> None:
     case = {"hidden": torch.tensor([[14.0]]), "rows": torch.tensor([[0.0], [1.0]]), "bias": torch.zeros(2), "targets": torch.tensor([1])}
     bias_gradient = ours(case)[3].double()
@@ -105,9 +111,10 @@ def test_a_certain_target_keeps_its_small_gradient() -> None:
 
 def test_its_gradient_is_taken_once_and_none_is_made_where_none_is_wanted() -> None:
     case = made_case(4, 6, 3)
+    own = OwnRows(case["rows"].requires_grad_(), case["bias"].unsqueeze(1), single_process())
     with torch.no_grad():
-        assert full_softmax(case["hidden"], case["rows"], case["bias"], case["targets"], single_process()) > 0
-    nats = full_softmax(case["hidden"], case["rows"].requires_grad_(), case["bias"], case["targets"], single_process())
+        assert own.nats(case["hidden"], case["targets"]) > 0
+    nats = own.nats(case["hidden"], case["targets"])
     nats.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="taken already"):
         nats.backward()

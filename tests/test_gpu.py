@@ -17,7 +17,7 @@ from lm1b.distributed import single_process
 from lm1b.evaluation.scoring.evaluator import evaluating_ranks
 from lm1b.evaluation.scoring.scorer import Scorer
 from lm1b.model import blocks
-from lm1b.model.full_softmax import full_softmax_nats
+from lm1b.model.full_softmax import full_softmax_part
 from lm1b.model.language_model import LanguageModel, LossParts
 from lm1b.model.output_layer import TableOutput
 from lm1b.model.products import keep_float32_exact, product
@@ -55,7 +55,7 @@ def errors_of_a_stack(cell: str, device: str, dtype: torch.dtype, given: torch.d
     state = {name: rounded(value, dtype) for name, value in random_state(stack, LANES).items()}
     there = on(stack, device, dtype)
     x_there = rounded(x_TBD, given).to(device, dtype, copy=True).requires_grad_()
-    y_TBH, new_state = there(x_there, {name: value.to(device, dtype) for name, value in state.items()})
+    y_TBH, new_state, _ = there(x_there, {name: value.to(device, dtype) for name, value in state.items()})
     (y_TBH.float() * factor.to(device, torch.float32)).sum().backward()
 
     weights = {name: value.detach().double().requires_grad_() for name, value in stack.named_parameters()}
@@ -142,7 +142,7 @@ def test_exact_nats_of_every_position(device: str, dtype: torch.dtype, kernels: 
     logits_NV = hidden.double() @ rows.double().T + bias.double()
     expected_N = torch.nn.functional.cross_entropy(logits_NV, targets, reduction="none")
     with kernels_of(kernels):
-        found_N = full_softmax_nats(hidden.to(device, dtype), rows.to(device, dtype), bias.to(device), targets.to(device), block=128)
+        found_N = full_softmax_part(hidden.to(device, dtype), rows.to(device, dtype), bias.to(device), targets.to(device), 128).nats()
     assert found_N.device.type == device
     assert found_N.dtype == torch.float64
     assert_near(found_N, expected_N, dtype, roundings_of_logits(case))
@@ -156,10 +156,10 @@ def test_the_exact_evaluator(device: str, cell: str) -> None:
     assert isinstance(made.output, TableOutput)
     sequences = [np.random.default_rng(length).integers(0, 20, length) for length in (1, 30, 7, 200)]
     ranks = single_process(device)
-    output = TableOutput(made.output.rows_VP.to(device), made.output.bias_V.to(device), ranks, 7)
+    output = TableOutput(made.output.rows_LP.to(device), made.output.bias_L.to(device), ranks, 7)
     scorer = Scorer(on(made.model, device, torch.float32), made.input_ids_U, input_rows.to(device), output, 1, ranks)  # type: ignore[arg-type]
     nats = scorer.nats(sequences, 3)
-    arguments = input_rows, made.output.rows_VP, made.output.bias_V
+    arguments = input_rows, made.output.rows_LP, made.output.bias_L
     assert nats == pytest.approx(sum(brute_force_nats(made.model, *arguments, sequence.tolist(), 1) for sequence in sequences), rel=1e-6)
 
 

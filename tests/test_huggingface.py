@@ -94,14 +94,17 @@ def test_the_loss_is_a_sentences_nats_a_prediction(folder: Path, model: Lm1bForC
         assert model(**ids, labels=ids["input_ids"]).loss.item() == pytest.approx(score.nats / (score.words + 1), rel=1e-5)
 
 
-def test_sentences_side_by_side_padded_on_the_right_are_as_alone(model: Lm1bForCausalLM, tokenizer: Lm1bTokenizer) -> None:
-    together = tokenizer(SENTENCES, return_tensors="pt", padding=True)
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padded_sentences_side_by_side_are_as_alone(model: Lm1bForCausalLM, tokenizer: Lm1bTokenizer, side: str) -> None:
+    together = tokenizer(SENTENCES, return_tensors="pt", padding=True, padding_side=side)
     logits_BTV = model(**together).logits
     for row, sentence in enumerate(SENTENCES):
         alone_TV = model(**tokenizer(sentence, return_tensors="pt")).logits[0]
-        assert torch.allclose(logits_BTV[row, : len(alone_TV)], alone_TV, atol=1e-5)
-    with pytest.raises(ValueError, match="pad on the right"):
-        model(together["input_ids"], attention_mask=together["attention_mask"].flip(1))
+        assert torch.allclose(logits_BTV[row, together["attention_mask"][row] == 1], alone_TV, atol=1e-5)
+    gap = torch.ones_like(together["attention_mask"])
+    gap[0, 1] = 0
+    with pytest.raises(ValueError, match="zeros between ones"):
+        model(together["input_ids"], attention_mask=gap)
 
 
 @settings(max_examples=100, deadline=None)
@@ -121,6 +124,16 @@ def test_generated_words_are_those_of_our_own_sampling(folder: Path, model: Lm1b
         (drawn,) = model.generate(**ids, do_sample=False, max_new_tokens=6)  # type: ignore[attr-defined]
         words = sample_sentence(ours, prompt, SamplingSettings(temperature=0.0, longest=6))
         assert tokenizer.decode(drawn, skip_special_tokens=True) == " ".join([prompt, *words])
+
+
+def test_prompts_of_unequal_length_go_on_as_alone_or_are_refused(model: Lm1bForCausalLM, tokenizer: Lm1bTokenizer) -> None:
+    prompts, settings = ["w1", "w7 w3", "w30 w2 w2"], {"do_sample": False, "max_new_tokens": 6}
+    together = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
+    for prompt, drawn in zip(prompts, model.generate(**together, **settings), strict=True):  # type: ignore[attr-defined]
+        (alone,) = model.generate(**tokenizer(prompt, return_tensors="pt"), **settings)  # type: ignore[attr-defined]
+        assert tokenizer.decode(drawn, skip_special_tokens=True) == tokenizer.decode(alone, skip_special_tokens=True)
+    with pytest.raises(ValueError, match="padding_side"):
+        model.generate(**tokenizer(prompts, return_tensors="pt", padding=True), **settings)  # type: ignore[attr-defined]
 
 
 def test_what_transformers_saves_it_reads_back(model: Lm1bForCausalLM, tokenizer: Lm1bTokenizer, tmp_path: Path) -> None:

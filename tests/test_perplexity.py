@@ -74,7 +74,7 @@ def test_sequences_of_any_lengths_equal_brute_force(sequences: list[list[int]], 
         each = dict(scorer.nats_of_each(arrays, side_by_side))
     output = scorer.output
     assert isinstance(output, TableOutput)
-    expected = [brute_force_nats(scorer.model, input_rows, output.rows_VP, output.bias_V, sequence, 1) for sequence in sequences]
+    expected = [brute_force_nats(scorer.model, input_rows, output.rows_LP, output.bias_L, sequence, 1) for sequence in sequences]
     assert nats == pytest.approx(sum(expected), rel=1e-6)
     assert sum(told) == sum(map(len, sequences))
     assert each.keys() == set(range(len(sequences)))

@@ -13,10 +13,12 @@ import torch
 from command_runs import fill, run, train
 from made_run import made_config, made_tokens
 from tiny import REPOSITORY
+from torch import nn
 
 from lm1b.config import Config, ModelConfig, SoftmaxConfig, load_config
 from lm1b.data.batches import Batches
 from lm1b.launchers import Place
+from lm1b.model import recurrent
 from lm1b.model.costs import core_parameters, flops_per_word, table_parameters
 from lm1b.model.language_model import LanguageModel
 from lm1b.strict import override
@@ -56,6 +58,11 @@ def test_work_of_a_word_is_that_of_the_papers_shapes() -> None:
     assert flops_per_word(lstm, 8192) / 1e6 == pytest.approx(81.8, rel=0.01)
     big = load_config(REPOSITORY / "configs" / "biglstm_lm.json").model
     assert flops_per_word(big, 8192) / 1e6 == pytest.approx(956, rel=0.01)
+
+
+def test_work_of_an_added_cell_is_that_of_its_own_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(recurrent._ADDED, "irnn", lambda config, input_width: nn.GRU(input_width, config.hidden))
+    assert flops_per_word(ModelConfig.model_validate(SHAPES[0]), 50) == 6 * (3 * 20 * (7 + 20) + 50 * 20)
 
 
 def test_steps_and_tokens_are_those_that_training_takes(tmp_path: Path) -> None:

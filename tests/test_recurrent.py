@@ -28,7 +28,7 @@ def make_stack(cell: str, seed: int = 7, input_width: int = 5, **settings: objec
 
 def random_state(stack: RecurrentStack, lanes: int) -> State:
     generator = torch.Generator().manual_seed(3)
-    zero = stack.zero_state(lanes, torch.float32, "cpu")
+    zero = stack.zero_state(lanes, "cpu", torch.float32)
     return {name: torch.randn(value.shape, generator=generator) * 0.3 for name, value in zero.items()}
 
 
@@ -67,7 +67,7 @@ def test_against_a_float64_loop_with_gradients(cell: str, with_resets: bool) -> 
     state = random_state(stack, 4)
     factor = torch.randn(9, 4, stack.output_width, generator=generator)
 
-    y_TBH, new_state = stack(x_TBD, state, resets_TB=resets_TB if with_resets else None)
+    y_TBH, new_state, _ = stack(x_TBD, state, resets_TB=resets_TB if with_resets else None)
     (y_TBH * factor).sum().backward()
     weights = {name: value.detach().double().requires_grad_() for name, value in stack.named_parameters()}
     expected_TBH, expected_state = loop_in_float64(stack, weights, x_TBD.double(), state, resets_TB)
@@ -87,11 +87,11 @@ def test_against_a_float64_loop_with_gradients(cell: str, with_resets: bool) -> 
 def test_state_carries_over_windows(cell: str) -> None:
     stack = make_stack(cell)
     x_TBD = torch.randn(10, 3, 5, generator=torch.Generator().manual_seed(1))
-    whole, last = stack(x_TBD, stack.zero_state(3, torch.float32, "cpu"))
-    state = stack.zero_state(3, torch.float32, "cpu")
+    whole, last, _ = stack(x_TBD, stack.zero_state(3, "cpu", torch.float32))
+    state = stack.zero_state(3, "cpu", torch.float32)
     parts = []
     for part in x_TBD.split(4):
-        y, state = stack(part, state)
+        y, state, _ = stack(part, state)
         parts.append(y)
     assert torch.allclose(torch.cat(parts), whole, atol=1e-6)
     assert all(torch.allclose(state[name], last[name], atol=1e-6) for name in last)
@@ -103,19 +103,19 @@ def test_a_reset_forgets_everything(cell: str) -> None:
     x_TBD = torch.randn(6, 2, 5, generator=torch.Generator().manual_seed(1))
     resets_TB = torch.zeros(6, 2, dtype=torch.bool)
     resets_TB[3, 0] = True
-    broken = {name: torch.full_like(value, torch.nan) for name, value in stack.zero_state(2, torch.float32, "cpu").items()}
+    broken = {name: torch.full_like(value, torch.nan) for name, value in stack.zero_state(2, "cpu", torch.float32).items()}
     state = {name: torch.cat([broken[name][:1], value[1:]]) for name, value in random_state(stack, 2).items()}
-    y_TBH, _ = stack(x_TBD, state, resets_TB=resets_TB)
-    fresh, _ = stack(x_TBD[3:], stack.zero_state(2, torch.float32, "cpu"))
+    y_TBH, _, _ = stack(x_TBD, state, resets_TB=resets_TB)
+    fresh, _, _ = stack(x_TBD[3:], stack.zero_state(2, "cpu", torch.float32))
     assert torch.allclose(y_TBH[3:, 0], fresh[:, 0], atol=1e-6)
-    unbroken, _ = stack(x_TBD, random_state(stack, 2))
+    unbroken, _, _ = stack(x_TBD, random_state(stack, 2))
     assert torch.allclose(y_TBH[:, 1], unbroken[:, 1], atol=1e-6)
 
 
 def test_identity_holds_a_state() -> None:
     stack = make_stack("irnn", layers=1)
     state = {"0.h": torch.rand(4, 8)}
-    y_TBH, new_state = stack(torch.zeros(300, 4, 5), state)
+    y_TBH, new_state, _ = stack(torch.zeros(300, 4, 5), state)
     assert torch.equal(new_state["0.h"], state["0.h"])
     assert torch.equal(y_TBH, state["0.h"].expand_as(y_TBH))
 
@@ -197,24 +197,30 @@ def test_dropout_keeps_its_share_and_differs_by_step_layer_and_seed() -> None:
     others = [Dropout(0.3, 1, 6)(x_TBD, 0), Dropout(0.3, 1, 5)(x_TBD, 1), Dropout(0.3, 2, 5)(x_TBD, 0)]
     for other in others:  # independent: both keep 0.49 of the activations
         assert ((other > 0) & (kept > 0)).double().mean().item() == pytest.approx(0.49, abs=0.01)
-    assert Dropout(0.0, 1, 5)(x_TBD, 0) is x_TBD
+    assert torch.equal(Dropout(0.0, 1, 5)(x_TBD, 0), x_TBD)
+
+
+def test_dropout_in_half_precision_rounds_each_activation_once() -> None:
+    x_TBD = torch.randn(7, 12, 40, generator=torch.Generator().manual_seed(0)).bfloat16()
+    dropout = Dropout(0.25, seed=1, step=5)
+    assert torch.equal(dropout(x_TBD, 0), dropout(x_TBD.float(), 0).bfloat16())
 
 
 def test_dropout_in_a_stack_reaches_every_layer() -> None:
     stack = make_stack("lstm")
     x_TBD = torch.randn(6, 4, 5)
-    zero = stack.zero_state(4, torch.float32, "cpu")
+    zero = stack.zero_state(4, "cpu", torch.float32)
     dropout = Dropout(0.5, seed=1, step=0)
     expected = dropout(x_TBD, 0)
     expected, _ = stack.layers[0](expected, (zero["0.h"][None], zero["0.c"][None]))
     expected, _ = stack.layers[1](dropout(expected, 1), (zero["1.h"][None], zero["1.c"][None]))
-    y_TBH, _ = stack(x_TBD, zero, dropout=dropout)
+    y_TBH, _, _ = stack(x_TBD, zero, dropout=dropout)
     assert torch.equal(y_TBH, expected)
 
 
 def test_largest_activation_looks_at_every_layer() -> None:
     stack = make_stack("irnn", input_weight="normal")
-    state = stack.zero_state(2, torch.float32, "cpu")
+    state = stack.zero_state(2, "cpu", torch.float32)
     state["0.h"][1, 3] = 77.0
-    _, _, largest = stack.run(torch.zeros(4, 2, 5), state)
+    _, _, largest = stack(torch.zeros(4, 2, 5), state)
     assert largest.item() == 77.0

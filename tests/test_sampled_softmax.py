@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lm1b.distributed import Ranks
 from lm1b.model import blocks
-from lm1b.model.full_softmax import LogSumExpPart, full_softmax_nats, full_softmax_part, places_of_targets
-from lm1b.model.sampled_softmax import sampled_softmax
+from lm1b.model.full_softmax import full_softmax_part, places_of_targets
+from lm1b.model.sampled_softmax import SampledRows
 
 
 def random_case(num_positions: int, num_samples: int, num_others: int, width: int, seed: int = 0) -> dict[str, Tensor]:
@@ -45,7 +45,7 @@ def reference(case: dict[str, Tensor], num_samples: int) -> tuple[Tensor, Tensor
 def ours(case: dict[str, Tensor], num_samples: int, dtype: torch.dtype, factor: float = 1.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     hidden = case["hidden"].clone().to(dtype).requires_grad_()
     rows, bias = case["rows"].clone().requires_grad_(), case["bias"].clone().requires_grad_()
-    nats = sampled_softmax(hidden, rows, bias, case["targets"], case["log_expected"], num_samples)
+    nats = SampledRows(rows, bias.unsqueeze(1), case["log_expected"], num_samples).nats(hidden, case["targets"])
     (nats * factor).backward()
     assert nats.dtype == torch.float64
     assert nats.shape == ()
@@ -115,7 +115,7 @@ def test_gradients_carry_a_loss_scale_and_add_up_over_micro_batches() -> None:
     rows, bias = case["rows"].clone().requires_grad_(), case["bias"].clone().requires_grad_()
     total = 0.0
     for part in (slice(0, 20), slice(20, 64)):
-        loss = sampled_softmax(case["hidden"][part], rows, bias, case["targets"][part], case["log_expected"], 100)
+        loss = SampledRows(rows, bias.unsqueeze(1), case["log_expected"], 100).nats(case["hidden"][part], case["targets"][part])
         loss.backward()
         total += loss.item()
     assert total == pytest.approx(nats.item(), rel=1e-6)
@@ -123,6 +123,12 @@ def test_gradients_carry_a_loss_scale_and_add_up_over_micro_batches() -> None:
     assert bias.grad is not None
     assert relative_error(rows.grad, rows_gradient) < 1e-5
     assert relative_error(bias.grad, bias_gradient) < 1e-5
+
+
+def test_a_factor_is_not_rounded_to_half_precision() -> None:
+    case = random_case(64, 100, 20, 16)
+    gradient, scaled = (ours(case, 100, torch.bfloat16, factor)[1] for factor in (1.0, 1 / 96))
+    assert torch.equal(scaled, (gradient.float() * (1 / 96)).bfloat16())
 
 
 def test_extreme_logits() -> None:
@@ -138,7 +144,7 @@ def test_a_certain_target_keeps_its_small_gradient() -> None:
     rows = torch.tensor([[0.0], [1.0]], requires_grad=True)
     bias = torch.zeros(2, requires_grad=True)
     hidden = torch.tensor([[14.0]])
-    sampled_softmax(hidden, rows, bias, torch.tensor([1]), torch.zeros(2), 1).backward()
+    SampledRows(rows, bias.unsqueeze(1), torch.zeros(2), 1).nats(hidden, torch.tensor([1])).backward()
     assert bias.grad is not None
     small = -torch.sigmoid(torch.tensor(-14.0, dtype=torch.float64))
     assert bias.grad[1].double() == pytest.approx(small.item(), rel=1e-5)
@@ -147,8 +153,8 @@ def test_a_certain_target_keeps_its_small_gradient() -> None:
 
 def test_its_gradient_is_taken_once() -> None:
     case = random_case(4, 6, 2, 3)
-    rows = case["rows"].requires_grad_()
-    nats = sampled_softmax(case["hidden"], rows, case["bias"], case["targets"], case["log_expected"], 6)
+    sampled = SampledRows(case["rows"].requires_grad_(), case["bias"].unsqueeze(1), case["log_expected"], 6)
+    nats = sampled.nats(case["hidden"], case["targets"])
     nats.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="taken already"):
         nats.backward()
@@ -157,7 +163,7 @@ def test_its_gradient_is_taken_once() -> None:
 def test_without_gradients_it_only_scores() -> None:
     case = random_case(30, 40, 5, 8)
     with torch.no_grad():
-        nats = sampled_softmax(case["hidden"], case["rows"], case["bias"], case["targets"], case["log_expected"], 40)
+        nats = SampledRows(case["rows"], case["bias"].unsqueeze(1), case["log_expected"], 40).nats(case["hidden"], case["targets"])
     assert nats.item() == pytest.approx(reference(case, 40)[0].item(), rel=1e-6)
 
 
@@ -182,24 +188,21 @@ def test_full_softmax_in_any_blocks_and_over_any_ranks(
     expected = exact_nats(hidden, rows, bias, targets)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks, "CHUNK_BYTES", chunk_bytes)
-        assert torch.allclose(full_softmax_nats(hidden, rows, bias, targets, block), expected, rtol=1e-5, atol=1e-5)
-        merged: LogSumExpPart | None = None
+        assert torch.allclose(full_softmax_part(hidden, rows, bias, targets, block).nats(), expected, rtol=1e-5, atol=1e-5)
+        parts = []
         for rank in range(num_ranks):
-            local = slice(rank, None, num_ranks)
-            if not len(rows[local]):
-                continue
-            ranks = Ranks(rank, num_ranks, torch.device("cpu"))
-            part = full_softmax_part(hidden, rows[local], bias[local], places_of_targets(targets, ranks), block)
-            merged = part if merged is None else merged.merge(part)
-    assert merged is not None
-    assert torch.allclose(merged.nats(), expected, rtol=1e-5, atol=1e-5)
+            places = places_of_targets(targets, Ranks(rank, num_ranks, torch.device("cpu")))
+            parts.append(full_softmax_part(hidden, rows[rank::num_ranks], bias[rank::num_ranks], places, block))
+    log_sum_N = torch.stack([torch.log(part.total_N) + part.largest_N for part in parts]).logsumexp(0)
+    target_N = torch.stack([part.target_N for part in parts]).amax(0)
+    assert torch.allclose(log_sum_N - target_N, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_full_softmax_in_bfloat16() -> None:
     case = random_case(100, 1000, 0, 64)
     hidden, rows = case["hidden"].bfloat16(), case["rows"].bfloat16().float()
     expected = exact_nats(hidden, rows, case["bias"], case["targets"])
-    found = full_softmax_nats(hidden, case["rows"], case["bias"], case["targets"], 300)
+    found = full_softmax_part(hidden, case["rows"], case["bias"], case["targets"], 300).nats()
     assert found.dtype == torch.float64
     assert abs(found.mean() - expected.mean()) / expected.mean() < 1e-3
 
@@ -209,4 +212,4 @@ def test_full_softmax_with_a_far_maximum_in_a_late_block() -> None:
     rows = torch.linspace(-500, 500, 101)[:, None]
     targets = torch.tensor([100, 0])
     expected = exact_nats(hidden, rows, torch.zeros(101), targets)
-    assert torch.allclose(full_softmax_nats(hidden, rows, torch.zeros(101), targets, 7), expected, atol=1e-6)
+    assert torch.allclose(full_softmax_part(hidden, rows, torch.zeros(101), targets, 7).nats(), expected, atol=1e-6)

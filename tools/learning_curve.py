@@ -116,7 +116,7 @@ def train_all(arguments: argparse.Namespace) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="lm1b-curve-") as folder:
             config = load_config(arguments.config, [*fixed, *arguments.set, f"run.seed={seed}", f"run.directory={json.dumps(folder)}"])
             prepare_process(config, ranks)
-            precision = resolve_precision(config.training.precision, config.model.cell, ranks.device)
+            precision = resolve_precision(config.training.precision, ranks.device)
             experiment = describe(config, precision, text, tokens, ranks)
             found = _so_far(arguments, experiment)
             if str(seed) not in found["seeds"]:

@@ -13,9 +13,12 @@ TABLE_BYTES_A_PARAMETER = 8  # float32 and its Adagrad accumulator
 
 def core_parameters(model: ModelConfig, softmax: SoftmaxConfig | None = None, vocabulary_size: int = 0) -> int:
     """Parameters of the dense core: recurrent layers, projection, and the adaptive softmax where it is asked for."""
+    return sum(parameter.numel() for parameter in _core(model, softmax, vocabulary_size).parameters())
+
+
+def _core(model: ModelConfig, softmax: SoftmaxConfig | None, vocabulary_size: int) -> LanguageModel:
     with torch.device("meta"):  # shapes without memory
-        core = LanguageModel(model, 0, initialize=False, softmax=softmax, vocabulary_size=vocabulary_size)
-    return sum(parameter.numel() for parameter in core.parameters())
+        return LanguageModel(model, 0, initialize=False, softmax=softmax, vocabulary_size=vocabulary_size)
 
 
 def table_parameters(model: ModelConfig, softmax: SoftmaxConfig, vocabulary_size: int) -> int:
@@ -34,13 +37,8 @@ def logits_per_word(softmax: SoftmaxConfig, vocabulary_size: int) -> float:
 def flops_per_word(model: ModelConfig, logits: float) -> float:
     """Multiply-adds times two of a training step's matrix products, forward and backward (three products for one), a word.
 
-    logits: words whose logits are computed for each position; see `logits_per_word`.
+    logits: words whose logits are computed for each position; see `logits_per_word`. A matrix of the core, of whatever cell, is taken
+    for one that every word is multiplied by once.
     """
-    products, width = 0.0, model.embedding
-    gates = 4 if model.cell == "lstm" else 1
-    for _ in range(model.layers):
-        out = model.recurrent_projection or model.hidden
-        products += gates * model.hidden * (width + out) + (model.hidden * out if model.recurrent_projection else 0)
-        width = out
-    products += width * model.projection if model.projection else 0
-    return 6.0 * (products + logits * model.output_width)
+    matrices = sum(parameter.numel() for parameter in _core(model, None, 0).parameters() if parameter.dim() > 1)
+    return 6.0 * (matrices + logits * model.output_width)

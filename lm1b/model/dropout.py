@@ -26,14 +26,13 @@ class Dropout:
 
     def __call__(self, x_TBD: Tensor, layer: int) -> Tensor:
         """Zero activations with `probability` and scale the rest by 1 / (1 - probability). layer: which input this is."""
-        if not self.probability:
-            return x_TBD
         num_steps, num_lanes, width = x_TBD.shape
         lanes_B = torch.arange(self.first_lane, self.first_lane + num_lanes, device=x_TBD.device)
         steps_T1 = torch.arange(num_steps, device=x_TBD.device).unsqueeze(1)
         key = derive_key(self.seed, "dropout", self.step, layer)
         mask = keep_mask(key, ((steps_T1 << 32) + lanes_B).flatten(), width, self.probability)
-        return x_TBD * (mask.view_as(x_TBD).to(x_TBD.dtype) * (1.0 / (1.0 - self.probability)))
+        # The mask first: a mask of 1 / (1 - probability) would round that number to the computing dtype (4/3 in bfloat16: 0.2 % too large).
+        return x_TBD * mask.view_as(x_TBD).to(x_TBD.dtype) * (1.0 / (1.0 - self.probability))
 
 
 def keep_mask(key: int, row_counters: Tensor, width: int, drop_probability: float) -> Tensor:

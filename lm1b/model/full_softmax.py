@@ -2,7 +2,7 @@
 
 Every rank has rows of its own and never sees another's. Blocks over the vocabulary keep a running maximum and sum of exponentials, so that
 any cut of it over blocks or ranks can be put together (`LogSumExpPart`). Evaluation scores the same
-positions on every rank. Training (`full_softmax`) has other positions on each:
+positions on every rank. Training (`OwnRows`) has other positions on each:
 
 1. Every rank gets the hidden vectors and targets of all.
 2. First pass over its rows: maximum, sum and the target's logit of every position, reduced over the ranks.
@@ -17,26 +17,23 @@ N positions (M = N * ranks: all ranks' together), P hidden width, L rows of this
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from lm1b.distributed import Ranks, all_gather_rows, all_to_all
-from lm1b.model.blocks import block_positions, chunk_bytes, exp_of_difference, in_float32, scratch
+from lm1b.distributed import Ranks, all_gather_rows, all_reduce_max, all_reduce_sum, all_to_all
+from lm1b.model.blocks import TargetColumns, chunks_of_logits, exp_of_difference, float32_blocks
 from lm1b.model.kernels import triton_kernels
 from lm1b.model.products import product
-from lm1b.profiling import part as profiled
 
 VOCABULARY_BLOCK = 8192  # rows at a time
 
 
 @dataclass
 class LogSumExpPart:
-    """What part of a vocabulary says about N positions. Parts over disjoint words merge into the whole.
+    """What part of a vocabulary says about N positions.
 
     largest_N: float32, largest logit. total_N: float64, sum of exp(logit - largest). target_N: float32, the target's logit,
     -inf where the target is not in this part.
@@ -46,26 +43,13 @@ class LogSumExpPart:
     total_N: Tensor
     target_N: Tensor
 
-    def merge(self, other: LogSumExpPart) -> LogSumExpPart:
-        """Both parts together."""
-        largest = torch.maximum(self.largest_N, other.largest_N)
-        total = self.total_N * torch.exp(self.largest_N.double() - largest) + other.total_N * torch.exp(other.largest_N.double() - largest)
-        return LogSumExpPart(largest, total, torch.maximum(self.target_N, other.target_N))
-
-    def to(self, device: torch.device) -> LogSumExpPart:
-        """The same on another device."""
-        return LogSumExpPart(self.largest_N.to(device), self.total_N.to(device), self.target_N.to(device))
-
     def reduce(self, ranks: Ranks) -> LogSumExpPart:
-        """All ranks' parts together, on every rank. A collective."""
+        """All ranks' parts together, on every rank, where it computes. A collective."""
         if ranks.size == 1:
             return self
-        largest, target = self.largest_N.clone(), self.target_N.clone()
-        dist.all_reduce(largest, dist.ReduceOp.MAX)
-        dist.all_reduce(target, dist.ReduceOp.MAX)
-        total = self.total_N * torch.exp(self.largest_N.double() - largest)
-        dist.all_reduce(total)
-        return LogSumExpPart(largest, total, target)
+        here, total, target = (values_N.to(ranks.device) for values_N in (self.largest_N, self.total_N, self.target_N))
+        largest, target = (all_reduce_max(values_N.clone(), ranks) for values_N in (here, target))
+        return LogSumExpPart(largest, all_reduce_sum(total * torch.exp(here.double() - largest), ranks), target)
 
     def nats(self) -> Tensor:
         """-log p(target) of each position, float64 [N]; meaningful once the parts cover the vocabulary."""
@@ -73,11 +57,13 @@ class LogSumExpPart:
 
 
 @torch.no_grad()
-def full_softmax_part(hidden_NP: Tensor, rows_LP: Tensor, bias_L: Tensor, places_N: Tensor, block: int = VOCABULARY_BLOCK) -> LogSumExpPart:
-    """What the rows at hand say, worked through `block` rows at a time.
+def full_softmax_part(
+    hidden_NP: Tensor, rows_LP: Tensor, bias_L: Tensor, places_N: Tensor, vocabulary_block: int = VOCABULARY_BLOCK
+) -> LogSumExpPart:
+    """What the rows at hand say, worked through `vocabulary_block` rows at a time.
 
-    hidden_NP: the computing dtype. rows_LP, bias_L: float32 (rows are cast block by block). places_N: int64, the target's place
-    among these rows, -1 where it is not among them (on rank r of R: `places_of_targets`).
+    hidden_NP: the computing dtype. rows_LP: float32 or that dtype (cast block by block). bias_L: float32. places_N: int64, the target's
+    place among these rows, -1 where it is not among them (on rank r of R: `places_of_targets`).
     """
     num_positions = len(hidden_NP)
     if not len(rows_LP):  # fewer words than ranks
@@ -93,43 +79,30 @@ def full_softmax_part(hidden_NP: Tensor, rows_LP: Tensor, bias_L: Tensor, places
         torch.zeros(num_positions, dtype=torch.float64, device=hidden_NP.device),
         target_N,
     )
-    for first in range(0, len(rows_LP), block):
-        rows, bias = rows_LP[first : first + block].to(hidden_NP.dtype), bias_L[first : first + block]
-        columns_N = places_N - first
-        targets = _TargetColumns(columns_N, len(rows))
-        for chunk, logits_nL in _chunks_of_logits(hidden_NP, rows):
+    for first in range(0, len(rows_LP), vocabulary_block):
+        block = slice(first, first + vocabulary_block)
+        rows_WP, bias_W, columns_N = rows_LP[block].to(hidden_NP.dtype), bias_L[block], places_N - first
+        targets = TargetColumns(columns_N, len(rows_WP))
+        for chunk, logits_nW in chunks_of_logits(hidden_NP, rows_WP):
             if kernels := triton_kernels(hidden_NP.device):
                 sums = (result.target_N[chunk], result.largest_N[chunk], result.total_N[chunk])
-                kernels.accumulate(logits_nL, bias, columns_N[chunk], *sums)
+                kernels.accumulate(logits_nW, bias_W, columns_N[chunk], *sums)
                 continue
-            for part, _, values in _in_float32(chunk, logits_nL, bias):
+            for part, _, values in float32_blocks(logits_nW, bias_W, chunk.start):
                 _accumulate(result, part, values, targets)
     return result
 
 
-class _TargetColumns:
-    """Where the targets of N positions are among the W columns of a block, as far as they are there; nobody asks the device for it."""
-
-    def __init__(self, columns_N: Tensor, width: int) -> None:
-        self.is_there_N1 = ((columns_N >= 0) & (columns_N < width)).unsqueeze(1)
-        self._columns_N1 = columns_N.unsqueeze(1).where(self.is_there_N1, 0)
-
-    def put(self, part: slice, logits_nW: Tensor, values_n: Tensor) -> None:
-        """Put a value in the place of each target's logit, in place; column 0 of a position whose target is elsewhere keeps its own."""
-        columns_n1 = self._columns_N1[part]
-        logits_nW.scatter_(1, columns_n1, values_n.unsqueeze(1).where(self.is_there_N1[part], logits_nW.gather(1, columns_n1)))
-
-
-def _accumulate(result: LogSumExpPart, part: slice, logits: Tensor, targets: _TargetColumns) -> None:
+def _accumulate(result: LogSumExpPart, part: slice, logits: Tensor, targets: TargetColumns) -> None:
     """Take a block of float32 logits, which is used up, into the running maximum and sum of the positions `part`."""
     # The target's logit is the one computed in float32, in the sum too.
     target = result.target_N[part]
-    targets.put(part, logits, target)
+    targets.put(part, logits, target.unsqueeze(1))
     old = result.largest_N[part]
     largest = torch.maximum(old, logits.amax(1))
     exp_of_difference(logits, largest)
     # In float64, one number a position: the nats of a nearly certain target would drown in 1.
-    targets.put(part, logits, torch.zeros_like(target))
+    targets.put(part, logits, 0.0)
     sums = logits.sum(1).double()
     sums += torch.exp(target.double() - largest).where(targets.is_there_N1[part, 0], 0.0)
     # exp(-inf - largest) = 0 takes care of the first block.
@@ -137,54 +110,44 @@ def _accumulate(result: LogSumExpPart, part: slice, logits: Tensor, targets: _Ta
     result.largest_N[part] = largest
 
 
-def full_softmax_nats(hidden_NP: Tensor, rows_VP: Tensor, bias_V: Tensor, targets_N: Tensor, block: int = VOCABULARY_BLOCK) -> Tensor:
-    """-log p(target) under the full softmax over V rows at hand: float64 [N]. See `full_softmax_part`; targets_N: int64 ids."""
-    return full_softmax_part(hidden_NP, rows_VP, bias_V, targets_N, block).nats()
-
-
 def places_of_targets(targets_N: Tensor, ranks: Ranks) -> Tensor:
     """Where each target's row is among this rank's rows (row r lives on rank r % R at r // R), -1 where it is not here."""
-    places = torch.div(targets_N, ranks.size, rounding_mode="floor")
-    return torch.where(targets_N % ranks.size == ranks.rank, places, -1)
+    return torch.where(targets_N % ranks.size == ranks.rank, targets_N // ranks.size, -1)
 
 
 class OwnRows(NamedTuple):
-    """All of this rank's rows of the output table, float32 leaves (row r on rank r % R), and the ranks that hold the table between them."""
+    """All of this rank's rows of the output table, float32 (row r on rank r % R), and the ranks that hold the table between them."""
 
     rows_LP: Tensor
     bias_L1: Tensor
     ranks: Ranks
+    vocabulary_block: int = VOCABULARY_BLOCK
 
     def nats(self, hidden_NP: Tensor, targets_N: Tensor) -> Tensor:
-        """See `full_softmax`. targets_N: int64 ids."""
-        return full_softmax(hidden_NP, self.rows_LP, self.bias_L1.flatten(), targets_N, self.ranks)  # see `SampledRows.nats`
+        """Sum over this rank's positions of -log p(target) under the full softmax: float64, no dimensions, in nats. A collective.
 
-
-def full_softmax(
-    hidden_NP: Tensor, rows_LP: Tensor, bias_L: Tensor, targets_N: Tensor, ranks: Ranks, block: int = VOCABULARY_BLOCK
-) -> Tensor:
-    """Sum over this rank's positions of -log p(target) under the full softmax: float64, no dimensions, in nats. A collective.
-
-    hidden_NP: the computing dtype, as many positions on every rank. rows_LP, bias_L: float32, all of this rank's (row r on rank r % R).
-    targets_N: int64 ids. Differentiable once with respect to hidden_NP (gradient in its dtype), rows_LP and bias_L (float32). The rows'
-    gradient is that of the nats of *all* ranks' positions, times the factor that backward brings here: it must be the same on all ranks.
-    A second backward raises RuntimeError.
-    """
-    result: Any = _FullSoftmaxLoss.apply(hidden_NP, rows_LP, bias_L, targets_N, ranks, block)
-    return result
+        hidden_NP: the computing dtype, as many positions on every rank. targets_N: int64 ids. Differentiable once with respect to hidden_NP
+        (gradient in its dtype), rows and bias (float32). The rows' gradient is that of the nats of *all* ranks' positions, times the factor
+        that backward brings here: it must be the same on all ranks. A second backward raises RuntimeError.
+        """
+        bias_L = self.bias_L1.flatten()  # here: see `SampledRows.nats`
+        result: Any = _FullSoftmaxLoss.apply(hidden_NP, self.rows_LP, bias_L, targets_N, self.ranks, self.vocabulary_block)
+        return result
 
 
 class _FullSoftmaxLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_NP: Tensor, rows_LP: Tensor, bias_L: Tensor, targets_N: Tensor, ranks: Ranks, block: int) -> Tensor:
+    def forward(
+        ctx: Any, hidden_NP: Tensor, rows_LP: Tensor, bias_L: Tensor, targets_N: Tensor, ranks: Ranks, vocabulary_block: int
+    ) -> Tensor:
         hidden_MP, places_M = all_gather_rows(hidden_NP, ranks), places_of_targets(all_gather_rows(targets_N, ranks), ranks)
-        here = full_softmax_part(hidden_MP, rows_LP, bias_L, places_M, block)
-        with profiled("communication"):
-            whole = here.reduce(ranks)
+        whole = full_softmax_part(hidden_MP, rows_LP, bias_L, places_M, vocabulary_block).reduce(ranks)
         nats_M = whole.nats()
         ctx.gradients = None
         if any(ctx.needs_input_grad[:3]):
-            hidden_gradient_MP, rows_gradient, bias_gradient = _gradients(hidden_MP, rows_LP, bias_L, places_M, whole, nats_M, block)
+            hidden_gradient_MP, rows_gradient, bias_gradient = _gradients(
+                hidden_MP, rows_LP, bias_L, places_M, whole, nats_M, vocabulary_block
+            )
             ctx.gradients = (_own_part(hidden_gradient_MP, ranks).to(hidden_NP.dtype), rows_gradient, bias_gradient)
         return nats_M[ranks.rank * len(hidden_NP) :][: len(hidden_NP)].sum()
 
@@ -192,10 +155,10 @@ class _FullSoftmaxLoss(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride] (once_differentiable hides the name of ctx)
         if ctx.gradients is None:
-            raise RuntimeError("full_softmax: its gradient was taken already (retain_graph is not supported)")
+            raise RuntimeError("full softmax: its gradient was taken already (retain_graph is not supported)")
         taken, ctx.gradients = ctx.gradients, None
         for gradient in taken:
-            gradient.mul_(gradients[0].to(gradient.dtype))
+            gradient.mul_(gradients[0])  # see `_SampledSoftmax.backward`
         return *taken, None, None, None
 
 
@@ -211,46 +174,23 @@ def _own_part(values_MP: Tensor, ranks: Ranks) -> Tensor:
 
 
 def _gradients(
-    hidden_MP: Tensor, rows_LP: Tensor, bias_L: Tensor, places_M: Tensor, whole: LogSumExpPart, nats_M: Tensor, block: int
+    hidden_MP: Tensor, rows_LP: Tensor, bias_L: Tensor, places_M: Tensor, whole: LogSumExpPart, nats_M: Tensor, vocabulary_block: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients, float32, of the sum of nats by hidden_MP (through the rows at hand alone), by these rows and by their bias."""
     hidden_gradient_MP = torch.zeros(hidden_MP.shape, device=hidden_MP.device)
     rows_gradient_LP, bias_gradient_L = torch.zeros_like(rows_LP), torch.zeros_like(bias_L)
-    for first in range(0, len(rows_LP), block):
-        rows, bias = rows_LP[first : first + block].to(hidden_MP.dtype), bias_L[first : first + block]
-        targets = _TargetColumns(places_M - first, len(rows))
-        for here, logits_nL in _chunks_of_logits(hidden_MP, rows):
-            for part, logits, values in _in_float32(here, logits_nL, bias):
-                _to_gradient(values, whole.largest_N[part], whole.total_N[part], nats_M[part], targets, part)
-                bias_gradient_L[first : first + block] += values.sum(0)
+    for first in range(0, len(rows_LP), vocabulary_block):
+        block = slice(first, first + vocabulary_block)
+        rows_WP, bias_W = rows_LP[block].to(hidden_MP.dtype), bias_L[block]
+        targets = TargetColumns(places_M - first, len(rows_WP))
+        for chunk, logits_nW in chunks_of_logits(hidden_MP, rows_WP):
+            for part, logits, values in float32_blocks(logits_nW, bias_W, chunk.start):
+                # Logits become the nats' gradient: probabilities, less 1 at the targets (p - 1 = expm1(-nats), exact where p is near 1).
+                exp_of_difference(values, whole.largest_N[part]).mul_((1.0 / whole.total_N[part]).to(torch.float32).unsqueeze(1))
+                targets.put(part, values, torch.expm1(-nats_M[part]).to(torch.float32).unsqueeze(1))
+                bias_gradient_L[block] += values.sum(0)
                 if values is not logits:
                     logits.copy_(values)
-            hidden_gradient_MP[here] += product(logits_nL, rows.T)
-            rows_gradient_LP[first : first + block] += product(logits_nL.T, hidden_MP[here].T)
+            hidden_gradient_MP[chunk] += product(logits_nW, rows_WP.T)
+            rows_gradient_LP[block] += product(logits_nW.T, hidden_MP[chunk].T)
     return hidden_gradient_MP, rows_gradient_LP, bias_gradient_L
-
-
-def _to_gradient(logits: Tensor, largest_n: Tensor, total_n: Tensor, nats_n: Tensor, targets: _TargetColumns, part: slice) -> None:
-    """Replace a block of float32 logits by the gradient of the nats: probabilities, less 1 at the targets."""
-    exp_of_difference(logits, largest_n).mul_((1.0 / total_n).to(torch.float32).unsqueeze(1))
-    # p - 1 = expm1(-nats), exact where p is near 1.
-    targets.put(part, logits, torch.expm1(-nats_n).to(torch.float32))
-
-
-def _chunks_of_logits(hidden_MP: Tensor, rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """(positions, their products with `rows` in the computing dtype), a chunk of positions at a time; used up before the next."""
-    chunk = min(len(hidden_MP), max(1, chunk_bytes(hidden_MP.device) // (len(rows) * hidden_MP.element_size())))
-    buffer = scratch("logits", (chunk, len(rows)), hidden_MP.dtype, hidden_MP.device)
-    for start in range(0, len(hidden_MP), chunk):
-        hidden = hidden_MP[start : start + chunk]
-        yield slice(start, start + len(hidden)), product(hidden, rows, out=buffer[: len(hidden)])
-
-
-def _in_float32(chunk: slice, logits_nL: Tensor, bias_L: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """(positions, their logits as they are, the same in float32 with the bias), cache-sized blocks of a chunk; used up before the next."""
-    block = block_positions(logits_nL.shape[1], logits_nL.device)
-    for start in range(0, len(logits_nL), block):
-        logits = logits_nL[start : start + block]
-        values = in_float32(logits)
-        values += bias_L
-        yield slice(chunk.start + start, chunk.start + start + len(logits)), logits, values

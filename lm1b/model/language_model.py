@@ -78,9 +78,9 @@ class LanguageModel(nn.Module):
         """The computing dtype: that of the parameters, whatever casts them."""
         return next(self.parameters()).dtype
 
-    def zero_state(self, lanes: int, device: torch.device | str, dtype: torch.dtype | None = None) -> State:
-        """The state before any input, in the computing dtype unless another is asked for."""
-        return self.stack.zero_state(lanes, dtype or self.dtype, device)
+    def zero_state(self, lanes: int, device: torch.device | str) -> State:
+        """The state before any input, in the computing dtype."""
+        return self.stack.zero_state(lanes, device, self.dtype)
 
     def hidden(
         self, x_TBD: Tensor, state: State, *, step: int | None = None, first_lane: int = 0, resets_TB: Tensor | None = None
@@ -95,7 +95,7 @@ class LanguageModel(nn.Module):
         dropout = None
         if step is not None and self.config.dropout:
             dropout = Dropout(self.config.dropout, self.seed, step, first_lane)
-        y_TBH, new_state, largest = self.stack.run(x_TBD, state, dropout=dropout, resets_TB=resets_TB)
+        y_TBH, new_state, largest = self.stack(x_TBD, state, dropout=dropout, resets_TB=resets_TB)
         hidden_TBP = y_TBH if self.projection is None else self.projection(y_TBH)
         if dropout is not None:
             hidden_TBP = dropout(hidden_TBP, self.config.layers)
@@ -116,8 +116,9 @@ class LanguageModel(nn.Module):
         """The loss of a window: the sampled one, the full softmax's, or with no output rows the adaptive one's.
 
         input_rows_UD: float32 leaf from the table. input_positions_TB: int64, which of these rows each position reads. targets_N: int64,
-        time-major (shape [T, B] will do), the targets' positions among sampled output rows, else their ids. step: seeds dropout; None:
-        none. first_lane: global number of lane 0. resets_TB: bool, zero the lane's state before that step.
+        time-major (shape [T, B] will do), the targets' positions among sampled output rows, else their ids. state: by name, [B, width]
+        each, in the computing dtype. step: seeds dropout; None: none. first_lane: global number of lane 0. resets_TB: bool, zero the
+        lane's state before that step.
         """
         x_TBD = gather_rows(input_rows_UD, input_positions_TB, self.dtype)
         hidden_TBP, new_state, largest = self._run(x_TBD, state, step, first_lane, resets_TB)

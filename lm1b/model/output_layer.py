@@ -2,7 +2,7 @@
 
 Every rank has the hidden vectors of all positions; each has rows of its own (`TableOutput`), or all weights (`AdaptiveOutput`).
 
-N positions, P hidden width, V vocabulary.
+N positions, P hidden width, V vocabulary, L of its rows on this rank.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ class OutputLayer(Protocol):
 class TableOutput:
     """Rows of the output table (row r on rank r % ranks) in the computing precision, their bias in float32."""
 
-    rows_VP: Tensor
-    bias_V: Tensor
+    rows_LP: Tensor
+    bias_L: Tensor
     ranks: Ranks
     vocabulary_block: int = VOCABULARY_BLOCK
 
     def nats(self, hidden_NP: Tensor, targets_N: Tensor) -> Tensor:
         """See `OutputLayer.nats`."""
-        part = full_softmax_part(hidden_NP, self.rows_VP, self.bias_V, places_of_targets(targets_N, self.ranks), self.vocabulary_block)
+        part = full_softmax_part(hidden_NP, self.rows_LP, self.bias_L, places_of_targets(targets_N, self.ranks), self.vocabulary_block)
         return part.reduce(self.ranks).nats()
 
     def logits(self, hidden_P: Tensor) -> Tensor:
         """See `OutputLayer.logits`."""
-        return (self.rows_VP @ hidden_P).float() + self.bias_V.float()
+        return (self.rows_LP @ hidden_P).float() + self.bias_L.float()
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,8 @@ def add_cell(name: str, make_layer: MakeLayer) -> None:
     """Make `model.cell=name` known to this process; for the file that LM1B_CELLS names. Raises ValueError where it is known already.
 
     make_layer(config, input_width) gives one layer, called as `nn.RNN` is: (x_TBD, state [1, B, H]) -> (y_TBH, new state [1, B, H]).
-    Its parameters get their initial values by their names: `bias*` zeros, `weight_ih*` as config.input_weight says, all others
-    N(0, config.recurrent_weight_std). Several gates are stacked in dimension 0.
+    Its parameters get their initial values by the last part of their names (without `_l0`): `bias*` zeros, `weight_ih` as
+    config.input_weight says, `weight_hr` Glorot's, all others N(0, config.recurrent_weight_std). Several gates are stacked in dimension 0.
     """
     if name in CELLS:
         raise ValueError(f"model.cell={name} is known already")
@@ -66,7 +66,7 @@ class RecurrentStack(nn.Module):
             for name, parameter in self.named_parameters():
                 parameter.copy_(initial_value(name, parameter.shape, self.config, seed))
 
-    def zero_state(self, lanes: int, dtype: torch.dtype, device: torch.device | str) -> State:
+    def zero_state(self, lanes: int, device: torch.device | str, dtype: torch.dtype) -> State:
         """The state before any input."""
         state = {}
         for i in range(self.config.layers):
@@ -77,18 +77,11 @@ class RecurrentStack(nn.Module):
 
     def forward(
         self, x_TBD: Tensor, state: State, *, dropout: Dropout | None = None, resets_TB: Tensor | None = None
-    ) -> tuple[Tensor, State]:
-        """y_TBH of the last layer and the new state, both in x's dtype.
+    ) -> tuple[Tensor, State, Tensor]:
+        """y_TBH of the last layer and the new state, both in x's dtype, and any layer's largest absolute output (float32, detached).
 
         resets_TB: bool, best on the host; where True the lane's state is zero before that step.
         """
-        y_TBH, new_state, _ = self.run(x_TBD, state, dropout=dropout, resets_TB=resets_TB)
-        return y_TBH, new_state
-
-    def run(
-        self, x_TBD: Tensor, state: State, *, dropout: Dropout | None = None, resets_TB: Tensor | None = None
-    ) -> tuple[Tensor, State, Tensor]:
-        """As `forward`, and the largest absolute output of any layer (float32, no dimensions, detached)."""
         new_state: State = {}
         largest = torch.zeros((), device=x_TBD.device)
         for i, layer in enumerate(self.layers):

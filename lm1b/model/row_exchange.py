@@ -42,22 +42,19 @@ class RowFetch:
 
 
 def allocate_rows(
-    wanted: Sequence[tuple[VocabularyTable, RowRequest, torch.dtype]],
-    room: Sequence[int] | None = None,
-    *,
-    copied_to: torch.device | None = None,
+    wanted: Sequence[tuple[VocabularyTable, RowRequest, torch.dtype]], room: Sequence[int], *, copied_to: torch.device | None = None
 ) -> list[RowFetch]:
     """Room for the requested rows of each table.
 
-    room: of each table, for how many rows; what is not asked for stays 0. None: for just those asked for. copied_to: the device that
-    they will be copied to, where the tables are in the host's memory and it computes.
+    room: of each table, for how many rows at least; what is not asked for stays 0. copied_to: the device that they will be copied to,
+    where the tables are in the host's memory and it computes.
     """
     fetches = []
     assert copied_to is None or all(table.rows.device.type == "cpu" for table, _, _ in wanted), "only the host's memory can be pinned"
     is_pinned = copied_to is not None and copied_to.type == "cuda"
-    for i, (table, request, dtype) in enumerate(wanted):
+    for (table, request, dtype), most in zip(wanted, room, strict=True):
         num_rows = len(request.ids_U)
-        rows_UD = torch.empty(max(num_rows, room[i] if room else 0), table.width, device=table.rows.device, pin_memory=is_pinned)
+        rows_UD = torch.empty(max(num_rows, most), table.width, device=table.rows.device, pin_memory=is_pinned)
         if len(rows_UD) > num_rows:
             rows_UD[num_rows:] = 0.0
         fetches.append(RowFetch(table.rows, dtype, rows_UD))
@@ -104,12 +101,12 @@ def take_rows(source: Tensor, places: Tensor, result: Tensor, through: torch.dty
         result[start : start + len(rows)] = rows if through is None else rows.to(through)
 
 
-def put_rows(into: RowFetch, places: Tensor, positions: Tensor) -> None:
+def put_rows(fetch: RowFetch, places: Tensor, positions: Tensor) -> None:
     """rows_UD[positions[i]] = rows[places[i]] by the dtype in which rows travel, for every i. In blocks, as `take_rows`."""
-    block = block_rows(into.rows)
+    block = block_rows(fetch.rows)
     for start in range(0, len(places), block):
-        rows = into.rows.index_select(0, places[start : start + block]).to(into.dtype).float()
-        into.rows_UD.index_copy_(0, positions[start : start + block], rows)
+        rows = fetch.rows.index_select(0, places[start : start + block]).to(fetch.dtype).float()
+        fetch.rows_UD.index_copy_(0, positions[start : start + block], rows)
 
 
 @dataclass(frozen=True)
@@ -148,8 +145,7 @@ class GradientExchange:
         each, block = self.gradients[table], block_rows(self.gradients[table].gradient_UD)
         request = each.request
         if self.ranks.size == 1:
-            # Of room made for more rows than were asked for, the rest has no gradient.
-            yield from zip(request.ids_U.split(block), each.gradient_UD[: len(request.ids_U)].split(block), strict=True)
+            yield from zip(request.ids_U.split(block), each.gradient_UD.split(block), strict=True)
             return
         received = [self._received.of(table, rank) for rank in range(self.ranks.size)]
         num_shared = len(request.route.shared_places)

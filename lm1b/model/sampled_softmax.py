@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lm1b.model.blocks import block_positions, chunk_bytes, exp_of_difference, in_float32, scratch
+from lm1b.model.blocks import TargetColumns, chunks_of_logits, exp_of_difference, float32_blocks
 from lm1b.model.kernels import triton_kernels
 from lm1b.model.products import product
 
@@ -29,7 +29,7 @@ from lm1b.model.products import product
 class SampledRows(NamedTuple):
     """Output rows that a step has fetched, of which the first num_samples are the samples. (A tuple: see `LossParts`.)
 
-    rows_UP, bias_U1: float32 leaves from the tables. log_expected_U: float32, log E of each row.
+    rows_UP, bias_U1: float32, from the tables. log_expected_U: float32, log E of each row.
     """
 
     rows_UP: Tensor
@@ -38,24 +38,17 @@ class SampledRows(NamedTuple):
     num_samples: int
 
     def nats(self, hidden_NP: Tensor, target_positions_N: Tensor) -> Tensor:
-        """See `sampled_softmax`."""
+        """Sum over positions of -log p(target) under the sampled softmax: float64, no dimensions, in nats.
+
+        hidden_NP: the computing dtype. target_positions_N: int64, of the target among the U; below num_samples if and only if it was
+        sampled. Differentiable once with respect to hidden_NP (gradient in its dtype), rows and bias (float32); a second backward raises
+        RuntimeError.
+        """
         # Flattened only here: backward goes from the newest operation to the oldest, and the bias's gradient would otherwise wait
         # for that of the recurrent layers, and with it whoever sends the output rows' gradients.
-        return sampled_softmax(hidden_NP, self.rows_UP, self.bias_U1.flatten(), target_positions_N, self.log_expected_U, self.num_samples)
-
-
-def sampled_softmax(
-    hidden_NP: Tensor, rows_UP: Tensor, bias_U: Tensor, target_positions_N: Tensor, log_expected_U: Tensor, num_samples: int
-) -> Tensor:
-    """Sum over positions of -log p(target) under the sampled softmax: float64, no dimensions, in nats.
-
-    hidden_NP: the computing dtype. rows_UP, bias_U, log_expected_U: float32, of which the first num_samples are the samples.
-    target_positions_N: int64, the target's place among the U; below num_samples if and only if it was sampled.
-    Differentiable once with respect to hidden_NP (gradient in its dtype), rows_UP and bias_U (gradients in float32); a second
-    backward raises RuntimeError.
-    """
-    result: Any = _SampledSoftmax.apply(hidden_NP, rows_UP, bias_U, target_positions_N, log_expected_U, num_samples)
-    return result
+        bias_U = self.bias_U1.flatten()
+        result: Any = _SampledSoftmax.apply(hidden_NP, self.rows_UP, bias_U, target_positions_N, self.log_expected_U, self.num_samples)
+        return result
 
 
 class _SampledSoftmax(torch.autograd.Function):
@@ -71,12 +64,12 @@ class _SampledSoftmax(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride] (once_differentiable hides the name of ctx)
         if ctx.gradients is None:
-            raise RuntimeError("sampled_softmax: its gradient was taken already (retain_graph is not supported)")
+            raise RuntimeError("sampled softmax: its gradient was taken already (retain_graph is not supported)")
         # Handed over, not kept: autograd may then use these tensors as the leaves' gradients without a copy.
         hidden_gradient, rows_gradient, bias_gradient = ctx.gradients
         ctx.gradients = None
         for gradient in (hidden_gradient, rows_gradient, bias_gradient):
-            gradient.mul_(gradients[0].to(gradient.dtype))
+            gradient.mul_(gradients[0])  # not in its dtype: 1/96 as bfloat16 is 0.2 % too large
         return hidden_gradient, rows_gradient, bias_gradient, None, None, None
 
 
@@ -86,23 +79,19 @@ def _nats_and_gradients(
     """Nats summed (float64) and the gradients of that sum by hidden vectors, rows and bias."""
     dtype, device = hidden_NP.dtype, hidden_NP.device
     rows_SP = rows_UP[:num_samples].to(dtype)
-    # In float32 a third of that: on a CPU a fifth of a usual step's positions.
-    num_bytes = chunk_bytes(device) // (1 if dtype.itemsize < 4 else 3)
-    chunk = min(len(hidden_NP), max(1, num_bytes // (num_samples * hidden_NP.element_size())))
     nats = torch.zeros((), dtype=torch.float64, device=device)
     gradients = _Gradients(hidden_NP, rows_UP, num_samples) if needs_gradient else None
-    buffer = scratch("logits", (chunk, num_samples), dtype, device)
-    for start in range(0, len(hidden_NP), chunk):
-        hidden, targets = hidden_NP[start : start + chunk], targets_N[start : start + chunk]
+    # A third of a chunk in float32: on a CPU a fifth of a usual step's positions.
+    for chunk, logits in chunks_of_logits(hidden_NP, rows_SP, 1 if dtype.itemsize < 4 else 3):
+        hidden, targets = hidden_NP[chunk], targets_N[chunk]
         target_rows = rows_UP.index_select(0, targets).to(dtype).to(torch.float32)
         target_logits = (hidden.to(torch.float32) * target_rows).sum(1) + offset_U[targets]
-        logits = product(hidden, rows_SP, out=buffer[: len(hidden)])
         nats_chunk, column_sums = _softmax_in_place(logits, offset_U[:num_samples], targets, target_logits)
         nats += nats_chunk.sum()
         if gradients is not None:
-            gradients.add_samples(start, hidden, logits, rows_SP, column_sums)
+            gradients.add_samples(chunk, hidden, logits, rows_SP, column_sums)
             # d nats / d target logit = p - 1 = expm1(-nats), exact where p is near 1.
-            gradients.add_targets(start, hidden, targets, target_rows, torch.expm1(-nats_chunk).to(torch.float32))
+            gradients.add_targets(chunk, hidden, targets, target_rows, torch.expm1(-nats_chunk).to(torch.float32))
     return nats, (gradients.hidden_NP, gradients.rows_UP, gradients.bias_U) if gradients is not None else None
 
 
@@ -116,19 +105,19 @@ class _Gradients:
         self.rows_UP[num_samples:] = 0.0
         self.bias_U = torch.zeros(len(rows_UP), device=rows_UP.device)
 
-    def add_samples(self, start: int, hidden: Tensor, probabilities: Tensor, rows_SP: Tensor, column_sums: Tensor) -> None:
-        """A chunk's part through the samples' logits; the first chunk (start 0) sets what later ones add to."""
-        self.hidden_NP[start : start + len(hidden)] = product(probabilities, rows_SP.T)
+    def add_samples(self, chunk: slice, hidden: Tensor, probabilities: Tensor, rows_SP: Tensor, column_sums: Tensor) -> None:
+        """A chunk's part through the samples' logits; the first one sets what later ones add to."""
+        self.hidden_NP[chunk] = product(probabilities, rows_SP.T)
         rows = self.rows_UP[: self.num_samples]
-        if start:
+        if chunk.start:
             rows += product(probabilities.T, hidden.T)
         else:
             rows.copy_(product(probabilities.T, hidden.T))
         self.bias_U[: self.num_samples] += column_sums
 
-    def add_targets(self, start: int, hidden: Tensor, targets: Tensor, target_rows: Tensor, target_gradient: Tensor) -> None:
+    def add_targets(self, chunk: slice, hidden: Tensor, targets: Tensor, target_rows: Tensor, target_gradient: Tensor) -> None:
         """A chunk's part through the targets' logits, in float32. Comes after `add_samples`."""
-        here = self.hidden_NP[start : start + len(hidden)]
+        here = self.hidden_NP[chunk]
         here.copy_(torch.addcmul(here, target_gradient.unsqueeze(1), target_rows))
         self.rows_UP.index_add_(0, targets, target_gradient.unsqueeze(1) * hidden)
         self.bias_U.index_add_(0, targets, target_gradient)
@@ -142,20 +131,11 @@ def _softmax_in_place(logits_nS: Tensor, offset_S: Tensor, targets_n: Tensor, ta
     """
     if kernels := triton_kernels(logits_nS.device):
         return kernels.softmax_in_place(logits_nS, offset_S, targets_n, target_logits_n)
-    num_positions, num_samples = logits_nS.shape
-    block = block_positions(num_samples, logits_nS.device)
     nats_n = torch.empty_like(target_logits_n, dtype=torch.float64)
     column_sums = torch.zeros_like(offset_S)
-    is_sampled = targets_n < num_samples
-    # A target outside the samples masks nothing: it points at column 0 and puts back what is there.
-    columns_n1 = torch.where(is_sampled, targets_n, 0).unsqueeze(1)
-    for start in range(0, num_positions, block):
-        logits = logits_nS[start : start + block]
-        here = slice(start, start + len(logits))
-        values = in_float32(logits)
-        values += offset_S
-        masked = torch.where(is_sampled[here].unsqueeze(1), -torch.inf, values.gather(1, columns_n1[here]))
-        values.scatter_(1, columns_n1[here], masked)
+    sampled = TargetColumns(targets_n, logits_nS.shape[1])
+    for here, logits, values in float32_blocks(logits_nS, offset_S):
+        sampled.put(here, values, -torch.inf)
         target = target_logits_n[here]
         largest = torch.maximum(values.amax(1), target)
         exp_of_difference(values, largest)

@@ -38,7 +38,7 @@ def block_rows(table: Tensor) -> int:
 
 
 class VocabularyTable:
-    """One table, cut by rows. Not a module and no parameter of DeepSpeed's (see design: state per rank falls as 1/N).
+    """One table, cut by rows. Not a module and no parameter of DeepSpeed's, which would keep all rows on every rank.
 
     rows, accumulators: float32 [rows of this rank, width], contiguous; `local_ids()` says which ids they are. Rows start
     uniform in +-initial_scale * sqrt(3 / width), keyed (seed, name, id, column), so the cut does not change them.
@@ -88,7 +88,7 @@ class VocabularyTable:
         """One Adagrad update (Duchi 2011) of the rows that any rank has sent a gradient of.
 
         updated_places: int64, which these are. gradients: (places, float32 gradient of those rows), together of them all; each counts times
-        gradient_scale. See `GradientExchange.sums`.
+        gradient_scale, and may be overwritten. See `GradientExchange.sums`.
         """
         if self.before_update is not None:
             self.before_update(self.name, updated_places)
@@ -118,7 +118,7 @@ class Tables:
     bias: VocabularyTable | None
 
     @staticmethod
-    def create(config: Config, vocabulary_size: int, output_width: int, ranks: Ranks, *, initialize: bool = True) -> Tables:
+    def create(config: Config, vocabulary_size: int, ranks: Ranks, *, initialize: bool = True) -> Tables:
         """Initial tables: rows uniform, bias zero. initialize False: rows zero too, for a checkpoint's to take their place.
 
         In the memory of what computes, or of the host: `communication.tables_on_host`.
@@ -142,7 +142,7 @@ class Tables:
         inputs = table("input_table", config.model.embedding, scale)
         if config.softmax.kind == "adaptive":
             return Tables(inputs, None, None)
-        outputs = inputs if config.model.tie_tables else table("output_table", output_width, scale)
+        outputs = inputs if config.model.tie_tables else table("output_table", config.model.output_width, scale)
         return Tables(inputs, outputs, table("output_bias", 1, 0.0))
 
     @property

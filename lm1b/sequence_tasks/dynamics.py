@@ -60,11 +60,11 @@ def state_norms(config: CellConfig, steps: int, *, has_input: bool) -> list[floa
     stack.initialize(SEED)
     name = "0.c" if config.cell == "lstm" else "0.h"
     x_TB1 = pixel_like(steps, SEQUENCES) if has_input else torch.zeros(steps, SEQUENCES, 1, dtype=torch.float64)
-    state = dict.fromkeys(stack.zero_state(SEQUENCES, torch.float64, "cpu"), start_BN(config.hidden))
+    state = dict.fromkeys(stack.zero_state(SEQUENCES, "cpu", torch.float64), start_BN(config.hidden))
     norms_TB = [torch.linalg.vector_norm(state[name], dim=1)]
     with torch.no_grad():
         for x_B1 in x_TB1:
-            _, state = stack(x_B1.unsqueeze(0), state)
+            _, state, _ = stack(x_B1.unsqueeze(0), state)
             norms_TB.append(torch.linalg.vector_norm(state[name], dim=1))
     relative_TB = torch.stack(norms_TB) / norms_TB[0]
     return relative_TB.quantile(0.5, dim=1).tolist()

@@ -64,7 +64,7 @@ def make_plan(config: Config, place: Place, device: torch.device) -> TrainingPla
     """The plan of a training by the ranks that have been launched, on machines like this one. Raises UserError without tokens."""
     tokens = open_tokens(config.tokens)
     vocabulary_size = tokens.vocabulary.size
-    precision = resolve_precision(config.training.precision, config.model.cell, device)
+    precision = resolve_precision(config.training.precision, device)
     tokens_per_epoch = tokens.split("train").num_tokens
     tokens_per_step = config.batches.lanes * config.batches.steps
     steps_per_epoch = tokens_per_epoch // tokens_per_step

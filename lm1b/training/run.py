@@ -81,7 +81,7 @@ class Run:
         self.tokens = agree(ranks, self._open_tokens, may_take_long=True)
         check_tokens(ranks, self.tokens)
         self.tokens_per_word = self.tokens.split("train").tokens_per_word
-        self.precision = agree(ranks, lambda: resolve_precision(config.training.precision, config.model.cell, ranks.device))
+        self.precision = agree(ranks, lambda: resolve_precision(config.training.precision, ranks.device))
         counts_V = agree(ranks, lambda: self.tokens.vocabulary.counts_V)
         vocabulary_size = len(counts_V)
         self.batches = agree(ranks, self._make_batches, may_take_long=True)  # reads where every sentence ends, perhaps over the net
@@ -97,7 +97,7 @@ class Run:
         model = agree(ranks, lambda: LanguageModel(config.model, config.run.seed, softmax=config.softmax, vocabulary_size=vocabulary_size))
         agree(ranks, lambda: check_deepspeed_section(config))
         engine = Engine(model, language_model_settings(config, ranks), self.precision, ranks)
-        tables = Tables.create(config, vocabulary_size, model.output_width, ranks, initialize=checkpoint is None)
+        tables = Tables.create(config, vocabulary_size, ranks, initialize=checkpoint is None)
         self.training_step = TrainingStep(config, engine, tables, sampler, self.batches, ranks)
         self.training_step.total_updates = self.total_steps
         self.counts = Counts()

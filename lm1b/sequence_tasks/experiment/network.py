@@ -78,7 +78,7 @@ class SequenceNetwork(nn.Module):
     def _through(self, stack: nn.Module, x_TBD: Tensor) -> Tensor:
         """y_TBH of one layer in one direction, from a zero state."""
         assert isinstance(stack, RecurrentStack)
-        state = stack.zero_state(x_TBD.shape[1], self.dtype, x_TBD.device)
+        state = stack.zero_state(x_TBD.shape[1], x_TBD.device, self.dtype)
         if self.dtype == torch.float32:
             return stack(x_TBD, state)[0]
         rounded = {name: parameter.to(self.dtype) for name, parameter in stack.named_parameters()}

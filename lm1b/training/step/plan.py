@@ -33,7 +33,7 @@ from lm1b.profiling import part
 class StepPlan:
     """A step's tokens and requests. The first num_samples output rows are the samples.
 
-    inputs_TB, targets_TB: int64 ids. *_positions_TB: int64, their place among the rows. log_expected_U: float32, of the output rows,
+    inputs_TB, targets_TB: int64 ids. *_positions_TB: int64, their positions among the rows. log_expected_U: float32, of the output rows,
     zeros where there is room for more of them. With the full and the adaptive softmax no output rows are asked for:
     target_positions_TB are the ids, and log_expected_U is None.
 

@@ -42,7 +42,7 @@ from lm1b.distributed import Ranks, single_process
 from lm1b.model.full_softmax import OwnRows
 from lm1b.model.row_exchange import GradientExchange, RowFetch, RowGradient, allocate_rows, fetch_rows
 from lm1b.model.row_formats import Plain, RowFormat, StochasticInt8
-from lm1b.model.row_requests import Route, RowRequest, split_routes
+from lm1b.model.row_requests import Route, RowRequest, request_rows, split_routes
 from lm1b.model.sampled_softmax import SampledRows
 from lm1b.model.sampler import Sampler
 from lm1b.model.tables import Tables, VocabularyTable
@@ -136,7 +136,7 @@ class RowPipeline:
         self._everything: list[RowRequest] = []
         if sampler is None and len(self.tables) > 1:
             places = torch.arange(len(self.tables[1].rows), device=ranks.device)
-            self._everything = [RowRequest(places, 0, self._output_ranks)] * 2
+            self._everything = request_rows([(places, 0)], self._output_ranks) * 2
         # Of each row here, whether the present step touches it. The bias goes the output rows' way.
         self._touched = {table: torch.zeros(len(table.rows), dtype=torch.bool, device=table.rows.device) for table in self.tables}
 

@@ -83,7 +83,7 @@ class TrainingStep:
 
     def zero_carry(self) -> dict[str, Tensor]:
         """State of this rank's lanes at an epoch's start."""
-        return self.model.zero_state(self.lanes_here, self.ranks.device, self.engine.dtype)
+        return self.model.zero_state(self.lanes_here, self.ranks.device)
 
     def zero_loss(self) -> Tensor:
         """A forward pass over one made-up token in every lane, its loss times 0: what `Engine.prime` needs."""
@@ -92,7 +92,7 @@ class TrainingStep:
         rows_UP, bias_U1 = (torch.zeros(2, width, device=device, requires_grad=True) for width in (self.model.output_width, 1))
         output = None if self.model.adaptive else SampledRows(rows_UP, bias_U1, torch.zeros(2, device=device), 1)
         lanes = self.lanes_here // self.engine.micro_batches
-        state = self.model.zero_state(lanes, device, self.engine.dtype)
+        state = self.model.zero_state(lanes, device)
         positions = torch.zeros(1, lanes, dtype=torch.int64, device=device)
         targets = torch.ones(lanes, dtype=torch.int64, device=device)
         parts = self.engine.forward(input_rows, positions, output, targets, state, step=0)
@@ -230,7 +230,7 @@ class TrainingStep:
         if there != hidden_KP.device:  # a CPU may take very long over half precision
             hidden_KP = hidden_KP.to(there, torch.float32)
         part = full_softmax_part(hidden_KP, output.rows, bias.rows.squeeze(1), places_K.to(there), block)
-        return float(sampled) / count, float(part.to(self.ranks.device).reduce(self.ranks).nats().sum()) / count
+        return float(sampled) / count, float(part.reduce(self.ranks).nats().sum()) / count
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def stretch_seconds(step: TrainingStep, num_steps: int, saver: CheckpointSaver |
 def measure(config: Config, vocabulary: int, every: int, rounds: int, folder: Path) -> dict[str, Any]:
     """The figures, in seconds and bytes; every rank has its own view of them."""
     ranks = start_ranks()
-    precision = resolve_precision(config.training.precision, config.model.cell, ranks.device)
+    precision = resolve_precision(config.training.precision, ranks.device)
     step = build_step(config, read_counts(None, vocabulary), ranks, precision)
     saver = CheckpointSaver(folder, ranks)
     peak_before = peak_memory_mb()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lm1b.evaluation.scoring.scorer import POSITIONS
-from lm1b.model.full_softmax import full_softmax_nats
+from lm1b.model.full_softmax import full_softmax_part
 from lm1b.precision import DTYPES
 from parts.benchmark.machine import CPU, Ceiling, peak_memory, peak_memory_from_here, seconds_of
 
@@ -39,9 +39,9 @@ def measure_evaluation(
 
         def score(hidden: Tensor = hidden, rows: Tensor = rows) -> Tensor:
             windows = zip(hidden.split(POSITIONS), targets_N.split(POSITIONS), strict=True)
-            return torch.cat([full_softmax_nats(here, rows, bias_V, targets) for here, targets in windows])
+            return torch.cat([full_softmax_part(here, rows, bias_V, targets).nats() for here, targets in windows])
 
-        full_softmax_nats(hidden[:1], rows[:1], bias_V[:1], targets_N[:1] * 0)
+        full_softmax_part(hidden[:1], rows[:1], bias_V[:1], targets_N[:1] * 0)
         before = peak_memory_from_here(device)
         times = []
         for _ in range(repeats):

@@ -63,7 +63,7 @@ class Training:
         counts_V = read_counts(self.counts, vocabulary)
         if self._tables is None or self._tables[0] != key:
             self._tables = None
-            self._tables = key, filled_tables(config, vocabulary, width, self.ranks)
+            self._tables = key, filled_tables(config, vocabulary, self.ranks)
         self.config, self.precision = config, precision
         self.step = build_step(config, counts_V, self.ranks, precision, self._tables[1])
         positions = config.batches.lanes * config.batches.steps // self.ranks.size

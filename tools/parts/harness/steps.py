@@ -23,7 +23,7 @@ def build_step(config: Config, counts_V: np.ndarray, ranks: Ranks, precision: st
     prepare_process(config, ranks)
     model = LanguageModel(config.model, config.run.seed)
     engine = Engine(model, language_model_settings(config, ranks), precision, ranks)
-    tables = tables or filled_tables(config, len(counts_V), model.output_width, ranks)
+    tables = tables or filled_tables(config, len(counts_V), ranks)
     sampler = make_sampler(config.softmax, counts_V, config.run.seed)
     batches: UnigramBatches | PreparedBatches = UnigramBatches(np.cumsum(counts_V), config.batches.lanes, config.batches.steps)
     if ranks.device.type == "cuda":
@@ -37,9 +37,9 @@ def build_step(config: Config, counts_V: np.ndarray, ranks: Ranks, precision: st
     return step
 
 
-def filled_tables(config: Config, vocabulary: int, width: int, ranks: Ranks) -> Tables:
+def filled_tables(config: Config, vocabulary: int, ranks: Ranks) -> Tables:
     """Tables with some numbers in every row: memory that nobody has written to yet would be slower, or not there at all."""
-    tables = Tables.create(config, vocabulary, width, ranks, initialize=False)
+    tables = Tables.create(config, vocabulary, ranks, initialize=False)
     for table in tables.all():
         table.rows.uniform_(-0.05, 0.05)
     return tables

@@ -79,7 +79,7 @@ class Table:
             "training.threads=1",
         ]
         config = load_config(CONFIG, self.common)
-        precision = resolve_precision(config.training.precision, config.model.cell, torch.device("cpu"))
+        precision = resolve_precision(config.training.precision, torch.device("cpu"))
         self.common.append(f"training.precision={precision}")  # so that it is kept with each run
 
     def save(self) -> None:
