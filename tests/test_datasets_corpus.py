@@ -137,6 +137,9 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path, case: str, monkeypatch:
 def test_missing_files_and_settings_that_do_not_go_together(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\*: no such corpus file; corpus\.train names files to be read as json"):
         preprocess(config_of(tmp_path, train=[str(tmp_path / "none*")]), progress=False)
+    path = write_rows(tmp_path, "text", ROWS)
+    with pytest.raises(UserError, match=r"rows\.text: named for train and again for validation"):
+        preprocess(config_of(tmp_path, source="text", train=[str(tmp_path / "*.text")], validation=[str(path)]), progress=False)
     for corpus, message in (
         ({"source": None, "train": ["x"]}, r"corpus\.source is needed"),
         ({}, r"corpus\.train is needed for corpus\.kind=datasets"),
@@ -146,6 +149,7 @@ def test_missing_files_and_settings_that_do_not_go_together(tmp_path: Path) -> N
     ):
         with pytest.raises(UserError, match=message):
             config_of(tmp_path, **corpus)
+    config_of(tmp_path, train=["x"], validation=["y"], validation_fraction=0.0)  # no fraction is used where splits are named
 
 
 def test_a_hub_out_of_reach_is_one_line_and_status_2(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Annotated, Any, Protocol
@@ -92,6 +92,15 @@ def read_line(file: IO[bytes], source: str) -> bytes:
     if len(line) >= LONGEST_LINE_BYTES:
         raise UserError(f"{source}: has a line of more than {LONGEST_LINE_BYTES >> 20} MiB; expected one tokenized sentence a line")
     return line
+
+
+def check_named_once(files: Iterable[tuple[Split, Path]]) -> None:
+    """Raise UserError for a file that is named twice, such as for two splits."""
+    seen: dict[Path, str] = {}
+    for split, path in files:
+        if path.resolve() in seen:
+            raise UserError(f"{path}: named for {seen[path.resolve()]} and again for {split}; expected every file once")
+        seen[path.resolve()] = split
 
 
 class Corpus(Protocol):

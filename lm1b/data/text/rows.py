@@ -26,6 +26,7 @@ from lm1b.config import SPLITS, Split
 from lm1b.config.text import LOCAL_SOURCES, CorpusConfig
 from lm1b.data.crew import Crew
 from lm1b.data.receipts import read_receipt, write_receipt
+from lm1b.data.text.corpus import check_named_once
 from lm1b.data.text.tokenized import LONGEST_LINE_BYTES
 from lm1b.errors import UserError
 from lm1b.files import atomic_file
@@ -52,15 +53,17 @@ class Part:
     num_bytes: int = 0
 
 
-def local_files(config: CorpusConfig) -> Iterator[tuple[Split, Path]]:
-    """The files that a local source names, wildcards resolved. Raises UserError where there is none of a name."""
+def local_files(config: CorpusConfig) -> list[tuple[Split, Path]]:
+    """The files that a local source names, wildcards resolved. Raises UserError where there is none of a name, or one is named twice."""
+    files: list[tuple[Split, Path]] = []
     for split in SPLITS:
         for name in getattr(config, split) or []:
             found = [name] if Path(name).exists() else sorted(glob.glob(name))
             if not found or not all(Path(path).is_file() for path in found):
                 raise UserError(f"{name}: no such corpus file; corpus.{split} names files to be read as {config.source}")
-            for path in found:
-                yield split, Path(path)
+            files += [(split, Path(path)) for path in found]
+    check_named_once(files)
+    return files
 
 
 def datasets_origin(config: CorpusConfig) -> dict[str, Any]:
