@@ -1,6 +1,6 @@
 """Whether the corpus that the config names is still the one the shards were made of, as far as this machine can tell.
 
-1. The vocabulary's settings must be those of the manifest.
+1. The vocabulary's settings must be those of the manifest, and so must a given vocabulary file, where it is on this machine.
 2. Training needs only the shards, so where the corpus is not on this machine, nothing else is checked.
 3. Where it is, names and sizes must be those of the preprocessed files. For an archive, and for raw text, of which no SHA-256 was taken as
    it stands, that is all.
@@ -24,6 +24,7 @@ from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.data.tokens.manifest import CountedText
 from lm1b.data.tokens.verified import HashMemory, status_of
 from lm1b.errors import UserError
+from lm1b.files import digest_of_file
 
 WHAT_TO_DO = "run launch/preprocess.py again, or name the corpus the shards were made of"
 
@@ -57,15 +58,23 @@ def check_corpus_unchanged(config: Config, tokens: TokenDirectory) -> None:
 
 
 def _check_vocabulary(config: Config, tokens: TokenDirectory) -> None:
-    """Settings of the vocabulary; a given file may not be on this machine."""
+    """Settings of the vocabulary, and the given file where it is on this machine."""
     if not tokens.manifest.made_from.vocabulary:
         return  # something else than preprocessing made it
     then: dict[str, Any] = {"kind": tokens.manifest.vocabulary.kind} | tokens.manifest.made_from.vocabulary
     then = then | (then.get("closed") or {}) | {"closed": then.get("closed") is not None}
+    file, file_sha256 = config.vocabulary.file, then.get("file_sha256")
+    if (file is None) != (file_sha256 is None):
+        made = "without" if file_sha256 is None else "with"
+        raise UserError(f"{tokens.directory}: made {made} a given vocabulary, the config has vocabulary.file={file}; {WHAT_TO_DO}")
     for name, value in then.items():
         now = getattr(config.vocabulary, name, value)
-        if value != now and not (name == "minimum_count" and config.vocabulary.file is not None):
+        if value != now:
             raise UserError(f"{tokens.directory}: made with vocabulary.{name}={value}, the config has {now}; {WHAT_TO_DO}")
+    if file is not None and Path(file).is_file() and (found := digest_of_file(Path(file))) != file_sha256:
+        raise UserError(
+            f"{file}: not the vocabulary that the shards were made with, SHA-256 expected {file_sha256}, found {found}; {WHAT_TO_DO}"
+        )
 
 
 def _corpus_is_at_hand(config: Config) -> bool:
