@@ -17,10 +17,11 @@ from tiny import REPOSITORY, tiny_settings, write_corpus, write_settings
 
 from lm1b.config import SPLITS, Config, parse_config
 from lm1b.data.batches import Batches
-from lm1b.data.preprocess import passes, preprocess
+from lm1b.data.preprocess import passes, preprocess, publish
 from lm1b.data.preprocess.publish import lock_directory
-from lm1b.data.text import benchmark, news_sample, raw_text
+from lm1b.data.text import benchmark, news_sample, raw_text, sources
 from lm1b.data.text.benchmark import HELD_OUT_FOLDER, TRAINING_FOLDER
+from lm1b.data.text.corpus import SourceFile
 from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.errors import UserError
 from lm1b.files import digest_of_file
@@ -181,6 +182,16 @@ def test_shards_of_a_smaller_corpus_do_not_stay(folder: Path) -> None:
     (corpus / TRAINING_FOLDER / "news.en-00001-of-00003").rename(corpus / TRAINING_FOLDER / "news.en-00001-of-00002")
     run(folder)
     assert not list((folder / "tokens").glob("train-00002*"))
+
+
+def test_shards_of_more_files_or_chunks_than_their_names_have_digits_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = sorted(str(path) for path in (folder / "corpus").rglob("news*"))
+    corpus = {"kind": "text", "path": None, "train": files[1:], "validation": files[:1]}
+    monkeypatch.setattr(sources, "SourceFile", lambda split, number, path: SourceFile(split, 100_000 + number, path))
+    run(folder, corpus=corpus).verify()
+    run(folder, corpus=corpus | {"train": files[2:]}).verify()
+    assert not (folder / "tokens" / "train-100002.tokens.npy").exists(), "a shard of the earlier corpus"
+    assert publish._SHARD_FILE.fullmatch("train-00000.1000.tokens.npy")
 
 
 def test_given_vocabulary(folder: Path) -> None:

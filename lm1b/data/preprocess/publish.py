@@ -26,7 +26,7 @@ from lm1b.errors import UserError
 from lm1b.files import flush_folder
 
 UNFINISHED_NAME = "unfinished"
-_SHARD_FILE = re.compile(r"(train|validation|test)-\d{5}(\.\d{3})?\.(tokens|ends)\.npy")
+_SHARD_FILE = re.compile(r"(train|validation|test)-\d{5,}(\.\d{3,})?\.(tokens|ends)\.npy")
 
 
 @contextlib.contextmanager
