@@ -74,6 +74,14 @@ def test_every_format_gives_the_same_sentences_in_the_same_splits(tmp_path: Path
         check_corpus_unchanged(config, tokens)
 
 
+def test_a_text_file_s_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    for name, lines in (("train", "\ufeffa b\n\ufeffc\n"), ("dev", "d\n")):
+        (tmp_path / name).write_text(lines, encoding="utf-8")
+    files = {"train": [str(tmp_path / "train")], "validation": [str(tmp_path / "dev")]}
+    preprocess(config_of(tmp_path, source="text", **files), progress=False)
+    assert (tmp_path / "tokens" / "rows" / "part-00000-train-00000.txt").read_text(encoding="utf-8") == "a b\n\ufeffc\n"
+
+
 def test_fractions_are_those_asked_for_and_a_sentence_stays_where_it_was(tmp_path: Path) -> None:
     config = config_of(tmp_path, train=["x"]).corpus
     found = Counter(split_of(b"sentence %d" % number, config) for number in range(20_000))

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from lm1b.data.text.tokenized import END, RESERVED, START, UNKNOWN, as_numpy, check_utf8, compute
+from lm1b.data.text.tokenized import END, RESERVED, START, UNKNOWN, as_numpy, check_utf8, compute, without_mark
 from lm1b.data.vocabulary.vocabulary import Label, Spelling, Vocabulary
 from lm1b.errors import UserError
 from lm1b.files import atomic_file
@@ -198,7 +198,7 @@ def read_vocabulary_file(path: Path) -> bytes:
 
 def _read_lines(path: Path) -> tuple[list[bytes], list[int] | None]:
     """Words, and counts where every line has one. Raises UserError naming the line that is wrong."""
-    data = io.BytesIO(read_vocabulary_file(path))
+    data = io.BytesIO(without_mark(read_vocabulary_file(path)))
     words: list[bytes] = []
     counts: list[int] = []
     for number, line in enumerate(data, 1):
