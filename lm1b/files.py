@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 from lm1b.errors import UserError
 
 READ_BYTES = 1 << 20
-LARGEST_JSON_BYTES = 32 << 20  # a manifest of 10,000 shards takes 12 MB; at worst (nothing but `{},`) Python makes 800 MB of 32
+LARGEST_JSON_BYTES = 32 << 20  # at worst (nothing but `{},`) Python makes 800 MB of it
 LARGEST_LINE_BYTES = 1 << 20
 DEEPEST_JSON = 64
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -93,7 +93,11 @@ def megabytes(num_bytes: int) -> str:
 def write_json(path: Path, value: Any, *, outlives_power: bool = True) -> None:
     """Write `value` as indented JSON, atomically."""
     with atomic_file(path, outlives_power=outlives_power) as file:
-        file.write((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+        file.write(_as_bytes(value))
+
+
+def _as_bytes(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def seal(value: dict[str, Any]) -> dict[str, Any]:
@@ -103,14 +107,18 @@ def seal(value: dict[str, Any]) -> dict[str, Any]:
     return {**rest, "seal": hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()}
 
 
-def write_sealed_json(path: Path, value: dict[str, Any], *, outlives_power: bool = True) -> None:
-    """Write a JSON object with its seal, atomically."""
-    write_json(path, seal(value), outlives_power=outlives_power)
+def write_sealed_json(path: Path, value: dict[str, Any], *, outlives_power: bool = True, largest_bytes: int = LARGEST_JSON_BYTES) -> None:
+    """Write a JSON object with its seal, atomically. Raises UserError where it would be too large to be read again."""
+    data = _as_bytes(seal(value))
+    if len(data) > largest_bytes:
+        raise UserError(f"{path}: {megabytes(len(data))}, more than the {largest_bytes >> 20} MiB that are ever read again")
+    with atomic_file(path, outlives_power=outlives_power) as file:
+        file.write(data)
 
 
-def read_sealed_json(path: Path) -> dict[str, Any]:
+def read_sealed_json(path: Path, largest_bytes: int = LARGEST_JSON_BYTES) -> dict[str, Any]:
     """Read what `write_sealed_json` wrote, without the seal. Raises UserError where anything in it has changed since."""
-    value = read_json(path)
+    value = read_json(path, largest_bytes)
     if not isinstance(value, dict) or "seal" not in value:
         raise UserError(f"{path}: has no seal, so it is not what this program wrote")
     expected, found = value["seal"], seal(value)["seal"]

@@ -22,6 +22,7 @@ from lm1b.data.preprocess.publish import lock_directory
 from lm1b.data.text import benchmark, news_sample, raw_text, sources
 from lm1b.data.text.benchmark import HELD_OUT_FOLDER, TRAINING_FOLDER
 from lm1b.data.text.corpus import SourceFile
+from lm1b.data.tokens import manifest as manifest_module
 from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.errors import UserError
 from lm1b.files import digest_of_file
@@ -192,6 +193,16 @@ def test_shards_of_more_files_or_chunks_than_their_names_have_digits_for(folder:
     run(folder, corpus=corpus | {"train": files[2:]}).verify()
     assert not (folder / "tokens" / "train-100002.tokens.npy").exists(), "a shard of the earlier corpus"
     assert publish._SHARD_FILE.fullmatch("train-00000.1000.tokens.npy")
+
+
+def test_a_corpus_too_large_for_a_manifest_leaves_what_was_complete(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = files_of(run(folder).directory)
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest_module, "LARGEST_MANIFEST_BYTES", 1000)
+        with pytest.raises(UserError, match=r"too large for one tokens\.directory"):
+            run(folder, vocabulary={"minimum_count": 1})
+    assert files_of(folder / "tokens") == before
+    TokenDirectory.open(folder / "tokens").verify()
 
 
 def test_given_vocabulary(folder: Path) -> None:

@@ -41,6 +41,10 @@ VERSION: Literal[3] = 3  # 2: sealed; 3: a SHA-256 of every page of a shard's fi
 MANIFEST_NAME = "manifest.json"
 PAGE_BYTES = 64 << 10  # what has a checksum of its own; part of the format. A block of 65,536 tokens is 2 to 4 pages
 
+# The pages' checksums are most of it: a shard of 42 MB of text, as a file of the benchmark is, takes 43 kB, so this is enough for 1 TB.
+# Reading takes 4 times as much memory as the file has bytes (measured); where it is none of ours (nothing but `{},`), 25 times.
+LARGEST_MANIFEST_BYTES = 1 << 30
+
 # Of a shard: one is made of at most 64 MB of text, which is 64 M ids of 4 bytes or empty sentences of 8. A manifest whose shards name
 # the same few pages over and over would otherwise have a reader join them into any number of bytes.
 LARGEST_FILE_BYTES = 1 << 30
@@ -253,7 +257,7 @@ class Manifest(Record):
     def read(cls, path: Path) -> Manifest:
         """The manifest at `path`, sound and of this version. Raises UserError that names the file and what is wrong with it."""
         try:
-            manifest = read_sealed_json(path)
+            manifest = read_sealed_json(path, LARGEST_MANIFEST_BYTES)
         except UserError as error:
             raise UserError(f"{error}; run launch/preprocess.py again") from None
         if (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
@@ -266,5 +270,8 @@ class Manifest(Record):
             raise UserError(f"{path}: not a manifest of tokens ({where}: {problem['msg']}); run launch/preprocess.py again") from None
 
     def write(self, path: Path) -> None:
-        """Write it with its seal, atomically."""
-        write_sealed_json(path, self.as_json())
+        """Write it with its seal, atomically. Raises UserError where the corpus is too large for one."""
+        try:
+            write_sealed_json(path, self.as_json(), largest_bytes=LARGEST_MANIFEST_BYTES)
+        except UserError as error:
+            raise UserError(f"{error}: the corpus is too large for one tokens.directory; give less text") from None

@@ -19,7 +19,7 @@ import numpy as np
 from lm1b.config import Split, TokensConfig
 from lm1b.data.tokens.arrays import npy_header
 from lm1b.data.tokens.directory import TokenDirectory, TokenSplit
-from lm1b.data.tokens.manifest import LARGEST_FILE_BYTES, MANIFEST_NAME, PAGE_BYTES, Manifest, Shard
+from lm1b.data.tokens.manifest import LARGEST_FILE_BYTES, LARGEST_MANIFEST_BYTES, MANIFEST_NAME, PAGE_BYTES, Manifest, Shard
 from lm1b.data.tokens.page_cache import PageCache
 from lm1b.data.tokens.pages import PageSource, RemoteFile, matching
 from lm1b.data.tokens.verified import cache_folder, this_machine
@@ -126,7 +126,7 @@ class RemoteTokens(TokenDirectory):
     def at(cls, url: str, cache: PageCache) -> RemoteTokens:
         """Fetch manifest and vocabulary. Raises UserError where the folder is not complete, StoreError where it cannot be read."""
         store = Store(url)
-        data = store.read_if_there(MANIFEST_NAME)
+        data = store.read_if_there(MANIFEST_NAME, LARGEST_MANIFEST_BYTES)
         if data is None:
             raise UserError(
                 f"{url}: no {MANIFEST_NAME}, so no prepared tokens there: run launch/preprocess.py with a folder of this machine as "
