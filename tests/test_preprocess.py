@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from test_corpus import write_archive
 from tiny import REPOSITORY, tiny_settings, write_corpus, write_settings
 
+from lm1b import distributed
 from lm1b.config import SPLITS, Config, parse_config
 from lm1b.data.batches import Batches
 from lm1b.data.preprocess import passes, preprocess, publish
@@ -24,6 +26,7 @@ from lm1b.data.text.benchmark import HELD_OUT_FOLDER, TRAINING_FOLDER
 from lm1b.data.text.corpus import SourceFile
 from lm1b.data.tokens import manifest as manifest_module
 from lm1b.data.tokens.directory import TokenDirectory
+from lm1b.distributed import Ranks
 from lm1b.errors import UserError
 from lm1b.files import digest_of_file
 from lm1b.workers import Workers
@@ -337,6 +340,16 @@ def test_the_news_sample(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = run(folder, corpus={"kind": "news_sample", "path": None, "held_out_words": 100}, vocabulary={"minimum_count": 1})
     assert sum(tokens.split(split).num_sentences for split in SPLITS) == 426
     assert "Mr. Smith of" in text_of(tokens, "train")
+
+
+def test_ranks_use_all_cores_whether_they_have_their_own_or_share_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2, 3})
+    rank = preprocess.Preprocessing(made_config(folder), Ranks(0, 2, torch.device("cpu")), progress=False)
+    for other, cores in (([4, 5, 6, 7], 4), ([0, 1, 2, 3], 2)):
+        monkeypatch.setattr(distributed, "all_gather_objects", lambda mine, ranks, other=other: [mine, [mine[0], other]])
+        assert rank._useful_processes() == cores
 
 
 def test_a_worker_that_is_killed(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ from lm1b.errors import UserError
 from lm1b.files import digest_of_file
 from lm1b.progress import Progress
 from lm1b.remote import is_url
-from lm1b.workers import Workers, usable_cores
+from lm1b.workers import Workers
 
 if TYPE_CHECKING:
     from lm1b.distributed import Ranks
@@ -158,8 +158,10 @@ class Preprocessing:
             self.ledger.take_over(Manifest.model_validate(earlier), in_place)
 
     def _useful_processes(self) -> int:
-        """As many as this rank has cores, fewer for a text that is done before they have started. Raw text keeps every core busy."""
-        cores = max(1, usable_cores() // self.crew.processes_on_host)
+        """As many as this rank has cores, fewer for a text that is done before they have started. Raw text keeps every core busy.
+        A collective.
+        """
+        cores = self.crew.cores()
         if self.corpus is None:
             return cores
         return max(1, min(cores, self.corpus.total_bytes // self.crew.size // BYTES_WORTH_A_PROCESS))
