@@ -76,6 +76,14 @@ def test_folder_and_archive_hold_the_same(tmp_path: Path) -> None:
     assert texts_of(lm1b(outer)) == texts
 
 
+def test_any_corpus_tells_how_far_its_reader_is(tmp_path: Path) -> None:
+    folder = write_layout(tmp_path / "corpus")
+    for path in (folder, write_archive(folder, tmp_path / "corpus.tar.gz")):
+        corpus, told = open_corpus(lm1b(path)), []
+        assert len(list(corpus.chunks(told.append))) == 5
+        assert sum(told) == corpus.total_bytes
+
+
 def test_long_files_come_in_chunks_of_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_layout(tmp_path / "corpus")
     for module in (corpus_module, benchmark):

@@ -46,7 +46,6 @@ from lm1b.data.preprocess.publish import (
     lock_directory,
     publish,
 )
-from lm1b.data.text.benchmark import ArchiveCorpus
 from lm1b.data.text.corpus import Corpus, TextChunk
 from lm1b.data.text.sources import bytes_to_convert, converted_corpus, converted_origin, is_converted, open_corpus
 from lm1b.data.tokens.directory import TokenDirectory
@@ -181,22 +180,18 @@ class Preprocessing:
     def _count(self, workers: Workers, corpus: Corpus, *, trust_shards: bool) -> None:
         """Count the chunks that need it, each rank its own. trust_shards: not those whose shards an earlier run may have written."""
         ledger = self.ledger
-        in_archive = isinstance(corpus, ArchiveCorpus)  # it knows its progress itself
 
         def tasks(bar: Progress) -> Iterator[tuple[TextChunk, Path]]:
             for chunk in corpus.chunks(bar.update):
                 ledger.enlist(chunk)
                 if ledger.is_mine(chunk.shard) and ledger.needs_count(chunk.shard, trust_shards=trust_shards):
                     yield corpus.load(chunk), ledger.unfinished
-                elif not in_archive:
-                    bar.update(chunk.stop - chunk.start)
 
         def count() -> None:
             with self._bar("counting words", corpus.total_bytes, "B") as bar:
                 for counted in workers.run(count_chunk, tasks(bar)):
                     ledger.counted[counted.shard] = counted
                     ledger.with_codes.add(counted.shard)
-                    bar.update(0 if in_archive else counted.num_bytes)
 
         self.crew.together(count)
         ledger.share()

@@ -122,13 +122,16 @@ def check_named_once(files: Iterable[tuple[Split, Path]]) -> None:
 
 
 class Corpus(Protocol):
-    """Text in chunks. origin: JSON that is equal if and only if nothing seems to have changed. total_bytes: for progress."""
+    """Text in chunks. origin: JSON that is equal if and only if nothing seems to have changed; an archive's has the key `archive`.
+    total_bytes: of the files as they lie there. text_bytes: of the text in them, about.
+    """
 
     origin: dict[str, Any]
     total_bytes: int
+    text_bytes: float
 
     def chunks(self, progress: Callable[[int], object]) -> Iterator[TextChunk]:
-        """Every chunk, in the same order every time. An archive tells `progress` the bytes of `total_bytes` read."""
+        """Every chunk, in the same order every time. progress: told how many more of `total_bytes` lie before the next chunk."""
         ...
 
     def load(self, chunk: TextChunk) -> TextChunk:
@@ -154,11 +157,14 @@ class FilesCorpus:
         if not any(chunk.split == "train" for chunk in self._chunks):
             raise UserError(f"{files[0].path}: the training files are empty; expected tokenized text, one sentence a line")
         self.total_bytes = sum(chunk.stop - chunk.start for chunk in self._chunks)
+        self.text_bytes: float = self.total_bytes
         self.origin: dict[str, Any] = {"files": [[chunk.split, chunk.shard, chunk.identity.model_dump()] for chunk in self._chunks]}
 
     def chunks(self, progress: Callable[[int], object]) -> Iterator[TextChunk]:
         """See `Corpus.chunks`."""
-        yield from self._chunks
+        for chunk in self._chunks:
+            yield chunk
+            progress(chunk.stop - chunk.start)
 
     def load(self, chunk: TextChunk) -> TextChunk:
         """See `Corpus.load`: every process can open the file."""

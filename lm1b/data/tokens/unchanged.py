@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import glob
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lm1b.config import Config
 from lm1b.config.text import LOCAL_SOURCES
-from lm1b.data.text.benchmark import TARBALL_NAME, TRAINING_FOLDER, ArchiveCorpus
+from lm1b.data.text.benchmark import TARBALL_NAME, TRAINING_FOLDER
 from lm1b.data.text.corpus import Corpus, TextChunk
 from lm1b.data.text.sources import converted_origin, is_converted, open_corpus
 from lm1b.data.tokens.directory import TokenDirectory
@@ -51,8 +51,8 @@ def check_corpus_unchanged(config: Config, tokens: TokenDirectory) -> None:
     corpus = open_corpus(config.corpus)
     if corpus.origin == origin:
         return
-    if isinstance(corpus, ArchiveCorpus):
-        _check_archive(str(config.corpus.path), corpus, origin)
+    if "archive" in corpus.origin:
+        _check_archive(str(config.corpus.path), corpus.origin, origin)
     else:
         _check_files(corpus, tokens)
 
@@ -108,13 +108,13 @@ def _check_converted(config: Config, origin: dict[str, Any], tokens: TokenDirect
         raise UserError(f"{then[len(now['files'])][0]}: {tokens.directory} was made of it too, the config does not name it; {WHAT_TO_DO}")
 
 
-def _check_archive(path: str, corpus: ArchiveCorpus, origin: dict[str, Any]) -> None:
+def _check_archive(path: str, now: dict[str, Any], then: dict[str, Any]) -> None:
     """An archive: its name and size."""
-    now = [corpus.origin["archive"], corpus.origin["bytes"]]
-    if "archive" not in origin:
+    if "archive" not in then:
         raise UserError(f"{path}: the shards were made of files, not of this archive; {WHAT_TO_DO}")
-    if [origin["archive"], origin["bytes"]] != now:
-        raise _changed(path, [origin["archive"], origin["bytes"]], now)
+    was, found = ([origin["archive"], origin["bytes"]] for origin in (then, now))
+    if was != found:
+        raise _changed(path, was, found)
 
 
 def _check_files(corpus: Corpus, tokens: TokenDirectory) -> None:
@@ -156,8 +156,7 @@ def _check_contents(chunk: TextChunk, made: _MadeFile, memory: HashMemory) -> No
         return
     before, found = status_of(chunk.path), []
     for text in made.chunks:
-        chunk_then = TextChunk(chunk.split, text.shard, chunk.source, text.identity.start, text.identity.stop,
-                     made.num_bytes, 0, chunk.path)  # fmt: skip
+        chunk_then = replace(chunk, start=text.identity.start, stop=text.identity.stop)
         found.append(hashlib.sha256(chunk_then.read()).hexdigest())
         if found[-1] != text.sha256:
             raise UserError(f"{chunk.source}: changed since preprocessing, SHA-256 expected {text.sha256}, found {found[-1]}; {WHAT_TO_DO}")
