@@ -230,9 +230,9 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def digest_of_file(path: Path, algorithm: str = "sha256") -> str:
-    """Hex digest of a file, read in pieces."""
-    digest = hashlib.new(algorithm, usedforsecurity=False)
+def digest_of_file(path: Path) -> str:
+    """Hex SHA-256 of a file, read in pieces."""
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
         while piece := file.read(READ_BYTES):
             digest.update(piece)

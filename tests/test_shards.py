@@ -196,6 +196,7 @@ def test_a_manifest_of_more_than_other_json_may_have_is_read_again(tmp_path: Pat
         (("splits", "train", "shards", 0, "num_tokens"), -1),
         (("splits", "train", "shards", 0, "num_tokens"), 7),
         (("splits", "train", "shards", 0, "num_tokens"), 1 << 70),
+        (("splits", "train", "num_words"), 5),
         (("splits", "train", "shards"), {}),
         (("splits",), {}),
         (("token_dtype",), "O"),

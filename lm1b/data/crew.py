@@ -89,14 +89,14 @@ class Crew:
         found: Any = self.each(lambda: action() if self.is_first else None)[0]
         return found
 
-    def assert_same(self, value: Any, what: str) -> None:
+    def check_same(self, value: Any, what: str) -> None:
         """Raise UserError on all ranks, naming one, where `value` (JSON) is not the first rank's. what: in words, with what to do."""
         found = self.each(lambda: [value, host_name()])
         for rank, (other, host) in enumerate(found):
             if other != found[0][0]:
                 raise UserError(f"rank {rank} (on {host}) and rank 0 (on {found[0][1]}) {what}")
 
-    def assert_shared(self, directory: Path) -> None:
+    def check_shared(self, directory: Path) -> None:
         """Raise UserError on all ranks, naming one, where a rank does not see in `directory` what the first has just written there."""
         if self.size == 1:
             return

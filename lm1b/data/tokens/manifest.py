@@ -139,8 +139,18 @@ class SplitShards(Record):
     @classmethod
     def of(cls, shards: list[Shard]) -> SplitShards:
         """With the totals added up."""
-        totals = ("num_tokens", "num_words", "num_sentences", "num_unknown")
-        return cls(**{total: sum(getattr(shard, total) for shard in shards) for total in totals}, shards=shards)
+        return cls(**_totals_of(shards), shards=shards)
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> SplitShards:
+        if any(getattr(self, name) != total for name, total in _totals_of(self.shards).items()):
+            raise ValueError("its totals are not those of its shards")
+        return self
+
+
+def _totals_of(shards: list[Shard]) -> dict[str, int]:
+    names = ("num_tokens", "num_words", "num_sentences", "num_unknown")
+    return {name: sum(getattr(shard, name) for shard in shards) for name in names}
 
 
 class CountedText(Record):

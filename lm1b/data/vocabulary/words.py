@@ -120,9 +120,11 @@ class WordVocabulary(Vocabulary):
             file.write(data)
 
     @classmethod
-    def load(cls, path: Path) -> WordVocabulary:
-        """Read what `save` wrote: the lines' order is the ids'. Raises UserError where it is not such a file."""
-        data = read_vocabulary_file(path)
+    def load(cls, path: Path, data: bytes | None = None) -> WordVocabulary:
+        """Read what `save` wrote: the lines' order is the ids'. data: of the file, where it has been read. Raises UserError where it is
+        not such a file.
+        """
+        data = read_vocabulary_file(path) if data is None else data
         num_lines = data.count(b"\n")
         if num_lines == data.count(b" ") and num_lines <= LARGEST_SIZE and data.endswith(b"\n"):
             vocabulary = cls._of_lines(data)
