@@ -12,10 +12,11 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Generator, Iterator
 from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from lm1b.errors import UserError
 
@@ -23,6 +24,7 @@ READ_BYTES = 1 << 20
 LARGEST_JSON_BYTES = 32 << 20  # at worst (nothing but `{},`) Python makes 800 MB of it
 LARGEST_LINE_BYTES = 1 << 20
 DEEPEST_JSON = 64
+POLL_SECONDS = 0.005  # between two looks at a lock that somebody holds
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -83,6 +85,19 @@ def needing_space(folder: Path, num_bytes: int, *, checks_first: bool = True) ->
         if error.errno in NO_SPACE:
             raise refuse() from None
         raise
+
+
+def try_lock(file: IO[Any], seconds: float, *, shared: bool = False) -> bool:
+    """Lock an open file until it is closed, against whoever else has opened it. -> whether that worked in so many seconds."""
+    give_up_at = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= give_up_at:
+                return False
+        time.sleep(POLL_SECONDS)
 
 
 def megabytes(num_bytes: int) -> str:
