@@ -61,7 +61,7 @@ def _literals(annotation: Any) -> list[str]:
 
 def explain(model: type[Section], path: str = "") -> str:
     """The page on a section or a field. Raises UserError, with the nearest name, where there is none."""
-    if path == "metrics":
+    if path == "metrics" and "logging" in model.model_fields:  # a task's run writes no metrics.jsonl, and has no such section
         return describe_metrics()
     sections, walked = [model], ""
     for name in path.split(".") if path else []:

@@ -43,7 +43,7 @@ _WORDS_SCHEMA = pa.schema([("word", pa.binary()), ("count", pa.int64())])
 
 
 def start_workers(num_processes: int) -> Workers:
-    """Processes for the passes, each of one thread: Arrow would start one a core in every process."""
+    """Processes for the passes. Where there are several, Arrow has one thread in each: it would start one a core in every one of them."""
     return Workers(
         num_processes,
         prepare=partial(pa.set_cpu_count, 1),
