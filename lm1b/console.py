@@ -2,9 +2,9 @@
 
     {"time": "2026-01-02T03:04:05+00:00", "level": "info", "event": "metrics", "step": 10, "metrics": {"nats_per_word": 5.2, ...}}
 
-`level` is info, warning or error. `event` is message (with `message`, and `step` where there is one), metrics, evaluation, tokens or error
-(with `message` and the process's `status`). Numbers that are not finite are null. Only what this program says is meant: launchers and
-libraries print lines of their own.
+`level` is info, warning or error. `event` is message (with `message`, and `step` where there is one), progress, metrics, evaluation, tokens
+or error (with `message` and the process's `status`). Numbers that are not finite are null. Only what this program says is meant: launchers
+and libraries print lines of their own.
 """
 
 from __future__ import annotations

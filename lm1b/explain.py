@@ -18,16 +18,9 @@ from pydantic.fields import FieldInfo
 
 from lm1b.errors import UserError
 from lm1b.metrics import describe_metrics
-from lm1b.strict import Section
+from lm1b.strict import Section, sections_in
 
 WIDTH = 110
-
-
-def sections_in(annotation: Any) -> list[type[Section]]:
-    """The sections that a field may hold: one, several where its `kind` decides, or none."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return [annotation]
-    return [section for argument in get_args(annotation) for section in sections_in(argument)]
 
 
 def field_paths(model: type[Section], before: str = "") -> list[str]:
@@ -68,7 +61,7 @@ def _literals(annotation: Any) -> list[str]:
 
 def explain(model: type[Section], path: str = "") -> str:
     """The page on a section or a field. Raises UserError, with the nearest name, where there is none."""
-    if path == "metrics":
+    if path == "metrics" and "logging" in model.model_fields:  # a task's run writes no metrics.jsonl, and has no such section
         return describe_metrics()
     sections, walked = [model], ""
     for name in path.split(".") if path else []:

@@ -12,17 +12,19 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Generator, Iterator
 from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from lm1b.errors import UserError
 
 READ_BYTES = 1 << 20
-LARGEST_JSON_BYTES = 32 << 20  # a manifest of 10,000 shards takes 12 MB; at worst (nothing but `{},`) Python makes 800 MB of 32
+LARGEST_JSON_BYTES = 32 << 20  # at worst (nothing but `{},`) Python makes 800 MB of it
 LARGEST_LINE_BYTES = 1 << 20
 DEEPEST_JSON = 64
+POLL_SECONDS = 0.005  # between two looks at a lock that somebody holds
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -85,6 +87,19 @@ def needing_space(folder: Path, num_bytes: int, *, checks_first: bool = True) ->
         raise
 
 
+def try_lock(file: IO[Any], seconds: float, *, shared: bool = False) -> bool:
+    """Lock an open file until it is closed, against whoever else has opened it. -> whether that worked in so many seconds."""
+    give_up_at = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= give_up_at:
+                return False
+        time.sleep(POLL_SECONDS)
+
+
 def megabytes(num_bytes: int) -> str:
     """A number of bytes for people: 12.3 MB."""
     return f"{num_bytes / 1e6:,.1f} MB"
@@ -93,7 +108,11 @@ def megabytes(num_bytes: int) -> str:
 def write_json(path: Path, value: Any, *, outlives_power: bool = True) -> None:
     """Write `value` as indented JSON, atomically."""
     with atomic_file(path, outlives_power=outlives_power) as file:
-        file.write((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+        file.write(_as_bytes(value))
+
+
+def _as_bytes(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def seal(value: dict[str, Any]) -> dict[str, Any]:
@@ -103,14 +122,18 @@ def seal(value: dict[str, Any]) -> dict[str, Any]:
     return {**rest, "seal": hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()}
 
 
-def write_sealed_json(path: Path, value: dict[str, Any], *, outlives_power: bool = True) -> None:
-    """Write a JSON object with its seal, atomically."""
-    write_json(path, seal(value), outlives_power=outlives_power)
+def write_sealed_json(path: Path, value: dict[str, Any], *, outlives_power: bool = True, largest_bytes: int = LARGEST_JSON_BYTES) -> None:
+    """Write a JSON object with its seal, atomically. Raises UserError where it would be too large to be read again."""
+    data = _as_bytes(seal(value))
+    if len(data) > largest_bytes:
+        raise UserError(f"{path}: {megabytes(len(data))}, more than the {largest_bytes >> 20} MiB that are ever read again")
+    with atomic_file(path, outlives_power=outlives_power) as file:
+        file.write(data)
 
 
-def read_sealed_json(path: Path) -> dict[str, Any]:
+def read_sealed_json(path: Path, largest_bytes: int = LARGEST_JSON_BYTES) -> dict[str, Any]:
     """Read what `write_sealed_json` wrote, without the seal. Raises UserError where anything in it has changed since."""
-    value = read_json(path)
+    value = read_json(path, largest_bytes)
     if not isinstance(value, dict) or "seal" not in value:
         raise UserError(f"{path}: has no seal, so it is not what this program wrote")
     expected, found = value["seal"], seal(value)["seal"]
@@ -222,9 +245,9 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def digest_of_file(path: Path, algorithm: str = "sha256") -> str:
-    """Hex digest of a file, read in pieces."""
-    digest = hashlib.new(algorithm, usedforsecurity=False)
+def digest_of_file(path: Path) -> str:
+    """Hex SHA-256 of a file, read in pieces."""
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
         while piece := file.read(READ_BYTES):
             digest.update(piece)

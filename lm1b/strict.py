@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -39,21 +39,35 @@ class Section(BaseModel):
 AnySection = TypeVar("AnySection", bound=Section)
 
 
-def _keys_at(model: type[Section], location: tuple[Any, ...]) -> list[str]:
-    """The names that a config has in the section at `location`."""
-    section: Any = model
+def sections_in(annotation: Any) -> list[type[Section]]:
+    """The sections that a field may hold: one, several where its `kind` decides, or none."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for argument in get_args(annotation) for section in sections_in(argument)]
+
+
+def _follow(model: type[Section], location: tuple[Any, ...]) -> tuple[list[str], list[type[Section]]]:
+    """-> (the path of a place in a config, the sections that it may hold). pydantic's location also has the `kind` of a section that
+    may be of several.
+    """
+    path, sections = [], [model]
     for part in location:
-        field = section.model_fields.get(part) if isinstance(section, type) and issubclass(section, Section) else None
-        section = field.annotation if field is not None else None
-    return list(section.model_fields) if isinstance(section, type) and issubclass(section, Section) else []
+        fields = [section.model_fields[part] for section in sections if part in section.model_fields]
+        if not fields and len(sections) > 1:
+            sections = [section for section in sections if part in get_args(section.model_fields["kind"].annotation)]
+        else:
+            path.append(str(part))
+            sections = [inner for field in fields for inner in sections_in(field.annotation)]
+    return path, sections
 
 
 def _describe(model: type[Section], error: Any) -> str:
     """One problem that pydantic found, as a user would want to read it."""
     location = tuple(error["loc"])
-    path = ".".join(str(part) for part in location)
+    path = ".".join(_follow(model, location)[0])
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(location[-1]), _keys_at(model, location[:-1]), n=1)
+        known = [name for section in _follow(model, location[:-1])[1] for name in section.model_fields]
+        near = difflib.get_close_matches(str(location[-1]), known, n=1)
         return f"{path}: unknown key" + (f", did you mean `{near[0]}`?" if near else "")
     if error["type"] == "missing":
         return f"{path}: missing"

@@ -53,9 +53,9 @@ def _start_worker(prepare: Callable[[], object] | None) -> None:
 
 
 class Workers:
-    """`num_processes` processes; use as a context manager.
+    """`num_processes` processes, or with 1 this one itself; use as a context manager.
 
-    prepare: called in each when it has started. if_killed: what the user is told where one of them is killed from outside.
+    prepare: called in each process that is started, not in this one. if_killed: what the user is told where one is killed from outside.
     """
 
     def __init__(self, num_processes: int, *, prepare: Callable[[], object] | None = None, if_killed: str = "run it again") -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from lm1b.data.batches import Batches, cut_into_blocks, cut_into_lanes
 from lm1b.data.tokens.directory import TokenSplit, write_shard
+from lm1b.data.tokens.manifest import SplitShards
 from lm1b.errors import UserError
 
 END, UNKNOWN = 0, 1
@@ -26,7 +27,7 @@ def made_split(folder: Path, lengths_of_shards: list[list[int]]) -> TokenSplit:
             stream += [*range(word, word + length), END]
             word += length
         infos.append(write_shard(folder, f"train-{number:05d}", np.array(stream, dtype=np.uint16), END, UNKNOWN))
-    return TokenSplit("train", folder, infos, np.dtype(np.uint16))
+    return TokenSplit("train", folder, SplitShards.of(infos), np.dtype(np.uint16))
 
 
 def epoch_of(batches: Batches, epoch: int, lanes: int) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ from tiny import REPOSITORY, tiny_settings
 from lm1b.config import Config, load_config, parse_config
 from lm1b.errors import UserError
 from lm1b.model.language_model import LanguageModel
+from lm1b.sequence_tasks.config import load_task_experiment
 from lm1b.strict import Section
 
 SHIPPED = sorted(path for path in (REPOSITORY / "configs").glob("*.json") if not path.name.endswith("schema.json"))
@@ -33,6 +34,16 @@ def test_all_problems_at_once_with_the_nearest_name() -> None:
     assert 'model.hidden: Input should be a valid integer, found "a"' in text
     assert "batches.lanes" in text
     assert "\n" not in text
+
+
+def test_a_problem_in_a_section_of_several_kinds_has_the_path_that_can_be_set() -> None:
+    path = REPOSITORY / "configs" / "tasks" / "adding_irnn.json"
+    with pytest.raises(UserError) as caught:
+        load_task_experiment(path, ["task.train_siz=3", "task.seed=-1"])
+    assert "task.train_siz: unknown key, did you mean `train_size`?" in str(caught.value)
+    assert "task.seed: Input should be greater than or equal to 0, found -1" in str(caught.value)
+    with pytest.raises(UserError, match=r"json: task: Input tag 'addin' found"):
+        load_task_experiment(path, ["task.kind=addin"])
 
 
 def test_what_must_divide() -> None:

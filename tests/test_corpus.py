@@ -24,6 +24,7 @@ from lm1b.data.text.benchmark import HELD_OUT_FOLDER, TARBALL_SHA256, TRAINING_F
 from lm1b.data.text.corpus import TextChunk
 from lm1b.data.text.moses import split_sentences, tokenize
 from lm1b.data.text.news_sample import mend, read_articles
+from lm1b.data.text.raw_text import tokenize_chunk
 from lm1b.data.text.sources import open_corpus
 from lm1b.errors import UserError
 from lm1b.files import digest_of_file
@@ -75,6 +76,14 @@ def test_folder_and_archive_hold_the_same(tmp_path: Path) -> None:
     assert texts_of(lm1b(outer)) == texts
 
 
+def test_any_corpus_tells_how_far_its_reader_is(tmp_path: Path) -> None:
+    folder = write_layout(tmp_path / "corpus")
+    for path in (folder, write_archive(folder, tmp_path / "corpus.tar.gz")):
+        corpus, told = open_corpus(lm1b(path)), []
+        assert len(list(corpus.chunks(told.append))) == 5
+        assert sum(told) == corpus.total_bytes
+
+
 def test_long_files_come_in_chunks_of_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_layout(tmp_path / "corpus")
     for module in (corpus_module, benchmark):
@@ -101,6 +110,32 @@ def test_chunks_of_a_file_join_to_the_file(data: bytes, chunk_bytes: int) -> Non
         ]
     assert b"".join(chunks) == data
     assert all(chunk.endswith(b"\n") for chunk in chunks[:-1] if chunk and data.endswith(b"\n"))
+
+
+def test_a_chunk_names_the_byte_of_its_file_that_is_not_utf8(tmp_path: Path) -> None:
+    data = b"one line\n" * 7 + b"caf\xe9\n" + b"one line\n"
+    path = tmp_path / "text"
+    path.write_bytes(data)
+    for start in (55, 63):
+        chunk = TextChunk("train", "s", "text", start, len(data), len(data), 0, path)
+        with pytest.raises(UserError, match=r"text: not UTF-8 at byte 66 \(0xe9\)"):
+            chunk.text_of(chunk.read())
+        with pytest.raises(UserError, match=r"text: not UTF-8 at byte 66 \(0xe9\)"):
+            tokenize_chunk(chunk, tmp_path / "sorted")
+    loaded = TextChunk("train", "s", "text", 63, len(data), len(data), 0, None, data=data[63:])
+    with pytest.raises(UserError, match=r"text: not UTF-8 at byte 66 \(0xe9\)"):
+        loaded.text_of(loaded.read())
+
+
+def test_a_byte_order_mark_is_no_text_where_a_file_begins_with_it(tmp_path: Path) -> None:
+    mark = "\ufeff".encode()
+    path = tmp_path / "text"
+    path.write_bytes(mark + b"one\n" + mark + b"two\n")
+    first, second = (TextChunk("train", "s", "text", start, 14, 14, 0, path) for start in (0, 4))
+    assert first.text_of(first.read()) == b"one\n" + mark + b"two\n"
+    assert second.text_of(second.read()) == mark + b"two\n"
+    tokenize_chunk(first, tmp_path / "sorted")
+    assert sorted(line.split(b" ", 1)[1] for line in (tmp_path / "sorted").read_bytes().splitlines()) == [b"one", mark + b" two"]
 
 
 def test_missing_corpora_say_how_to_get_them(tmp_path: Path) -> None:

@@ -74,6 +74,14 @@ def test_every_format_gives_the_same_sentences_in_the_same_splits(tmp_path: Path
         check_corpus_unchanged(config, tokens)
 
 
+def test_a_text_file_s_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    for name, lines in (("train", "\ufeffa b\n\ufeffc\n"), ("dev", "d\n")):
+        (tmp_path / name).write_text(lines, encoding="utf-8")
+    files = {"train": [str(tmp_path / "train")], "validation": [str(tmp_path / "dev")]}
+    preprocess(config_of(tmp_path, source="text", **files), progress=False)
+    assert (tmp_path / "tokens" / "rows" / "part-00000-train-00000.txt").read_text(encoding="utf-8") == "a b\n\ufeffc\n"
+
+
 def test_fractions_are_those_asked_for_and_a_sentence_stays_where_it_was(tmp_path: Path) -> None:
     config = config_of(tmp_path, train=["x"]).corpus
     found = Counter(split_of(b"sentence %d" % number, config) for number in range(20_000))
@@ -137,6 +145,9 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path, case: str, monkeypatch:
 def test_missing_files_and_settings_that_do_not_go_together(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\*: no such corpus file; corpus\.train names files to be read as json"):
         preprocess(config_of(tmp_path, train=[str(tmp_path / "none*")]), progress=False)
+    path = write_rows(tmp_path, "text", ROWS)
+    with pytest.raises(UserError, match=r"rows\.text: named for train and again for validation"):
+        preprocess(config_of(tmp_path, source="text", train=[str(tmp_path / "*.text")], validation=[str(path)]), progress=False)
     for corpus, message in (
         ({"source": None, "train": ["x"]}, r"corpus\.source is needed"),
         ({}, r"corpus\.train is needed for corpus\.kind=datasets"),
@@ -146,6 +157,7 @@ def test_missing_files_and_settings_that_do_not_go_together(tmp_path: Path) -> N
     ):
         with pytest.raises(UserError, match=message):
             config_of(tmp_path, **corpus)
+    config_of(tmp_path, train=["x"], validation=["y"], validation_fraction=0.0)  # no fraction is used where splits are named
 
 
 def test_a_hub_out_of_reach_is_one_line_and_status_2(tmp_path: Path) -> None:

@@ -53,6 +53,12 @@ def test_a_wrong_name_is_answered_with_the_nearest(path: str, message: str) -> N
         explain(Config, path)
 
 
+def test_metrics_are_those_of_a_language_model_s_run() -> None:
+    assert "nats_per_word" in explain(Config, "metrics")
+    with pytest.raises(UserError, match="no `metrics` in the config"):
+        explain(TaskExperiment, "metrics")
+
+
 @pytest.mark.parametrize("path", SCHEMAS, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_the_schemas_are_those_of_the_models(path: object) -> None:
     kept = json.loads(path.read_text())  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import subprocess
@@ -12,16 +13,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from test_corpus import write_archive
 from tiny import REPOSITORY, tiny_settings, write_corpus, write_settings
 
+from lm1b import distributed
 from lm1b.config import SPLITS, Config, parse_config
 from lm1b.data.batches import Batches
-from lm1b.data.preprocess import passes, preprocess
+from lm1b.data.preprocess import passes, preprocess, publish
 from lm1b.data.preprocess.publish import lock_directory
-from lm1b.data.text import benchmark, news_sample, raw_text
+from lm1b.data.text import benchmark, news_sample, raw_text, sources
 from lm1b.data.text.benchmark import HELD_OUT_FOLDER, TRAINING_FOLDER
+from lm1b.data.text.corpus import SourceFile
+from lm1b.data.tokens import manifest as manifest_module
 from lm1b.data.tokens.directory import TokenDirectory
+from lm1b.distributed import Ranks
 from lm1b.errors import UserError
 from lm1b.files import digest_of_file
 from lm1b.workers import Workers
@@ -183,6 +189,26 @@ def test_shards_of_a_smaller_corpus_do_not_stay(folder: Path) -> None:
     assert not list((folder / "tokens").glob("train-00002*"))
 
 
+def test_shards_of_more_files_or_chunks_than_their_names_have_digits_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = sorted(str(path) for path in (folder / "corpus").rglob("news*"))
+    corpus = {"kind": "text", "path": None, "train": files[1:], "validation": files[:1]}
+    monkeypatch.setattr(sources, "SourceFile", lambda split, number, path: SourceFile(split, 100_000 + number, path))
+    run(folder, corpus=corpus).verify()
+    run(folder, corpus=corpus | {"train": files[2:]}).verify()
+    assert not (folder / "tokens" / "train-100002.tokens.npy").exists(), "a shard of the earlier corpus"
+    assert publish._SHARD_FILE.fullmatch("train-00000.1000.tokens.npy")
+
+
+def test_a_corpus_too_large_for_a_manifest_leaves_what_was_complete(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = files_of(run(folder).directory)
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest_module, "LARGEST_MANIFEST_BYTES", 1000)
+        with pytest.raises(UserError, match=r"too large for one tokens\.directory"):
+            run(folder, vocabulary={"minimum_count": 1})
+    assert files_of(folder / "tokens") == before
+    TokenDirectory.open(folder / "tokens").verify()
+
+
 def test_given_vocabulary(folder: Path) -> None:
     (folder / "given.txt").write_text("w3\n<UNK>\n</S>\nw0\n<S>\n")
     tokens = run(folder, vocabulary={"file": str(folder / "given.txt")})
@@ -219,7 +245,7 @@ def test_two_runs_in_one_directory(folder: Path) -> None:
 
 
 def test_files_that_are_official_but_for_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = {f"{path.parent.name}/{path.name}": digest_of_file(path, "md5") for path in (folder / "corpus").rglob("news*")}
+    known = {f"{path.parent.name}/{path.name}": hashlib.md5(path.read_bytes()).hexdigest() for path in (folder / "corpus").rglob("news*")}
     monkeypatch.setattr(benchmark, "official_md5", lambda: known)
     monkeypatch.setattr(passes, "official_md5", lambda: known)
     monkeypatch.setattr(benchmark, "NUM_TRAINING_FILES", 2)
@@ -315,6 +341,16 @@ def test_the_news_sample(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = run(folder, corpus={"kind": "news_sample", "path": None, "held_out_words": 100}, vocabulary={"minimum_count": 1})
     assert sum(tokens.split(split).num_sentences for split in SPLITS) == 426
     assert "Mr. Smith of" in text_of(tokens, "train")
+
+
+def test_ranks_use_all_cores_whether_they_have_their_own_or_share_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2, 3})
+    rank = preprocess.Preprocessing(made_config(folder), Ranks(0, 2, torch.device("cpu")), progress=False)
+    for other, cores in (([4, 5, 6, 7], 4), ([0, 1, 2, 3], 2)):
+        monkeypatch.setattr(distributed, "all_gather_objects", lambda mine, ranks, other=other: [mine, [mine[0], other]])
+        assert rank._useful_processes() == cores
 
 
 def test_a_worker_that_is_killed(tmp_path: Path) -> None:

@@ -19,10 +19,10 @@ from tiny import REPOSITORY, environment
 from lm1b.config import Split
 from lm1b.data.tokens.arrays import write_array
 from lm1b.data.tokens.directory import TokenDirectory, write_shard
-from lm1b.data.tokens.manifest import MANIFEST_NAME, CorpusFacts, MadeFrom, Manifest, Shard
+from lm1b.data.tokens.manifest import LARGEST_FILE_BYTES, MANIFEST_NAME, PAGE_BYTES, CorpusFacts, MadeFrom, Manifest, Shard, SplitShards
 from lm1b.data.vocabulary.vocabulary import VOCABULARY_NAME
 from lm1b.errors import UserError
-from lm1b.files import digest_of_file, read_json, read_sealed_json, seal, write_json, write_sealed_json
+from lm1b.files import LARGEST_JSON_BYTES, digest_of_file, read_json, read_sealed_json, seal, write_json, write_sealed_json
 
 END, UNKNOWN = 1, 2
 
@@ -176,6 +176,18 @@ def test_a_damaged_manifest_is_refused(tmp_path: Path) -> None:
         TokenDirectory.open(tmp_path)
 
 
+def test_a_manifest_of_more_than_other_json_may_have_is_read_again(tmp_path: Path) -> None:
+    manifest = TokenDirectory.open(make_directory(tmp_path)).manifest
+    train = manifest.splits["train"]
+    pages = [digest_of_file(tmp_path / VOCABULARY_NAME)] * (LARGEST_FILE_BYTES // PAGE_BYTES)
+    large = {"tokens_bytes": LARGEST_FILE_BYTES, "ends_bytes": LARGEST_FILE_BYTES, "tokens_pages": pages, "ends_pages": pages}
+    shards = [train.shards[0].model_copy(update=large)] * 13
+    whole = manifest.model_copy(update={"splits": manifest.splits | {"train": SplitShards.of(shards)}})
+    whole.write(tmp_path / MANIFEST_NAME)
+    assert (tmp_path / MANIFEST_NAME).stat().st_size > LARGEST_JSON_BYTES
+    assert Manifest.read(tmp_path / MANIFEST_NAME) == whole
+
+
 @pytest.mark.parametrize(
     ("place", "value"),
     [
@@ -184,6 +196,7 @@ def test_a_damaged_manifest_is_refused(tmp_path: Path) -> None:
         (("splits", "train", "shards", 0, "num_tokens"), -1),
         (("splits", "train", "shards", 0, "num_tokens"), 7),
         (("splits", "train", "shards", 0, "num_tokens"), 1 << 70),
+        (("splits", "train", "num_words"), 5),
         (("splits", "train", "shards"), {}),
         (("splits",), {}),
         (("token_dtype",), "O"),

@@ -175,6 +175,21 @@ def test_another_vocabulary_setting(folder: Path) -> None:
     assert "made with vocabulary.minimum_count=3, the config has 2" in refusal(folder, vocabulary={"minimum_count": 2})
 
 
+def test_a_given_vocabulary_or_another_or_none(folder: Path) -> None:
+    path = folder / "given.txt"
+    path.write_text("w3\n<UNK>\n</S>\nw0\n<S>\n")
+    given = {"file": str(path)}
+    run(folder)
+    assert "made without a given vocabulary, the config has vocabulary.file=" in refusal(folder, vocabulary=given)
+    run(folder, vocabulary=given)
+    check(folder, vocabulary=given)
+    assert "made with a given vocabulary, the config has vocabulary.file=None" in refusal(folder)
+    path.write_text("w4\n<UNK>\n</S>\nw0\n<S>\n")
+    assert "given.txt: not the vocabulary that the shards were made with" in refusal(folder, vocabulary=given)
+    path.unlink()
+    check(folder, vocabulary=given)
+
+
 def test_tokens_that_say_nothing_of_their_corpus(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = run(folder)
     tokens.manifest = tokens.manifest.model_copy(update={"made_from": MadeFrom()})

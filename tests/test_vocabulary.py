@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm1b.data.preprocess.passes import merge_counts
-from lm1b.data.text.tokenized import blocks_of, check_utf8, tokens_of
+from lm1b.data.text import tokenized
+from lm1b.data.text.tokenized import blank_lines, blocks_of, check_utf8, number_tokens, tokens_of
 from lm1b.data.vocabulary.words import WordVocabulary, build_vocabulary, read_given_vocabulary
 from lm1b.errors import UserError
 
@@ -21,7 +22,7 @@ from lm1b.errors import UserError
 def plain_tokens(data: bytes) -> list[bytes]:
     """The stream's tokens, by plain Python: what `tokens_of` must give."""
     out = []
-    for line in data.removeprefix(b"\xef\xbb\xbf").split(b"\n"):
+    for line in data.split(b"\n"):
         if words := line.split():
             out += [b"<UNK>" if word in (b"</S>", b"<S>") else word for word in words] + [b"</S>"]
     return out
@@ -74,6 +75,26 @@ def test_text_that_is_not_utf8_names_line_and_byte() -> None:
     with pytest.raises(UserError, match=r"not UTF-8 at byte 105 "):
         check_utf8(b"abc\nd\xff\n", "news.txt", first_byte=100)
     check_utf8("é\n".encode(), "news.txt")
+
+
+def test_a_line_too_long_to_be_a_sentence_is_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenized, "LONGEST_LINE_BYTES", 100)
+    small_vocabulary().encode(b"a" * 99 + b"\n" + b"b" * 99 + b"\n")
+    for data in (b"b" * 100 + b"\n", b"a\n" + b"b" * 101, b"b" * 300):
+        with pytest.raises(UserError, match=r"text: has a line of more than"):
+            small_vocabulary().encode(data)
+
+
+def test_only_at_the_very_start_of_a_file_is_a_byte_order_mark_no_letter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenized, "BLOCK_BYTES", 8)
+    mark = "\ufeff".encode()
+    distinct, codes, _ = number_tokens(b"a b c d\n" + mark + b"a b\n")
+    assert distinct.take(codes).to_pylist()[5] == mark + b"a ", "the first of a block"
+    words = small_vocabulary(b"a\n" + mark + b"a\n", 1)
+    assert words.encode(mark + b"a\n" + mark + b"a\n").ids_N.tolist() == words.encode(b"a\n" + mark + b"a\n").ids_N.tolist()
+    assert blank_lines(mark + b"\n" + mark + b"\n") == [True, False]
+    (tmp_path / "given.txt").write_bytes(mark + b"the\n</S>\n<UNK>\n" + mark + b"the\n")
+    assert read_given_vocabulary(tmp_path / "given.txt").vocabulary.id_to_token == ["the", "</S>", "<UNK>", "\ufeffthe", "<S>"]
 
 
 def test_ids_fall_by_count_and_ties_go_by_bytes() -> None:

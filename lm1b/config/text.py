@@ -140,7 +140,8 @@ def _problems_of_datasets(corpus: CorpusConfig) -> list[str]:
         problems.append(f"corpus.subset and corpus.revision are of datasets on the hub; corpus.source={corpus.source} reads files")
     if corpus.test is not None and corpus.validation is None:
         problems.append("corpus.validation must be named too where corpus.test is")
-    if corpus.validation_fraction + corpus.test_fraction >= 1.0 or corpus.validation_fraction == 0.0:
+    by_fractions = corpus.tokenized and not (corpus.validation or corpus.test)
+    if by_fractions and (corpus.validation_fraction + corpus.test_fraction >= 1.0 or corpus.validation_fraction == 0.0):
         problems.append("corpus.validation_fraction must be above 0, and together with corpus.test_fraction below 1")
     return problems
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from lm1b.errors import UserError
 from lm1b.processes import host_name
+from lm1b.workers import usable_cores
 
 if TYPE_CHECKING:
     from lm1b.distributed import Ranks
@@ -45,14 +46,13 @@ class Crew:
         """Whether this rank writes and says what the crew does once."""
         return self.rank == 0
 
-    @property
-    def processes_on_host(self) -> int:
-        """Number of the crew's ranks that share this host's cores."""
-        if self.size == 1:
-            return 1
-        from lm1b.distributed import local_size  # loads torch, which a process on its own does without
+    def cores(self) -> int:
+        """How many cores are for this rank's processes. A collective."""
+        if self._ranks is None or self.size == 1:
+            return usable_cores()
+        from lm1b.distributed import share_of_cores  # loads torch, which a process on its own does without
 
-        return max(1, local_size())
+        return share_of_cores(self._ranks)
 
     def has(self, number: int) -> bool:
         """Whether the chunk with this number, counted from 0 over all text, is for this rank."""
@@ -89,14 +89,14 @@ class Crew:
         found: Any = self.each(lambda: action() if self.is_first else None)[0]
         return found
 
-    def assert_same(self, value: Any, what: str) -> None:
+    def check_same(self, value: Any, what: str) -> None:
         """Raise UserError on all ranks, naming one, where `value` (JSON) is not the first rank's. what: in words, with what to do."""
         found = self.each(lambda: [value, host_name()])
         for rank, (other, host) in enumerate(found):
             if other != found[0][0]:
                 raise UserError(f"rank {rank} (on {host}) and rank 0 (on {found[0][1]}) {what}")
 
-    def assert_shared(self, directory: Path) -> None:
+    def check_shared(self, directory: Path) -> None:
         """Raise UserError on all ranks, naming one, where a rank does not see in `directory` what the first has just written there."""
         if self.size == 1:
             return

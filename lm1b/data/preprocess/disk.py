@@ -13,7 +13,6 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 
 from lm1b.data.preprocess.ledger import Ledger
-from lm1b.data.text.benchmark import ArchiveCorpus
 from lm1b.data.text.corpus import Corpus
 from lm1b.errors import UserError
 from lm1b.files import NO_SPACE, megabytes
@@ -22,7 +21,6 @@ from lm1b.files import NO_SPACE, megabytes
 _RAW_TEXT_COST = 2.1  # sentences sorted, then merged into files
 _FIRST_PASS_COST = 0.9  # 4 bytes a token, and each chunk's words
 _SECOND_PASS_COST = 0.9  # 4 bytes a token (2 where the vocabulary is small), 8 a sentence
-_PACKED_TEXT = 2.4  # bytes of text in a byte of .tar.gz
 
 _NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -34,9 +32,8 @@ def bytes_of_conversion(num_bytes: int) -> float:
 
 def bytes_of_passes(corpus: Corpus, ledger: Ledger) -> float:
     """About how much the two passes have still to write."""
-    packed = _PACKED_TEXT if isinstance(corpus, ArchiveCorpus) and corpus.is_packed else 1.0
-    to_count = corpus.total_bytes * packed - sum(text.num_bytes for text in ledger.counted.values())
-    to_encode = corpus.total_bytes * packed - sum(ledger.counted[name].num_bytes for name in ledger.shards)
+    to_count = corpus.text_bytes - sum(text.num_bytes for text in ledger.counted.values())
+    to_encode = corpus.text_bytes - sum(ledger.counted[name].num_bytes for name in ledger.shards)
     return max(0.0, to_count) * _FIRST_PASS_COST + max(0.0, to_encode) * _SECOND_PASS_COST
 
 

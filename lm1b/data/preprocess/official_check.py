@@ -1,6 +1,6 @@
 """Whether a corpus is the official benchmark, and whether what was counted is what is published.
 
-1. `check_official` compares the files' MD5 with the benchmark's. Where some are right and others are not, a file is damaged.
+1. `is_official_benchmark` compares the files' MD5 with the benchmark's. Where some are right and others are not, a file is damaged.
 2. `assert_official_counts` compares, at the end, sentences, tokens, the vocabulary's size and the held-out files' unknown words with the
    published ones (text/benchmark.py).
 """
@@ -17,7 +17,7 @@ from lm1b.data.vocabulary.vocabulary import Vocabulary
 from lm1b.errors import UserError
 
 
-def check_official(texts: list[CountedText]) -> bool:
+def is_official_benchmark(texts: list[CountedText]) -> bool:
     """Whether this is the whole official benchmark. Raises UserError where some files are official and others are damaged."""
     expected = benchmark.official_md5()
     named = [text for text in texts if text.official_name in expected]

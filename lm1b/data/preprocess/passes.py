@@ -1,6 +1,6 @@
 """The two passes over a chunk of text, each run in a worker process and remembered on disk, so that a killed run goes on.
 
-1. `count_chunk` reads the text once: checks UTF-8, numbers the chunk's own words in order of appearance, and writes
+1. `count_chunk` reads the text once: checks it, numbers the chunk's own words in order of appearance, and writes
    `NAME.codes.npy` (the text as those numbers) and `NAME.words.arrow` (the words and how often each occurs).
 2. `merge_counts` adds up the words of all training chunks.
 3. `encode_chunks` has the vocabulary spell only each chunk's distinct words and translates the numbers: the text is not
@@ -27,7 +27,7 @@ from pyarrow import ipc
 from lm1b.data.receipts import is_sound, read_receipt, write_receipt
 from lm1b.data.text.benchmark import official_md5
 from lm1b.data.text.corpus import TextChunk
-from lm1b.data.text.tokenized import as_numpy, check_lines, check_utf8, code_dtype, number_tokens
+from lm1b.data.text.tokenized import as_numpy, code_dtype, number_tokens
 from lm1b.data.tokens.arrays import map_array, write_array
 from lm1b.data.tokens.directory import write_shard
 from lm1b.data.tokens.manifest import CountedText, Shard
@@ -43,7 +43,7 @@ _WORDS_SCHEMA = pa.schema([("word", pa.binary()), ("count", pa.int64())])
 
 
 def start_workers(num_processes: int) -> Workers:
-    """Processes for the passes, each of one thread: Arrow would start one a core in every process."""
+    """Processes for the passes. Where there are several, Arrow has one thread in each: it would start one a core in every one of them."""
     return Workers(
         num_processes,
         prepare=partial(pa.set_cpu_count, 1),
@@ -87,9 +87,7 @@ def read_words(path: Path) -> pa.Table:
 def count_chunk(chunk: TextChunk, work: Path) -> CountedText:
     """First pass over a chunk. Raises UserError where the text is not UTF-8 or has endless lines, OSError where the disk is full."""
     data = chunk.read()
-    check_utf8(data, chunk.source, chunk.start)
-    check_lines(data, chunk.source)
-    words, codes, counts = number_tokens(data)
+    words, codes, counts = number_tokens(chunk.text_of(data))
     words_sha256 = write_words(_words_path(work, chunk.shard), words, counts)
     _, codes_sha256 = write_array(_codes_path(work, chunk.shard), codes, outlives_power=False)
     may_be_official = chunk.official_name in official_md5() or chunk.split != "train"

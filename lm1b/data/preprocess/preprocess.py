@@ -27,7 +27,7 @@ from lm1b.config import SPLITS, Config, Split
 from lm1b.data.crew import Crew
 from lm1b.data.preprocess.disk import bytes_of_conversion, bytes_of_passes, explaining_faults
 from lm1b.data.preprocess.ledger import Ledger
-from lm1b.data.preprocess.official_check import assert_official_counts, check_official
+from lm1b.data.preprocess.official_check import assert_official_counts, is_official_benchmark
 from lm1b.data.preprocess.passes import (
     CHUNKS_TO_ENCODE_TOGETHER,
     count_chunk,
@@ -40,13 +40,12 @@ from lm1b.data.preprocess.passes import (
 )
 from lm1b.data.preprocess.publish import (
     UNFINISHED_NAME,
+    complete_directory,
     finish_earlier_run,
-    is_complete,
     left_of_complete_run,
     lock_directory,
     publish,
 )
-from lm1b.data.text.benchmark import ArchiveCorpus
 from lm1b.data.text.corpus import Corpus, TextChunk
 from lm1b.data.text.sources import bytes_to_convert, converted_corpus, converted_origin, is_converted, open_corpus
 from lm1b.data.tokens.directory import TokenDirectory
@@ -59,7 +58,7 @@ from lm1b.errors import UserError
 from lm1b.files import digest_of_file
 from lm1b.progress import Progress
 from lm1b.remote import is_url
-from lm1b.workers import Workers, usable_cores
+from lm1b.workers import Workers
 
 if TYPE_CHECKING:
     from lm1b.distributed import Ranks
@@ -99,11 +98,11 @@ class Preprocessing:
     def run(self) -> TokenDirectory:
         """The seven steps."""
         made_from = self._look_at_text()
-        if self._was_complete(made_from):  # 1
-            return self._opened()
+        if tokens := self._complete(made_from):  # 1
+            return tokens
         with ExitStack() as held:
             self.crew.first(lambda: held.enter_context(lock_directory(self.directory)))  # for all of them
-            self.crew.assert_shared(self.directory)
+            self.crew.check_shared(self.directory)
             if self.crew.first(lambda: finish_earlier_run(self.directory, made_from)):
                 return self._opened()
             self._take_over_complete_run(made_from)
@@ -117,14 +116,14 @@ class Preprocessing:
             self.corpus = converted_corpus(self.config.corpus, self.directory, self.crew, workers, self._shows_progress)
         corpus = self.corpus
         self._count(workers, corpus, trust_shards=True)  # 3
-        is_official = check_official(self.ledger.texts())
+        is_official = is_official_benchmark(self.ledger.texts())
         vocabulary = self._earlier_vocabulary() if self.ledger.earlier else self._make_vocabulary(workers)  # 4
         fingerprint: str = self.crew.first(lambda: _on_first_rank(vocabulary).fingerprint)
         self._recall_shards(workers, corpus, fingerprint)  # 5
         self._encode(workers, fingerprint)
         if is_official:  # 6
             self.crew.first(lambda: assert_official_counts(self.ledger, _on_first_rank(vocabulary), self.config.vocabulary))
-        self._assert_splits()
+        self._check_splits()
         self.crew.first(lambda: self._publish(_on_first_rank(vocabulary), is_official, made_from))  # 7
 
     # 1. What there is.
@@ -138,13 +137,14 @@ class Preprocessing:
                 self.corpus.origin if self.corpus else converted_origin(config.corpus), vocabulary_origin(config.vocabulary)
             )
         )
-        self.crew.assert_same(made_from.as_json(), OTHER_TEXT)
+        self.crew.check_same(made_from.as_json(), OTHER_TEXT)
         return made_from
 
-    def _was_complete(self, made_from: MadeFrom) -> bool:
-        """Whether there is nothing to do, on any rank. Also where the folder may only be read."""
+    def _complete(self, made_from: MadeFrom) -> TokenDirectory | None:
+        """The directory, where every rank finds that there is nothing to do. Also where the folder may only be read."""
         unfinished = self.directory / UNFINISHED_NAME
-        return all(self.crew.each(lambda: is_complete(self.directory, made_from) and not unfinished.exists()))
+        tokens = self.crew.together(lambda: None if unfinished.exists() else complete_directory(self.directory, made_from))
+        return tokens if all(self.crew.each(lambda: tokens is not None)) else None
 
     def _opened(self) -> TokenDirectory:
         """The complete directory; the first rank has looked, the others may have to wait until their file system shows it."""
@@ -158,8 +158,10 @@ class Preprocessing:
             self.ledger.take_over(Manifest.model_validate(earlier), in_place)
 
     def _useful_processes(self) -> int:
-        """As many as this rank has cores, fewer for a text that is done before they have started. Raw text keeps every core busy."""
-        cores = max(1, usable_cores() // self.crew.processes_on_host)
+        """As many as this rank has cores, fewer for a text that is done before they have started. Raw text keeps every core busy.
+        A collective.
+        """
+        cores = self.crew.cores()
         if self.corpus is None:
             return cores
         return max(1, min(cores, self.corpus.total_bytes // self.crew.size // BYTES_WORTH_A_PROCESS))
@@ -179,22 +181,18 @@ class Preprocessing:
     def _count(self, workers: Workers, corpus: Corpus, *, trust_shards: bool) -> None:
         """Count the chunks that need it, each rank its own. trust_shards: not those whose shards an earlier run may have written."""
         ledger = self.ledger
-        in_archive = isinstance(corpus, ArchiveCorpus)  # it knows its progress itself
 
         def tasks(bar: Progress) -> Iterator[tuple[TextChunk, Path]]:
             for chunk in corpus.chunks(bar.update):
                 ledger.enlist(chunk)
                 if ledger.is_mine(chunk.shard) and ledger.needs_count(chunk.shard, trust_shards=trust_shards):
                     yield corpus.load(chunk), ledger.unfinished
-                elif not in_archive:
-                    bar.update(chunk.stop - chunk.start)
 
         def count() -> None:
             with self._bar("counting words", corpus.total_bytes, "B") as bar:
                 for counted in workers.run(count_chunk, tasks(bar)):
                     ledger.counted[counted.shard] = counted
                     ledger.with_codes.add(counted.shard)
-                    bar.update(0 if in_archive else counted.num_bytes)
 
         self.crew.together(count)
         ledger.share()
@@ -266,7 +264,7 @@ class Preprocessing:
 
     # 6 and 7. What must hold, and the manifest.
 
-    def _assert_splits(self) -> None:
+    def _check_splits(self) -> None:
         """Raise UserError where there is nothing to train on or to validate with."""
         for split in ("train", "validation"):
             if not any(self.ledger.shards[text.shard].num_words for text in self.ledger.texts() if text.split == split):

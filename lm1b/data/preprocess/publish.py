@@ -26,7 +26,7 @@ from lm1b.errors import UserError
 from lm1b.files import flush_folder
 
 UNFINISHED_NAME = "unfinished"
-_SHARD_FILE = re.compile(r"(train|validation|test)-\d{5}(\.\d{3})?\.(tokens|ends)\.npy")
+_SHARD_FILE = re.compile(r"(train|validation|test)-\d{5,}(\.\d{3,})?\.(tokens|ends)\.npy")
 
 
 @contextlib.contextmanager
@@ -41,23 +41,23 @@ def lock_directory(directory: Path) -> Generator[None]:
         yield
 
 
-def matching_manifest(folder: Path, made_from: MadeFrom) -> Manifest | None:
-    """The manifest in `folder` where it is sound, of the same text and settings, and the vocabulary beside it is its own."""
+def matching_manifest(directory: Path, made_from: MadeFrom) -> Manifest | None:
+    """The manifest where it is sound, of the same text and settings, and the vocabulary beside it is its own. Shards may be missing."""
     with contextlib.suppress(UserError, OSError):
-        manifest = Manifest.read(folder / MANIFEST_NAME)
+        manifest = Manifest.read(directory / MANIFEST_NAME)
         if manifest.made_from.is_same(made_from):
-            check_vocabulary(folder / VOCABULARY_NAME, manifest.vocabulary.sha256)
+            check_vocabulary(directory / VOCABULARY_NAME, manifest.vocabulary.sha256)
             return manifest
     return None
 
 
-def is_complete(directory: Path, made_from: MadeFrom) -> bool:
-    """Whether all that this text and these settings make is there."""
+def complete_directory(directory: Path, made_from: MadeFrom) -> TokenDirectory | None:
+    """The directory, where all that this text and these settings make is there."""
     with contextlib.suppress(UserError, OSError):
-        if matching_manifest(directory, made_from) is not None:
-            TokenDirectory.open(directory)  # raises where a file is not there or not whole
-            return True
-    return False
+        tokens = TokenDirectory.open(directory)  # raises where a file is not there or not whole
+        if tokens.manifest.made_from.is_same(made_from):
+            return tokens
+    return None
 
 
 def left_of_complete_run(directory: Path, made_from: MadeFrom) -> tuple[dict[str, Any] | None, list[str]]:
@@ -76,8 +76,8 @@ def finish_earlier_run(directory: Path, made_from: MadeFrom) -> bool:
         for partial in folder.glob("*.partial"):
             partial.unlink()
     _publish_what_was_finished(directory, made_from)
-    if is_complete(directory, made_from):
-        clear(directory)
+    if tokens := complete_directory(directory, made_from):
+        clear(tokens)
         return True
     (directory / UNFINISHED_NAME).mkdir(exist_ok=True)
     return False
@@ -126,7 +126,7 @@ def publish(directory: Path, manifest: Manifest, moved: Iterable[Shard], *, with
             (unfinished / name).unlink(missing_ok=True)
     manifest.write(unfinished / MANIFEST_NAME)
     _move_in(directory)
-    clear(directory)
+    clear(TokenDirectory.open(directory))
 
 
 def _remove_other_shards(folder: Path, shards: Iterable[Shard]) -> None:
@@ -137,9 +137,8 @@ def _remove_other_shards(folder: Path, shards: Iterable[Shard]) -> None:
             path.unlink()
 
 
-def clear(directory: Path) -> None:
+def clear(tokens: TokenDirectory) -> None:
     """Remove what only an unfinished run needs, and shards and vocabulary of an earlier corpus, from a complete directory."""
-    tokens = TokenDirectory.open(directory)
-    _remove_other_shards(directory, tokens.manifest.shards())
-    remove_other_files(directory / VOCABULARY_NAME)
-    shutil.rmtree(directory / UNFINISHED_NAME, ignore_errors=True)
+    _remove_other_shards(tokens.folder, tokens.manifest.shards())
+    remove_other_files(tokens.folder / VOCABULARY_NAME)
+    shutil.rmtree(tokens.folder / UNFINISHED_NAME, ignore_errors=True)

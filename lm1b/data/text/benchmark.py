@@ -46,6 +46,7 @@ _TRAINING_FILE = re.compile(re.escape(TRAINING_FOLDER) + r"/news\.en-([0-9]{5})-
 _HELD_OUT_FILE = re.compile(re.escape(HELD_OUT_FOLDER) + r"/news\.en\.heldout-([0-9]{5})-of-([0-9]{5})\Z")
 _HELD_OUT_SPLITS: dict[int, Split] = {0: "test", 1: "validation"}
 ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar")
+_TEXT_IN_A_PACKED_BYTE = 2.4  # of English
 
 HOW_TO_GET_IT = f"get {TARBALL_ADDRESS} (SHA-256 {TARBALL_SHA256}) and name it, or the folder extracted from it, in corpus.path"
 
@@ -114,7 +115,7 @@ class ArchiveCorpus:
         self._path = path
         self._changed_ns = status.st_mtime_ns
         self.total_bytes = status.st_size
-        self.is_packed = not path.name.endswith(".tar")
+        self.text_bytes = self.total_bytes * (1.0 if path.name.endswith(".tar") else _TEXT_IN_A_PACKED_BYTE)
         self.origin: dict[str, Any] = {"archive": path.name, "bytes": status.st_size, "changed_ns": status.st_mtime_ns}
         self._member: IO[bytes] | None = None  # where the next chunk begins, until it is loaded
         self._loaded_bytes = 0
@@ -137,8 +138,17 @@ class ArchiveCorpus:
         while start < size:
             stop = min(start + CHUNK_BYTES, size)
             is_whole = start == 0 and stop == size
-            chunk = TextChunk(split, name if is_whole else f"{name}.{part:03d}", f"{self._path}:{path}", start, stop, size,
-                              self._changed_ns, None, official_name if is_whole else None)  # fmt: skip
+            chunk = TextChunk(
+                split=split,
+                shard=name if is_whole else f"{name}.{part:03d}",
+                source=f"{self._path}:{path}",
+                start=start,
+                stop=stop,
+                file_bytes=size,
+                changed_ns=self._changed_ns,
+                path=None,
+                official_name=official_name if is_whole else None,
+            )
             self._member = file
             yield chunk
             if is_whole:

@@ -4,13 +4,14 @@
 2. A file of at most 64 MB, as all of the benchmark's are, is one chunk; a longer one is cut after CHUNK_BYTES, and a line belongs to the
    chunk that it begins in. With chunks of 8 bytes the file `a b\nc d e\nf\n` becomes `a b\nc d e\n` and `f\n`.
 3. A chunk of a folder is read by the process that works on it (`TextChunk.read`); a chunk of an archive
-   carries its bytes, once it is loaded.
+   carries its bytes, once it is loaded. `TextChunk.text_of` checks those bytes: what has passed it is text.
 4. `Corpus.origin` names the text cheaply (names, sizes, times of change), so that a second run sees whether anything has changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Annotated, Any, Protocol
@@ -18,7 +19,7 @@ from typing import IO, Annotated, Any, Protocol
 from pydantic import BaseModel, ConfigDict, Field
 
 from lm1b.config import Split
-from lm1b.data.text.tokenized import LONGEST_LINE_BYTES
+from lm1b.data.text.tokenized import LONGEST_LINE_BYTES, check_text, too_long_a_line, without_mark
 from lm1b.errors import UserError
 
 CHUNK_BYTES = 64 << 20  # the benchmark's files hold 42 MB
@@ -69,14 +70,10 @@ class TextChunk:
         )
 
     def read(self) -> bytes:
-        """The chunk's text. Raises UserError where the file has changed or holds no lines."""
+        """The chunk's bytes. Raises UserError where the file has become shorter or a line is too long."""
         if self.data is not None:
             return self.data
-        assert self.path is not None
-        with open(self.path, "rb") as file:
-            if self.start:
-                file.seek(self.start - 1)
-                read_line(file, self.source)
+        with self._opened() as file:
             first = file.tell()
             data = file.read(max(0, self.stop - first))
             if first + len(data) < self.stop and first < self.stop:
@@ -85,23 +82,56 @@ class TextChunk:
                 data += read_line(file, self.source)
         return data
 
+    def text_of(self, data: bytes) -> bytes:
+        """What the chunk's bytes, as `read` gives them, say. Raises UserError where they are no text of sentences."""
+        first = 0
+        if self.data is not None:
+            first = self.start
+        elif self.start:
+            with self._opened() as file:
+                first = file.tell()
+        check_text(data, self.source, first)
+        return data if first else without_mark(data)
+
+    @contextmanager
+    def _opened(self) -> Generator[IO[bytes]]:
+        """The file, at the first line that begins in the chunk."""
+        assert self.path is not None
+        with open(self.path, "rb") as file:
+            if self.start:
+                file.seek(self.start - 1)
+                read_line(file, self.source)
+            yield file
+
 
 def read_line(file: IO[bytes], source: str) -> bytes:
     """The rest of the line that `file` stands in. Raises UserError where it is too long to be a sentence."""
     line = file.readline(LONGEST_LINE_BYTES)
     if len(line) >= LONGEST_LINE_BYTES:
-        raise UserError(f"{source}: has a line of more than {LONGEST_LINE_BYTES >> 20} MiB; expected one tokenized sentence a line")
+        raise too_long_a_line(f"{source}:")
     return line
 
 
+def check_named_once(files: Iterable[tuple[Split, Path]]) -> None:
+    """Raise UserError for a file that is named twice, such as for two splits."""
+    seen: dict[Path, str] = {}
+    for split, path in files:
+        if path.resolve() in seen:
+            raise UserError(f"{path}: named for {seen[path.resolve()]} and again for {split}; expected every file once")
+        seen[path.resolve()] = split
+
+
 class Corpus(Protocol):
-    """Text in chunks. origin: JSON that is equal if and only if nothing seems to have changed. total_bytes: for progress."""
+    """Text in chunks. origin: JSON that is equal if and only if nothing seems to have changed; an archive's has the key `archive`.
+    total_bytes: of the files as they lie there. text_bytes: of the text in them, about.
+    """
 
     origin: dict[str, Any]
     total_bytes: int
+    text_bytes: float
 
     def chunks(self, progress: Callable[[int], object]) -> Iterator[TextChunk]:
-        """Every chunk, in the same order every time. An archive tells `progress` the bytes of `total_bytes` read."""
+        """Every chunk, in the same order every time. progress: told how many more of `total_bytes` lie before the next chunk."""
         ...
 
     def load(self, chunk: TextChunk) -> TextChunk:
@@ -127,11 +157,14 @@ class FilesCorpus:
         if not any(chunk.split == "train" for chunk in self._chunks):
             raise UserError(f"{files[0].path}: the training files are empty; expected tokenized text, one sentence a line")
         self.total_bytes = sum(chunk.stop - chunk.start for chunk in self._chunks)
+        self.text_bytes: float = self.total_bytes
         self.origin: dict[str, Any] = {"files": [[chunk.split, chunk.shard, chunk.identity.model_dump()] for chunk in self._chunks]}
 
     def chunks(self, progress: Callable[[int], object]) -> Iterator[TextChunk]:
         """See `Corpus.chunks`."""
-        yield from self._chunks
+        for chunk in self._chunks:
+            yield chunk
+            progress(chunk.stop - chunk.start)
 
     def load(self, chunk: TextChunk) -> TextChunk:
         """See `Corpus.load`: every process can open the file."""

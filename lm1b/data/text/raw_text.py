@@ -31,7 +31,6 @@ from lm1b.data.receipts import read_receipt, write_receipt
 from lm1b.data.text import news_sample
 from lm1b.data.text.corpus import FilesCorpus, SourceFile, TextChunk
 from lm1b.data.text.moses import split_sentences, tokenize
-from lm1b.data.text.tokenized import check_utf8
 from lm1b.errors import UserError
 from lm1b.files import atomic_file
 from lm1b.progress import Progress
@@ -74,9 +73,8 @@ def _hashed(sentence: bytes) -> bytes:
 def tokenize_chunk(chunk: TextChunk, path: Path) -> int:
     """Write a chunk's tokenized sentences to `path`, sorted by hash, each once. -> bytes of raw text."""
     data = chunk.read()
-    check_utf8(data, chunk.source, chunk.start)
     lines: set[bytes] = set()
-    for paragraph in data.decode("utf-8").splitlines():
+    for paragraph in chunk.text_of(data).decode("utf-8").splitlines():
         lines.update(_hashed(sentence.encode()) for sentence in map(tokenize, split_sentences(paragraph)) if sentence)
     text = b"".join(sorted(lines))
     with atomic_file(path) as file:

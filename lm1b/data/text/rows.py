@@ -26,7 +26,8 @@ from lm1b.config import SPLITS, Split
 from lm1b.config.text import LOCAL_SOURCES, CorpusConfig
 from lm1b.data.crew import Crew
 from lm1b.data.receipts import read_receipt, write_receipt
-from lm1b.data.text.tokenized import LONGEST_LINE_BYTES
+from lm1b.data.text.corpus import check_named_once
+from lm1b.data.text.tokenized import LONGEST_LINE_BYTES, too_long_a_line, without_mark
 from lm1b.errors import UserError
 from lm1b.files import atomic_file
 from lm1b.progress import Progress
@@ -52,15 +53,18 @@ class Part:
     num_bytes: int = 0
 
 
-def local_files(config: CorpusConfig) -> Iterator[tuple[Split, Path]]:
-    """The files that a local source names, wildcards resolved. Raises UserError where there is none of a name."""
+def local_files(config: CorpusConfig) -> list[tuple[Split, Path]]:
+    """The files that a local source names, wildcards resolved. Raises UserError where there is none of a name, or one is named twice."""
+    files: list[tuple[Split, Path]] = []
     for split in SPLITS:
         for name in getattr(config, split) or []:
             found = [name] if Path(name).exists() else sorted(glob.glob(name))
             if not found or not all(Path(path).is_file() for path in found):
                 raise UserError(f"{name}: no such corpus file; corpus.{split} names files to be read as {config.source}")
             for path in found:
-                yield split, Path(path)
+                files.append((split, Path(path)))
+    check_named_once(files)
+    return files
 
 
 def datasets_origin(config: CorpusConfig) -> dict[str, Any]:
@@ -215,11 +219,10 @@ def convert_part(part: Part, config: CorpusConfig, folder: Path, key: str) -> tu
     """Read a part and write its sentences. -> (the part's number, split and name of each file). Raises UserError that names the part."""
     files = _Files(folder, part)
     for number, text in _texts(config, part):
+        text = without_mark(text) if config.source == "text" and number == 0 else text
         for line in text.split(b"\n"):
             if len(line) >= LONGEST_LINE_BYTES:
-                raise UserError(
-                    f"{part.place}: row {number + 1} has a line of more than {LONGEST_LINE_BYTES >> 20} MiB; expected one sentence a line"
-                )
+                raise too_long_a_line(f"{part.place}: row {number + 1}")
             sentence = b" ".join(line.split()) if config.tokenized else line.strip()
             if sentence:
                 # Raw text is split after it has been cut into sentences: raw_text.py.

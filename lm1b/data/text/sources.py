@@ -15,10 +15,9 @@ from typing import Any
 from lm1b.config import CorpusConfig, Split
 from lm1b.data.crew import Crew
 from lm1b.data.text.benchmark import open_benchmark
-from lm1b.data.text.corpus import Corpus, FilesCorpus, SourceFile
+from lm1b.data.text.corpus import Corpus, FilesCorpus, SourceFile, check_named_once
 from lm1b.data.text.raw_text import bytes_of_raw_text, raw_origin, tokenized_corpus
 from lm1b.data.text.rows import bytes_of_rows, convert_rows, datasets_origin
-from lm1b.errors import UserError
 from lm1b.workers import Workers
 
 
@@ -35,12 +34,7 @@ def _open_text(config: CorpusConfig) -> FilesCorpus:
     """Plain tokenized files named in the config."""
     named: dict[Split, list[str]] = {"train": config.train or [], "validation": config.validation or [], "test": config.test or []}
     files = [SourceFile(split, number, Path(name)) for split, names in named.items() for number, name in enumerate(names)]
-    seen: dict[Path, str] = {}
-    for file in files:
-        resolved = file.path.resolve()
-        if resolved in seen:
-            raise UserError(f"{file.path}: named for {seen[resolved]} and again for {file.split}; expected every file once")
-        seen[resolved] = file.split
+    check_named_once((file.split, file.path) for file in files)
     return FilesCorpus(files)
 
 

@@ -1,11 +1,12 @@
 """Tokenized text as bytes: checked, tidied, and seen as an array of words without copying them one by one.
 
-1. `check_utf8` refuses bytes that are not UTF-8 and says where.
-2. `tidy` brings text into one shape: words parted by one space, every sentence ended by one newline.
-   Words part at ASCII white space only; blank lines are no sentences; `</S>` and `<S>` written in the text are read
-   as `<UNK>`, since those two symbols are the stream's own.
-3. `tokens_of` views that as an Arrow array whose items are `word + b" "`, with `</S> ` where each sentence ends. The
-   trailing space makes the items touch each other, so that the array is nothing but the text and where its spaces are.
+1. `check_text` refuses bytes that are not UTF-8 and lines too long to be a sentence, and says where; `without_mark` leaves out the mark
+   that a file of some editors begins with.
+2. `tidy` brings white space and symbols into one shape: words part at spaces only, sentences at newlines only, the last one too.
+   ASCII white space is what parts words; `</S>` and `<S>` written in the text are read as `<UNK>`, since those two symbols are the
+   stream's own.
+3. `tokens_of` views that as an Arrow array whose items are `word + b" "`, with `</S> ` where each sentence ends; blank lines are no
+   sentences. The trailing space makes the items touch each other, so that the array is nothing but the text and where its spaces are.
 4. `number_tokens` numbers the distinct ones, so that what is slow need be done once a distinct word.
 
 >>> tokens_of(tidy(b"Hello ,\tworld !\\r\\n")).to_pylist()
@@ -45,8 +46,31 @@ def as_numpy(array: pa.Array | pa.ChunkedArray) -> np.ndarray:
     return np.from_dlpack(array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array)
 
 
+def check_text(data: bytes, source: str, first_byte: int = 0) -> None:
+    """Raise UserError for bytes that are no text of sentences: not UTF-8, or a line too long to be one, which would be worked on at once,
+    at many times its size in memory. first_byte: where `data` begins in `source`.
+    """
+    check_utf8(data, source, first_byte)
+    start = 0
+    while len(data) - start > LONGEST_LINE_BYTES:
+        newline = data.rfind(b"\n", start, start + LONGEST_LINE_BYTES)
+        if newline < 0:
+            raise too_long_a_line(f"{source}:")
+        start = newline + 1
+
+
+def too_long_a_line(place: str) -> UserError:
+    """What is said where `place` has a line of LONGEST_LINE_BYTES or more."""
+    return UserError(f"{place} has a line of more than {LONGEST_LINE_BYTES >> 20} MiB; expected one sentence a line")
+
+
+def without_mark(data: bytes) -> bytes:
+    """What a file says: the same without the byte order mark, where it begins with one. U+FEFF anywhere else is a letter."""
+    return data.removeprefix(_BYTE_ORDER_MARK)
+
+
 def check_utf8(data: bytes, source: str, first_byte: int = 0) -> None:
-    """Raise UserError naming the line (or, for a chunk from inside a file, the byte) where `data` stops being UTF-8."""
+    """Raise UserError naming the byte, and in a file from its start the line, where `data` stops being UTF-8."""
     if not data:
         return
     offsets = np.array([0, len(data)], dtype=np.int64)
@@ -65,20 +89,8 @@ def check_utf8(data: bytes, source: str, first_byte: int = 0) -> None:
             ) from None
 
 
-def check_lines(data: bytes, source: str) -> None:
-    """Raise UserError where a line is too long to be a sentence: it would be worked on at once, at many times its size in memory."""
-    start = 0
-    while len(data) - start > LONGEST_LINE_BYTES:
-        newline = data.rfind(b"\n", start, start + LONGEST_LINE_BYTES)
-        if newline < 0:
-            raise UserError(f"{source}: has a line of more than {LONGEST_LINE_BYTES >> 20} MiB; expected one tokenized sentence a line")
-        start = newline + 1
-
-
 def tidy(data: bytes) -> bytes:
-    """Text with words parted by single spaces and each sentence ended by one newline; the same object where it is so already."""
-    if data.startswith(_BYTE_ORDER_MARK):
-        data = data[len(_BYTE_ORDER_MARK) :]
+    """Text whose words are parted by spaces and whose sentences end with newlines; the same object where it is so already."""
     if data and not data.endswith(b"\n"):
         data += b"\n"
     if any(space in data for space in (b"\t", b"\r", b"\v", b"\f")):
@@ -89,8 +101,8 @@ def tidy(data: bytes) -> bytes:
 
 
 def blank_lines(data: bytes) -> list[bool]:
-    """For every line of text whether it is blank, and so no sentence."""
-    return [not line.strip(b" ") for line in tidy(data).split(b"\n")[:-1]]
+    """For every line of text whether it is blank, and so no sentence. data: from the start of a file."""
+    return [not line.strip(b" ") for line in tidy(without_mark(data)).split(b"\n")[:-1]]
 
 
 def _has_written_symbol(data: bytes) -> bool:
@@ -117,16 +129,21 @@ def _collapse(data: bytes) -> bytes:
 def tokens_of(data: bytes) -> pa.BinaryArray:
     """The stream's tokens of text, each with one trailing space, `</S> ` at sentence ends. `data` shorter than 1 GiB."""
     assert len(data) < 1 << 30, "32-bit offsets"
-    for text in (tidy(data), None):
-        text = _collapse(tidy(data)) if text is None else text
-        text = text.replace(b"\n", b" </S> ")
-        ends = np.flatnonzero(np.frombuffer(text, dtype=np.uint8) == 0x20)
-        offsets = np.zeros(len(ends) + 1, dtype=np.int32)
-        np.add(ends, 1, out=offsets[1:], casting="unsafe")
-        # An item that is nothing but its space: doubled, leading or trailing spaces or a blank line. Rare, so tidied on sight.
-        if not len(ends) or np.diff(offsets).min() > 1:
-            break
-    return pa.Array.from_buffers(pa.binary(), len(ends), [None, pa.py_buffer(offsets), pa.py_buffer(text)])
+    tidied = tidy(data)
+    text, offsets = _parted(tidied)
+    # An item that is nothing but its space: doubled, leading or trailing spaces or a blank line. Rare, so collapsed on sight.
+    if len(offsets) > 1 and np.diff(offsets).min() == 1:
+        text, offsets = _parted(_collapse(tidied))
+    return pa.Array.from_buffers(pa.binary(), len(offsets) - 1, [None, pa.py_buffer(offsets), pa.py_buffer(text)])
+
+
+def _parted(text: bytes) -> tuple[bytes, np.ndarray]:
+    """-> (tidy text with `</S>` at the sentences' ends, where its items begin and the last one ends, int32)."""
+    text = text.replace(b"\n", b" </S> ")
+    ends = np.flatnonzero(np.frombuffer(text, dtype=np.uint8) == 0x20)
+    offsets = np.zeros(len(ends) + 1, dtype=np.int32)
+    np.add(ends, 1, out=offsets[1:], casting="unsafe")
+    return text, offsets
 
 
 def blocks_of(data: bytes, block_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:

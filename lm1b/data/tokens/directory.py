@@ -23,7 +23,7 @@ import numpy as np
 
 from lm1b.config import Split
 from lm1b.data.tokens.arrays import digests_of_pages, map_array, write_array
-from lm1b.data.tokens.manifest import MANIFEST_NAME, Manifest, Shard
+from lm1b.data.tokens.manifest import MANIFEST_NAME, Manifest, Shard, SplitShards
 from lm1b.data.tokens.verified import HashMemory
 from lm1b.data.vocabulary.files import check_vocabulary, load_vocabulary
 from lm1b.data.vocabulary.vocabulary import VOCABULARY_NAME, Vocabulary
@@ -67,15 +67,13 @@ class TokenSplit:
 
     can_prefetch = False  # whether `prefetch` does anything
 
-    def __init__(self, name: str, folder: Path, shards: list[Shard], token_dtype: np.dtype) -> None:
+    def __init__(self, name: str, folder: Path, split: SplitShards, token_dtype: np.dtype) -> None:
         self.name = name
         self._folder = folder
-        self.shards = shards
+        self.shards = split.shards
         self.token_dtype = token_dtype
-        self.num_tokens = sum(shard.num_tokens for shard in shards)
-        self.num_words = sum(shard.num_words for shard in shards)
-        self.num_sentences = sum(shard.num_sentences for shard in shards)
-        self.num_unknown = sum(shard.num_unknown for shard in shards)
+        self.num_tokens, self.num_words = split.num_tokens, split.num_words
+        self.num_sentences, self.num_unknown = split.num_sentences, split.num_unknown
 
     @property
     def tokens_per_word(self) -> float:
@@ -132,15 +130,12 @@ class TokenDirectory:
 
     def _check_files(self) -> None:
         """The vocabulary is the manifest's, and every shard has its size."""
-        self._check_vocabulary()
+        check_vocabulary(self.folder / VOCABULARY_NAME, self.manifest.vocabulary.sha256)
         for path, size, _ in self._files():
             if not path.is_file():
                 raise UserError(f"{path}: this shard is missing: run launch/preprocess.py again")
             if path.stat().st_size != size:
                 raise UserError(f"{path}: damaged, {size} bytes expected, found {path.stat().st_size}: run launch/preprocess.py again")
-
-    def _check_vocabulary(self) -> None:
-        check_vocabulary(self.folder / VOCABULARY_NAME, self.manifest.vocabulary.sha256)
 
     def _refuse(self, path: Path, expected: str, found: str) -> UserError:
         """The error for a shard whose SHA-256 is another."""
@@ -205,4 +200,4 @@ class TokenDirectory:
 
     def split(self, name: Split) -> TokenSplit:
         """The shards of `train`, `validation` or `test`."""
-        return TokenSplit(name, self.folder, self.manifest.splits[name].shards, np.dtype(self.manifest.token_dtype))
+        return TokenSplit(name, self.folder, self.manifest.splits[name], np.dtype(self.manifest.token_dtype))

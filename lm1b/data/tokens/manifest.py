@@ -41,6 +41,10 @@ VERSION: Literal[3] = 3  # 2: sealed; 3: a SHA-256 of every page of a shard's fi
 MANIFEST_NAME = "manifest.json"
 PAGE_BYTES = 64 << 10  # what has a checksum of its own; part of the format. A block of 65,536 tokens is 2 to 4 pages
 
+# The pages' checksums are most of it: a shard of 42 MB of text, as a file of the benchmark is, takes 43 kB, so this is enough for 1 TB.
+# Reading takes 4 times as much memory as the file has bytes (measured); where it is none of ours (nothing but `{},`), 25 times.
+LARGEST_MANIFEST_BYTES = 1 << 30
+
 # Of a shard: one is made of at most 64 MB of text, which is 64 M ids of 4 bytes or empty sentences of 8. A manifest whose shards name
 # the same few pages over and over would otherwise have a reader join them into any number of bytes.
 LARGEST_FILE_BYTES = 1 << 30
@@ -135,8 +139,18 @@ class SplitShards(Record):
     @classmethod
     def of(cls, shards: list[Shard]) -> SplitShards:
         """With the totals added up."""
-        totals = ("num_tokens", "num_words", "num_sentences", "num_unknown")
-        return cls(**{total: sum(getattr(shard, total) for shard in shards) for total in totals}, shards=shards)
+        return cls(**_totals_of(shards), shards=shards)
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> SplitShards:
+        if any(getattr(self, name) != total for name, total in _totals_of(self.shards).items()):
+            raise ValueError("its totals are not those of its shards")
+        return self
+
+
+def _totals_of(shards: list[Shard]) -> dict[str, int]:
+    names = ("num_tokens", "num_words", "num_sentences", "num_unknown")
+    return {name: sum(getattr(shard, name) for shard in shards) for name in names}
 
 
 class CountedText(Record):
@@ -253,7 +267,7 @@ class Manifest(Record):
     def read(cls, path: Path) -> Manifest:
         """The manifest at `path`, sound and of this version. Raises UserError that names the file and what is wrong with it."""
         try:
-            manifest = read_sealed_json(path)
+            manifest = read_sealed_json(path, LARGEST_MANIFEST_BYTES)
         except UserError as error:
             raise UserError(f"{error}; run launch/preprocess.py again") from None
         if (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
@@ -266,5 +280,8 @@ class Manifest(Record):
             raise UserError(f"{path}: not a manifest of tokens ({where}: {problem['msg']}); run launch/preprocess.py again") from None
 
     def write(self, path: Path) -> None:
-        """Write it with its seal, atomically."""
-        write_sealed_json(path, self.as_json())
+        """Write it with its seal, atomically. Raises UserError where the corpus is too large for one."""
+        try:
+            write_sealed_json(path, self.as_json(), largest_bytes=LARGEST_MANIFEST_BYTES)
+        except UserError as error:
+            raise UserError(f"{error}: the corpus is too large for one tokens.directory; give less text") from None

@@ -14,14 +14,12 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import time
 from collections.abc import Generator
 from pathlib import Path
 
-from lm1b.files import atomic_file
+from lm1b.files import atomic_file, try_lock
 
 LOCKS = 64
-POLL_SECONDS = 0.005
 KEPT_SHARE = 0.9  # of the limit, after making room: counting all files is not for every page
 PARTIAL = ".partial"
 
@@ -87,7 +85,7 @@ class PageCache:
             if patience_seconds is None:
                 fcntl.flock(file, fcntl.LOCK_EX)
             else:
-                _try_lock(file.fileno(), patience_seconds)
+                try_lock(file, patience_seconds)
             yield
 
     def _files(self) -> dict[Path, os.stat_result]:
@@ -125,15 +123,6 @@ class PageCache:
             yield total
             if total.bytes != before:
                 total.write()
-
-
-def _try_lock(descriptor: int, patience_seconds: float) -> None:
-    """Take the lock, or go on without it."""
-    give_up_at = time.monotonic() + patience_seconds
-    while time.monotonic() < give_up_at:
-        with contextlib.suppress(BlockingIOError):
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        time.sleep(POLL_SECONDS)
 
 
 class _Total:

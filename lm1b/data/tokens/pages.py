@@ -94,9 +94,6 @@ class RemoteFile:
     def __init__(self, source: PageSource, name: str, num_bytes: int, pages: list[str]):
         self.name, self._source, self._num_bytes, self._pages = name, source, num_bytes, pages
 
-    def __len__(self) -> int:
-        return len(self._pages)
-
     def is_cached(self, index: int) -> bool:
         """Whether a page need not be fetched."""
         sha256 = self._pages[index]

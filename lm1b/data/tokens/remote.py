@@ -19,7 +19,7 @@ import numpy as np
 from lm1b.config import Split, TokensConfig
 from lm1b.data.tokens.arrays import npy_header
 from lm1b.data.tokens.directory import TokenDirectory, TokenSplit
-from lm1b.data.tokens.manifest import LARGEST_FILE_BYTES, MANIFEST_NAME, PAGE_BYTES, Manifest, Shard
+from lm1b.data.tokens.manifest import LARGEST_FILE_BYTES, LARGEST_MANIFEST_BYTES, MANIFEST_NAME, PAGE_BYTES, Manifest, SplitShards
 from lm1b.data.tokens.page_cache import PageCache
 from lm1b.data.tokens.pages import PageSource, RemoteFile, matching
 from lm1b.data.tokens.verified import cache_folder, this_machine
@@ -43,12 +43,6 @@ def open_tokens(settings: TokensConfig) -> TokenDirectory:
             raise UserError(f"{settings.directory}: no home folder to keep fetched tokens in; set tokens.cache_directory")
         folder = str(home / f"tokens-{this_machine()}")  # a home may be shared by machines
     return RemoteTokens.at(settings.directory, PageCache(Path(folder), settings.cache_bytes))
-
-
-def _remote_files(source: PageSource, shard: Shard) -> tuple[RemoteFile, RemoteFile]:
-    """A shard's ids, and its sentence ends."""
-    tokens = RemoteFile(source, shard.tokens_name, shard.tokens_bytes, shard.tokens_pages)
-    return tokens, RemoteFile(source, shard.ends_name, shard.ends_bytes, shard.ends_pages)
 
 
 class RemoteArray:
@@ -92,11 +86,12 @@ class RemoteSplit(TokenSplit):
 
     can_prefetch = True
 
-    def __init__(self, name: str, source: PageSource, shards: list[Shard], token_dtype: np.dtype) -> None:
-        super().__init__(name, source.cache.folder, shards, token_dtype)
+    def __init__(self, name: str, source: PageSource, split: SplitShards, token_dtype: np.dtype) -> None:
+        super().__init__(name, source.cache.folder, split, token_dtype)
         self._tokens, self._ends = [], []
-        for shard in shards:
-            tokens, ends = _remote_files(source, shard)
+        for shard in split.shards:
+            tokens = RemoteFile(source, shard.tokens_name, shard.tokens_bytes, shard.tokens_pages)
+            ends = RemoteFile(source, shard.ends_name, shard.ends_bytes, shard.ends_pages)
             self._tokens.append(RemoteArray(tokens, token_dtype, shard.num_tokens))
             self._ends.append(RemoteArray(ends, np.dtype(np.int64), shard.num_sentences))
 
@@ -126,7 +121,7 @@ class RemoteTokens(TokenDirectory):
     def at(cls, url: str, cache: PageCache) -> RemoteTokens:
         """Fetch manifest and vocabulary. Raises UserError where the folder is not complete, StoreError where it cannot be read."""
         store = Store(url)
-        data = store.read_if_there(MANIFEST_NAME)
+        data = store.read_if_there(MANIFEST_NAME, LARGEST_MANIFEST_BYTES)
         if data is None:
             raise UserError(
                 f"{url}: no {MANIFEST_NAME}, so no prepared tokens there: run launch/preprocess.py with a folder of this machine as "
@@ -178,13 +173,6 @@ class RemoteTokens(TokenDirectory):
         """Nothing to do: a page is verified whenever it comes into memory."""
         return 0
 
-    def verify(self) -> None:
-        """Fetch every page of every shard and check its SHA-256. Raises StoreError that names the first damaged file."""
-        for shard in self.manifest.shards():
-            for file in _remote_files(self._source, shard):
-                for page in range(len(file)):
-                    file.fetch(page)
-
     def split(self, name: Split) -> RemoteSplit:
         """The shards of `train`, `validation` or `test`."""
-        return RemoteSplit(name, self._source, self.manifest.splits[name].shards, np.dtype(self.manifest.token_dtype))
+        return RemoteSplit(name, self._source, self.manifest.splits[name], np.dtype(self.manifest.token_dtype))

@@ -1,6 +1,6 @@
 """Whether the corpus that the config names is still the one the shards were made of, as far as this machine can tell.
 
-1. The vocabulary's settings must be those of the manifest.
+1. The vocabulary's settings must be those of the manifest, and so must a given vocabulary file, where it is on this machine.
 2. Training needs only the shards, so where the corpus is not on this machine, nothing else is checked.
 3. Where it is, names and sizes must be those of the preprocessed files. For an archive, and for raw text, of which no SHA-256 was taken as
    it stands, that is all.
@@ -11,19 +11,20 @@ from __future__ import annotations
 
 import glob
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lm1b.config import Config
 from lm1b.config.text import LOCAL_SOURCES
-from lm1b.data.text.benchmark import TARBALL_NAME, TRAINING_FOLDER, ArchiveCorpus
+from lm1b.data.text.benchmark import TARBALL_NAME, TRAINING_FOLDER
 from lm1b.data.text.corpus import Corpus, TextChunk
 from lm1b.data.text.sources import converted_origin, is_converted, open_corpus
 from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.data.tokens.manifest import CountedText
 from lm1b.data.tokens.verified import HashMemory, status_of
 from lm1b.errors import UserError
+from lm1b.files import digest_of_file
 
 WHAT_TO_DO = "run launch/preprocess.py again, or name the corpus the shards were made of"
 
@@ -50,22 +51,30 @@ def check_corpus_unchanged(config: Config, tokens: TokenDirectory) -> None:
     corpus = open_corpus(config.corpus)
     if corpus.origin == origin:
         return
-    if isinstance(corpus, ArchiveCorpus):
-        _check_archive(str(config.corpus.path), corpus, origin)
+    if "archive" in corpus.origin:
+        _check_archive(str(config.corpus.path), corpus.origin, origin)
     else:
         _check_files(corpus, tokens)
 
 
 def _check_vocabulary(config: Config, tokens: TokenDirectory) -> None:
-    """Settings of the vocabulary; a given file may not be on this machine."""
+    """Settings of the vocabulary, and the given file where it is on this machine."""
     if not tokens.manifest.made_from.vocabulary:
         return  # something else than preprocessing made it
     then: dict[str, Any] = {"kind": tokens.manifest.vocabulary.kind} | tokens.manifest.made_from.vocabulary
     then = then | (then.get("closed") or {}) | {"closed": then.get("closed") is not None}
+    file, file_sha256 = config.vocabulary.file, then.get("file_sha256")
+    if (file is None) != (file_sha256 is None):
+        made = "without" if file_sha256 is None else "with"
+        raise UserError(f"{tokens.directory}: made {made} a given vocabulary, the config has vocabulary.file={file}; {WHAT_TO_DO}")
     for name, value in then.items():
         now = getattr(config.vocabulary, name, value)
-        if value != now and not (name == "minimum_count" and config.vocabulary.file is not None):
+        if value != now:
             raise UserError(f"{tokens.directory}: made with vocabulary.{name}={value}, the config has {now}; {WHAT_TO_DO}")
+    if file is not None and Path(file).is_file() and (found := digest_of_file(Path(file))) != file_sha256:
+        raise UserError(
+            f"{file}: not the vocabulary that the shards were made with, SHA-256 expected {file_sha256}, found {found}; {WHAT_TO_DO}"
+        )
 
 
 def _corpus_is_at_hand(config: Config) -> bool:
@@ -99,13 +108,13 @@ def _check_converted(config: Config, origin: dict[str, Any], tokens: TokenDirect
         raise UserError(f"{then[len(now['files'])][0]}: {tokens.directory} was made of it too, the config does not name it; {WHAT_TO_DO}")
 
 
-def _check_archive(path: str, corpus: ArchiveCorpus, origin: dict[str, Any]) -> None:
+def _check_archive(path: str, now: dict[str, Any], then: dict[str, Any]) -> None:
     """An archive: its name and size."""
-    now = [corpus.origin["archive"], corpus.origin["bytes"]]
-    if "archive" not in origin:
+    if "archive" not in then:
         raise UserError(f"{path}: the shards were made of files, not of this archive; {WHAT_TO_DO}")
-    if [origin["archive"], origin["bytes"]] != now:
-        raise _changed(path, [origin["archive"], origin["bytes"]], now)
+    was, found = ([origin["archive"], origin["bytes"]] for origin in (then, now))
+    if was != found:
+        raise _changed(path, was, found)
 
 
 def _check_files(corpus: Corpus, tokens: TokenDirectory) -> None:
@@ -147,8 +156,7 @@ def _check_contents(chunk: TextChunk, made: _MadeFile, memory: HashMemory) -> No
         return
     before, found = status_of(chunk.path), []
     for text in made.chunks:
-        chunk_then = TextChunk(chunk.split, text.shard, chunk.source, text.identity.start, text.identity.stop,
-                     made.num_bytes, 0, chunk.path)  # fmt: skip
+        chunk_then = replace(chunk, start=text.identity.start, stop=text.identity.stop)
         found.append(hashlib.sha256(chunk_then.read()).hexdigest())
         if found[-1] != text.sha256:
             raise UserError(f"{chunk.source}: changed since preprocessing, SHA-256 expected {text.sha256}, found {found[-1]}; {WHAT_TO_DO}")

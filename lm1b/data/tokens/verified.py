@@ -10,17 +10,14 @@ It only ever saves work: where the file is missing, damaged or cannot be written
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import platform
-import time
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 from lm1b.errors import UserError
-from lm1b.files import digest_of_file, read_sealed_json, write_sealed_json
+from lm1b.files import digest_of_file, read_sealed_json, try_lock, write_sealed_json
 
 LOCK_SECONDS = 2.0  # ranks of a host finish at about the same time; what is not noted is hashed again, so nobody waits long
 
@@ -83,23 +80,8 @@ class HashMemory:
         if self._found and self.path is not None:
             with contextlib.suppress(OSError, UserError):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                with _lock(self.path.with_suffix(".lock")):
-                    files = {path: record for path, record in (self._read() | self._found).items() if os.path.exists(path)}
-                    write_sealed_json(self.path, {"files": files})
+                with open(self.path.with_suffix(".lock"), "wb") as lock:
+                    if try_lock(lock, LOCK_SECONDS):
+                        files = {path: record for path, record in (self._read() | self._found).items() if os.path.exists(path)}
+                        write_sealed_json(self.path, {"files": files})
                 self._known |= self._found
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Generator[None]:
-    """Hold a lock file. Raises OSError where somebody else holds it too long."""
-    with open(path, "wb") as lock:
-        until = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise
-            time.sleep(0.01)
-        yield

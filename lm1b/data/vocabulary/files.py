@@ -25,7 +25,7 @@ _LONGEST_HEAD = 256
 def load_vocabulary(path: Path) -> Vocabulary:
     """The vocabulary of `path` (vocabulary.txt), whichever kind. Raises UserError where its files are missing, damaged or none."""
     data = read_vocabulary_file(path)
-    return PieceVocabulary.load(path, data) if data.startswith(HEAD) else WordVocabulary.load(path)
+    return PieceVocabulary.load(path, data) if data.startswith(HEAD) else WordVocabulary.load(path, data)
 
 
 def files_beside(path: Path) -> dict[str, str]:

@@ -34,7 +34,8 @@ _ALSO_LEFT_OUT = rf"[\x00-\x1f{SPACE}\x{{2585}}]"  # characters that the library
 def _hashed(numbers: np.ndarray, seed: int) -> np.ndarray:
     """splitmix64 (Steele, Lea, Flood 2014) of numbers under a seed: uint64.
 
-    Seeded otherwise than that of randomness.py: with that one, every vocabulary of pieces would come out another.
+    The bits of `randomness.random_bits` under the key seed * 0xD1342543DE82EF95 * 0x9E3779B97F4A7C15, without its torch: a process that
+    preprocesses on its own does not load that.
     """
     with np.errstate(over="ignore"):
         mixed = (numbers.astype(np.uint64) + np.uint64(seed) * np.uint64(0xD1342543DE82EF95)) * np.uint64(0x9E3779B97F4A7C15)

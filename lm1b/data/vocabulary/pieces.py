@@ -37,7 +37,6 @@ SPACE = "\u2581"  # the library's mark of a space
 HEAD = b"lm1b-pieces 1 "  # of vocabulary.txt; a word list has no line of three words
 NO_FILE = "-"
 LARGEST_FILE_BYTES = 256 << 20
-LARGEST_SIZE = 1 << 20
 WORDS_TO_SPELL_TOGETHER = 1 << 16  # the library answers with lists of Python's numbers
 _WHITE_SPACE = b" \t\n\r\v\f"  # these bytes part words and lines, so that no word has them
 

@@ -24,7 +24,7 @@ from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from lm1b.data.text.tokenized import check_utf8, number_tokens
+from lm1b.data.text.tokenized import check_text, number_tokens, without_mark
 
 VOCABULARY_NAME = "vocabulary.txt"  # what else a vocabulary needs lies beside it: files.py
 WORDS_AT_ONCE = 1 << 18  # translated at a time: bounded memory, and arrays that stay in the processor's cache
@@ -131,9 +131,9 @@ class Vocabulary(ABC):
         return [self.start_id]
 
     def encode(self, data: bytes, source: str = "text") -> Encoded:
-        """The stream of tokenized text. Raises UserError that names `source` where the text is not UTF-8."""
-        check_utf8(data, source)
-        keys, codes, _ = number_tokens(data)
+        """The stream of a tokenized text. Raises UserError that names `source` where it is not UTF-8 or a line is too long."""
+        check_text(data, source)
+        keys, codes, _ = number_tokens(without_mark(data))
         ids_N = self.spell(keys).ids_of(codes)
         sentences = int(np.count_nonzero(ids_N == self.end_id))
         return Encoded(ids_N, len(codes) - sentences, sentences, int(np.count_nonzero(ids_N == self.unknown_id)))

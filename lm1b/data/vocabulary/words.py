@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from lm1b.data.text.tokenized import END, RESERVED, START, UNKNOWN, as_numpy, check_utf8, compute
+from lm1b.data.text.tokenized import END, RESERVED, START, UNKNOWN, as_numpy, check_utf8, compute, without_mark
 from lm1b.data.vocabulary.vocabulary import Label, Spelling, Vocabulary
 from lm1b.errors import UserError
 from lm1b.files import atomic_file
@@ -120,9 +120,11 @@ class WordVocabulary(Vocabulary):
             file.write(data)
 
     @classmethod
-    def load(cls, path: Path) -> WordVocabulary:
-        """Read what `save` wrote: the lines' order is the ids'. Raises UserError where it is not such a file."""
-        data = read_vocabulary_file(path)
+    def load(cls, path: Path, data: bytes | None = None) -> WordVocabulary:
+        """Read what `save` wrote: the lines' order is the ids'. data: of the file, where it has been read. Raises UserError where it is
+        not such a file.
+        """
+        data = read_vocabulary_file(path) if data is None else data
         num_lines = data.count(b"\n")
         if num_lines == data.count(b" ") and num_lines <= LARGEST_SIZE and data.endswith(b"\n"):
             vocabulary = cls._of_lines(data)
@@ -198,7 +200,7 @@ def read_vocabulary_file(path: Path) -> bytes:
 
 def _read_lines(path: Path) -> tuple[list[bytes], list[int] | None]:
     """Words, and counts where every line has one. Raises UserError naming the line that is wrong."""
-    data = io.BytesIO(read_vocabulary_file(path))
+    data = io.BytesIO(without_mark(read_vocabulary_file(path)))
     words: list[bytes] = []
     counts: list[int] = []
     for number, line in enumerate(data, 1):
