@@ -16,11 +16,12 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from lm1b.errors import UserError
 from lm1b.files import write_json
 from lm1b.peers import ANSWER_SECONDS
 from parts.cluster.cluster import Cluster
 from parts.cluster.harm import FAULTS, Outcome, Trial
-from parts.harness.results import made_by
+from parts.harness.results import check_can_write, made_by
 
 SPARE_SECONDS = 15.0  # the launcher's own polling, and a machine with more hosts than cores
 HEADERS = ("fault", "host", "the others have named it and ended", "within (s)", "status of the launcher", "gone on without it")
@@ -36,7 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """1 where anything was not as it should be."""
+    """1 where anything was not as it should be. Raises UserError for arguments that cannot be."""
+    if arguments.hosts < 2:
+        raise UserError(f"--hosts {arguments.hosts}: expected at least 2, or nobody is left when one is harmed")
+    if strangers := [number for number in arguments.on if not 1 <= number <= arguments.hosts]:
+        raise UserError(f"--on {' '.join(map(str, strangers))}: expected hosts from 1 to {arguments.hosts} (--hosts)")
+    check_can_write("--json", arguments.json)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that its folder is removed
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="lm1b-cluster-") as folder:

@@ -100,7 +100,7 @@ class Trial:
         self.output = cluster.workplace / f"{name}.output"
 
     def strike(self, fault: Fault, number: int) -> Outcome:
-        """Train on all hosts, harm host `number`, and wait for the others' end; then go on without it."""
+        """Train on all hosts, harm host `number`, and wait for the others' end."""
         harmed = self.cluster.host(number)
         outcome = Outcome(fault.name, harmed.name)
         others = [host for host in self.cluster.hosts if host is not harmed]
@@ -145,7 +145,12 @@ class Trial:
         """Train a few steps more on some hosts, launched from the first of them, and note where they began."""
         saved = newest_step(self.run)
         arguments = train_command(self.cluster, self.config, "--set", f"training.total_steps={saved + 5}", hosts=hosts)
-        done = hosts[0].run(arguments, RESUME_SECONDS, REPOSITORY)
+        try:
+            done = hosts[0].run(arguments, RESUME_SECONDS, REPOSITORY)
+        except subprocess.TimeoutExpired as error:
+            said = error.output.decode(errors="replace") if isinstance(error.output, bytes) else error.output or ""
+            outcome.problem = outcome.problem or f"still at work {RESUME_SECONDS:.0f} s after it was started again: {said[-1500:]}"
+            return
         match = re.search(r"going on at step (\d+)", done.stdout)
         outcome.resumed_at = int(match[1]) if match else None
         if done.returncode or not match or int(match[1]) != saved:
