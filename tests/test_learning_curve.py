@@ -50,6 +50,8 @@ def test_two_groups_differ_where_their_means_are_further_apart_than_seeds() -> N
         compare(ours[:1], theirs)
     with pytest.raises(UserError, match="no common number of words"):
         compare(ours, [part[:1] for part in theirs])
+    with pytest.raises(UserError, match="no finite perplexity at all"):
+        compare(ours, [theirs[0], curve((500, None), (1500, None), (2500, None))])
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,8 @@
 
     python tools/fault_rig.py --kills 40 --seed 1
 
-Everything that is drawn depends on the seed alone. Exit status 0 only where every fault was survived.
+Everything that is drawn depends on the seed alone. Exit status 0 only where every fault was survived that could be tried: without the
+right to mount the disks are skipped, which the table says.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from parts.fault_rig.processes import kill_evaluations, kill_preprocessing
 from parts.fault_rig.strikes import PHASES, RANDOM, KillLauncher, PauseRank, Strike, draw_random_kill
 from parts.fault_rig.table import Trial, as_text, phase_counts
 from parts.fault_rig.workplace import EVERY, Failure, Workplace
-from parts.harness.results import made_by
+from parts.harness.results import check_can_write, made_by
 from tqdm import tqdm
 
+from lm1b.errors import UserError, run_command
 from lm1b.files import write_json
 from lm1b.training.log.run_log import git_revision
 
@@ -52,12 +54,24 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="write every trial to this file")
     parser.add_argument("--markdown", action="store_true", help="print the table in Markdown")
     parser.add_argument("--keep", action="store_true", help="keep the temporary folder")
-    return parser.parse_args(arguments)
+    found = parser.parse_args(arguments)
+    for name, least in (("ranks", 1), ("kills", 0), ("corruptions", 0), ("end_to_end", 0)):
+        if (value := getattr(found, name)) is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} (={value}) must be at least {least}")
+    check_can_write("--json", found.json)
+    if "kills" in found.only:
+        share_out(found.kills, found.phases, found.ranks)  # raises what it has to before anything is started
+    return found
 
 
 def share_out(kills: int, phases: Sequence[str], ranks: int) -> dict[str, int]:
-    """How many kills each phase gets: as many as there are for all alike, at most three where the rest can strike at random moments."""
+    """How many kills each phase gets: as many as there are for all alike, at most three where the rest can strike at random moments.
+
+    Raises UserError where there is no phase to strike in.
+    """
     names = [name for name in phases if name != RANDOM and (ranks > 1 or name != "all-to-all")]
+    if not names and RANDOM not in phases:
+        raise UserError(f"--phases {' '.join(phases)}: one rank alone sends nothing; give --ranks 2, or another phase")
     most = KILLS_A_PHASE if RANDOM in phases else kills
     shares = {name: min(most, kills // len(names) + (index < kills % len(names))) for index, name in enumerate(names)}
     return {name: shares.get(name, 0) for name in ALL_PHASES} | {RANDOM: kills - sum(shares.values())}
@@ -203,4 +217,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -82,7 +82,8 @@ def _run(
         whole = time.perf_counter() - started_at
         if process.returncode:
             log.seek(0)
-            raise UserError(f"{command[-1]} has failed: {log.read().decode(errors='replace').strip().splitlines()[-1]}")
+            said = log.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
+            raise UserError(f"{command[-1]} has failed (status {process.returncode}): {said[-1]}")
     return first or whole, whole
 
 

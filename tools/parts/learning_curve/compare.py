@@ -72,6 +72,8 @@ def compare(ours: Sequence[Curve], theirs: Sequence[Curve]) -> list[Row]:
     for curves in (ours, theirs):
         if len(curves) < 2:
             raise UserError(f"seed noise needs two seeds of each, found {len(curves)}; train one more with --seeds")
+        if any(all(point["word_perplexity"] is None for point in curve) for curve in curves):
+            raise UserError("a seed has no finite perplexity at all, so there is nothing to compare; train another one with --seeds")
     first, last = max(curve[0]["words"] for curve in theirs), min(curve[-1]["words"] for curve in theirs)
     shared = set.intersection(*({point["words"] for point in curve} for curve in ours))
     words_n = [words for words in sorted(shared) if first <= words <= last]
