@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from lm1b.devices import synchronize
 from lm1b.distributed import Ranks
 from lm1b.memory import peak_memory_mb
 from lm1b.model.costs import flops_per_word
@@ -26,7 +27,7 @@ from lm1b.precision import DTYPES
 from lm1b.training.engine.process_group import start_ranks, stop_ranks
 from lm1b.training.step.training_step import TrainingStep
 from parts.benchmark.checkpoints import measure_checkpoint
-from parts.benchmark.machine import Ceiling, peak_memory, peak_memory_from_here, synchronize
+from parts.benchmark.machine import Ceiling, peak_memory, peak_memory_from_here
 from parts.benchmark.profiled import Parts, profile_steps
 from parts.benchmark.thread_time import ThreadTime
 from parts.harness.counts import read_counts
