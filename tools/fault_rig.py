@@ -27,12 +27,11 @@ from parts.fault_rig.processes import kill_evaluations, kill_preprocessing
 from parts.fault_rig.strikes import PHASES, RANDOM, KillLauncher, PauseRank, Strike, draw_random_kill
 from parts.fault_rig.table import Trial, as_text, phase_counts
 from parts.fault_rig.workplace import EVERY, Failure, Workplace
-from parts.harness.results import check_can_write, made_by
+from parts.harness.results import check_can_write, made_by, revision_of
 from tqdm import tqdm
 
 from lm1b.errors import UserError, run_command
 from lm1b.files import write_json
-from lm1b.training.log.run_log import git_revision
 
 EVALUATION, PREPROCESSING = "evaluation line", "preprocessing"
 KILLS_A_PHASE = 3
@@ -208,11 +207,12 @@ def main() -> int:
         if keep_logs or arguments.keep:
             print(f"logs: {rig.place.logs}", file=sys.stderr)
     seconds = time.monotonic() - started_at
+    found = as_json(rig, seconds)
     print(as_text(rig.trials, markdown=arguments.markdown))
     print()
-    print("\n".join([*summary(rig.trials), f"{seconds / 60:.1f} minutes, seed {arguments.seed}, commit {git_revision() or 'unknown'}"]))
+    print("\n".join([*summary(rig.trials), f"{seconds / 60:.1f} minutes, seed {arguments.seed}, commit {revision_of(found)}"]))
     if arguments.json:
-        write_json(arguments.json, as_json(rig, seconds))
+        write_json(arguments.json, found)
     return 1 if keep_logs or not rig.trials else 0
 
 

@@ -147,7 +147,7 @@ def run_benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
     prepare_process(shape_config("lstm_512", "fp32", ["training.threads=1"]), single_process(device))
     say("machine")
     figures: dict[str, Any] = {
-        **made_by(" ".join(["python tools/benchmark.py", *(["--counts COUNTS"] if arguments.counts else []), *_options(arguments)])),
+        **made_by(),
         "device": device.type,
         "machine": describe_machine(device),
     }
@@ -175,11 +175,6 @@ def run_benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
     return figures
 
 
-def _options(arguments: argparse.Namespace) -> list[str]:
-    device = ["--device cuda"] if arguments.device == "cuda" else []
-    return [*device, *(["--corpus CORPUS"] if arguments.corpus else []), *(f"--against {name}" for name in arguments.against)]
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the user may say."""
     parser.add_argument("--json", type=Path, help="also write the figures here")
@@ -191,7 +186,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, help=f"default: all; on a GPU {' and '.join(GPU_PARTS)}")
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), help="default: all that are measured on the device")
     parser.add_argument("--repeats", type=int, default=5, help="timed steps of each case")
-    parser.add_argument("--set", action="append", default=[], metavar="a.b=value", help="on every shape")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=value", help="on every shape, but for --against plain")
     parser.add_argument("--vocabulary", type=int, default=VOCABULARY_SIZE, help="words of the large vocabulary")
     parser.add_argument("--folder", type=Path, help="where there is room for 20 GB of checkpoints (default: the temporary folder)")
 

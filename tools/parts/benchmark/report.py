@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from parts.benchmark import report_gpu
+from parts.harness.results import revision_of
 
 
 def as_text(figures: dict[str, Any]) -> str:
@@ -21,7 +22,7 @@ def _head(figures: dict[str, Any]) -> list[str]:
     machine = figures["machine"]
     return [
         f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB, torch {machine['torch']}, "
-        f"memory copied at {machine['copy_gb_per_second_a_core']} GB/s a core; revision {figures['git_revision'][:12]}; "
+        f"memory copied at {machine['copy_gb_per_second_a_core']} GB/s a core; revision {revision_of(figures)}; "
         f"{figures['seconds']} s in all",
         "",
     ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from parts.harness.results import revision_of
+
 
 def head(figures: dict[str, Any]) -> list[str]:
     """The card, what drives it, and what it does in matrix products and copies alone."""
@@ -15,7 +17,7 @@ def head(figures: dict[str, Any]) -> list[str]:
     return [
         f"{machine['gpu']}, {machine['gpu_memory_gb']} GB, driver {machine['driver']}, CUDA {machine['cuda']}, cuDNN {machine['cudnn']}, "
         f"torch {machine['torch']}, DeepSpeed {machine['deepspeed']}, Python {machine['python']}; host {machine['processor']}, "
-        f"{machine['cores']} cores, {machine['memory_gb']} GB; revision {figures['git_revision'][:12]}; {figures['seconds']} s in all",
+        f"{machine['cores']} cores, {machine['memory_gb']} GB; revision {revision_of(figures)}; {figures['seconds']} s in all",
         "",
         f"Matrix products alone, TFLOP/s: {products}. Copies: {machine['gpu_copy_gb_per_second']:,} GB/s read and written.",
         "",
