@@ -169,7 +169,7 @@ def run_benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
             )
     if "resume" in arguments.only:
         say("start and resumption")
-        figures["resume"] = measure_resume(arguments.vocabulary, 1, arguments.folder)
+        figures["resume"] = measure_resume(arguments.vocabulary, arguments.folder)
     figures["finished_at"] = now()
     figures["seconds"] = round(time.perf_counter() - started_at)
     return figures

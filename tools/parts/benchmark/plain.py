@@ -53,7 +53,7 @@ class Plain:
         self.counts = counts
 
     def build(self, shape: str, vocabulary: int) -> dict[str, Any]:
-        """Make the model and its optimizers, and warm up."""
+        """Make the model and its optimizers, and warm up. -> nothing."""
         self.config = config = shape_config(shape, "fp32")
         self.vocabulary = vocabulary
         self.model = model = PlainModel(vocabulary, config.model.embedding, config.model.hidden)
@@ -92,7 +92,7 @@ class Plain:
         return torch.from_numpy(draws[first]), int(first[-1]) + 1
 
     def steps(self, count: int) -> dict[str, Any]:
-        """Take some steps."""
+        """Take some steps. -> nothing; see `result`."""
         for _ in range(count):
             started_at = time.perf_counter()
             self._step()
@@ -100,7 +100,7 @@ class Plain:
         return {}
 
     def result(self) -> dict[str, Any]:
-        """What they were."""
+        """precision, vocabulary, threads, the median `step_seconds` (wall) and `words_per_second`."""
         wall = statistics.median(self.wall)
         words = self.config.batches.lanes * self.config.batches.steps
         return {

@@ -49,7 +49,7 @@ class Training:
         self.step: TrainingStep | None = None
 
     def build(self, shape: str, precision: str, vocabulary: int, overrides: list[str], triton: bool = False) -> dict[str, Any]:
-        """Make the step of a shape, and forget the last one. triton: by its kernels, where a GPU computes."""
+        """Make the step of a shape, and forget the last one. triton: by its kernels, where a GPU computes. -> nothing."""
         os.environ[VARIABLE] = str(int(triton))
         if self.step is not None:
             self.step.close()
@@ -75,7 +75,7 @@ class Training:
         return {}
 
     def steps(self, count: int) -> dict[str, Any]:
-        """Take some turns of steps, a product for the ceiling before each. What is kept is of one step."""
+        """Take some turns of steps, a product for the ceiling before each. What is kept is of one step. -> nothing; see `result`."""
         assert self.step is not None
         device = self.ranks.device
         taken = STEPS_A_TURN[device.type]
@@ -94,7 +94,7 @@ class Training:
         return {}
 
     def result(self, profiled_steps: int) -> dict[str, Any]:
-        """What the steps so far were, and the parts of a few more."""
+        """What the steps so far were, and the parts of a few more: an entry of `training` in the benchmark's JSON."""
         step, config = self.step, self.config
         assert step is not None
         device = self.ranks.device

@@ -99,10 +99,6 @@ class Host:
         """Pull the cable: nothing comes or goes, and nobody is told."""
         in_network_of(self._switch, "ip", "link", "set", self.port, "down")
 
-    def mend(self) -> None:
-        """Plug it in again."""
-        in_network_of(self._switch, "ip", "link", "set", self.port, "up")
-
     def send(self, number: int) -> None:
         """Send a signal to all of its processes but the first; SIGKILL ends its ssh server too."""
         listening = [child for child in psutil.Process(self.pid).children() if child.name() == "sshd"]

@@ -23,6 +23,7 @@ PAGE = 4096
 
 
 def flip_bit(file: Path, other: Path, generator: random.Random) -> str:
+    """Turn one drawn bit of a file that is not empty. Returns what was done, as all of these do; `other` is only for `swap`."""
     data = bytearray(file.read_bytes())
     place, bit = generator.randrange(len(data)), generator.randrange(8)
     data[place] ^= 1 << bit
@@ -31,6 +32,7 @@ def flip_bit(file: Path, other: Path, generator: random.Random) -> str:
 
 
 def truncate(file: Path, other: Path, generator: random.Random) -> str:
+    """Cut a file to a drawn number of bytes."""
     # By two bytes at least: JSON that lacks its last newline still says the same.
     size = generator.randrange(max(1, file.stat().st_size - 1))
     os.truncate(file, size)
@@ -38,11 +40,13 @@ def truncate(file: Path, other: Path, generator: random.Random) -> str:
 
 
 def delete(file: Path, other: Path, generator: random.Random) -> str:
+    """Remove a file."""
     file.unlink()
     return f"{file.name} deleted"
 
 
 def swap(file: Path, other: Path, generator: random.Random) -> str:
+    """Let two files have each other's content."""
     first, second = file.read_bytes(), other.read_bytes()
     file.write_bytes(second)
     other.write_bytes(first)
@@ -50,6 +54,7 @@ def swap(file: Path, other: Path, generator: random.Random) -> str:
 
 
 def zero_page(file: Path, other: Path, generator: random.Random) -> str:
+    """Overwrite one drawn page with zeros."""
     data = bytearray(file.read_bytes())
     start = generator.randrange(-(-len(data) // PAGE)) * PAGE
     length = len(data[start : start + PAGE])
