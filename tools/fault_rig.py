@@ -21,19 +21,18 @@ from typing import Any
 
 from parts.fault_rig.chains import SHORT_STEPS, plan_chains
 from parts.fault_rig.damage import damage_files, damage_newest
-from parts.fault_rig.launches import end_all
+from parts.fault_rig.launches import Failure, end_all
 from parts.fault_rig.outside import disk_trials, left_over_trial, not_finite_trial
-from parts.fault_rig.processes import kill_evaluations, kill_preprocessing
-from parts.fault_rig.strikes import PHASES, RANDOM, KillLauncher, PauseRank, Strike, draw_random_kill
+from parts.fault_rig.processes import EVALUATION, PREPROCESSING, kill_evaluations, kill_preprocessing
+from parts.fault_rig.strikes import LAUNCHER_KILLED, PHASES, RANDOM, KillLauncher, PauseRank, Strike, draw_random_kill
 from parts.fault_rig.table import Trial, as_text, phase_counts
-from parts.fault_rig.workplace import EVERY, Failure, Workplace
+from parts.fault_rig.workplace import EVERY, Workplace
 from parts.harness.results import check_can_write, made_by, revision_of
 from tqdm import tqdm
 
 from lm1b.errors import UserError, run_command
 from lm1b.files import write_json
 
-EVALUATION, PREPROCESSING = "evaluation line", "preprocessing"
 KILLS_A_PHASE = 3
 ALL_PHASES = (*(phase.name for phase in PHASES), EVALUATION, PREPROCESSING, RANDOM)
 GROUPS = ("kills", "corruptions", "signals", "disks", "numbers")
@@ -160,7 +159,7 @@ class Rig:
 def summary(trials: Sequence[Trial]) -> list[str]:
     """The lines below the table."""
     lines = []
-    kills = [trial for trial in trials if "killed" in trial.fault and trial.fault != "launcher killed, ranks left alone"]
+    kills = [trial for trial in trials if "killed" in trial.fault and trial.fault != LAUNCHER_KILLED]
     if kills:
         phases = ", ".join(f"{name} {count}" for name, count in phase_counts(trials).items())
         lines.append(f"killed in: {phases}")

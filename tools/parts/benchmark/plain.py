@@ -1,4 +1,4 @@
-"""The peer: the same model the way a user of PyTorch would write it. A worker, see harness/turns.py.
+"""The baseline of training: the same model the way a user of PyTorch would write it. A worker, see harness/turns.py.
 
 float32 `nn.LSTM`, `nn.Embedding(sparse=True)` for input rows, output rows and bias, the target's and the samples' logits side by
 side, `cross_entropy`, Adagrad on all, the recurrent weights' gradient clipped. No DeepSpeed, no ranks: all threads of one process.
@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where it finds `parts`
 
 from parts.harness.batches import UnigramBatches
 from parts.harness.counts import read_counts

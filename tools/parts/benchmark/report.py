@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lm1b.markdown import markdown_table
 from parts.benchmark import report_gpu
 from parts.harness.results import revision_of
 
@@ -102,10 +103,10 @@ def _preprocessing(found: dict[str, Any]) -> list[str]:
 def _training(results: list[dict[str, Any]]) -> list[str]:
     names = "shape, lanes", "vocabulary", "precision", "ranks x threads", "words/s", "of the products' rate", "outside products"
     columns = [*names, "tables", "waiting, sending", "behind the step, ms", "CPU by thread, ms", "MB a rank"]
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    rows = []
     for found in results:
         parts, whole = found["parts_seconds"], sum(found["parts_seconds"].values())
-        rows = (parts.get("row fetch", 0.0) + parts.get("table update", 0.0)) / whole
+        tables = (parts.get("row fetch", 0.0) + parts.get("table update", 0.0)) / whole
         cells = [
             f"{found['shape']}, {found['lanes']}",
             f"{found['vocabulary']:,}",
@@ -114,11 +115,11 @@ def _training(results: list[dict[str, Any]]) -> list[str]:
             f"{found['words_per_second']:,}",
             f"{found['share_of_ceiling']:.0%} of {max(found['ceiling_gflops'].values()):.0f} GFLOP/s",
             f"{found['share_outside_products']:.0%}",
-            f"{rows:.0%}",
+            f"{tables:.0%}",
             f"{parts.get('communication', 0.0) / whole:.0%}",
             f"{found['busy_seconds_behind_the_step'] * 1e3:.0f}",
             _threads(found["thread_cpu_seconds"]),
             f"{found['peak_memory_mb']:,}",
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, ""]
+        rows.append(cells)
+    return [markdown_table(columns, rows), ""]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lm1b.markdown import markdown_table
 from parts.harness.results import revision_of
 
 
@@ -28,7 +29,7 @@ def training(results: list[dict[str, Any]]) -> list[str]:
     """One row a shape. A goal stands in the cell of its figure, with whether it was met."""
     names = ("shape, lanes", "precision", "words/s", "of the products' rate", "GPU busy", "outside products", "GPU MB")
     columns = [*names, "where the GPU's time goes, ms"]
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    rows = []
     for found in results:
         goal = found.get("goal") or {}
         parts = sorted(found["gpu_seconds"].items(), key=lambda item: -item[1])
@@ -43,8 +44,8 @@ def training(results: list[dict[str, Any]]) -> list[str]:
             f"{found['gpu_peak_memory_mb']:,}",
             ", ".join(f"{name} {seconds * 1e3:.2f}" for name, seconds in parts if seconds >= 5e-6),
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, ""]
+        rows.append(cells)
+    return [markdown_table(columns, rows), ""]
 
 
 def evaluation(found: dict[str, Any]) -> str:

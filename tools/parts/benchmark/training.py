@@ -10,12 +10,15 @@ import gc
 import os
 import resource
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where it finds `parts`
 
 from lm1b.devices import synchronize
 from lm1b.distributed import Ranks

@@ -19,7 +19,7 @@ from lm1b.files import read_json_lines
 from lm1b.training.run_folder import RunFolder
 from lm1b.training.run_state import newest_step
 from parts.cluster.cluster import Cluster
-from parts.cluster.host import Host, signal_terminal
+from parts.cluster.host import Host, are_idle, signal_terminal
 from parts.harness.corpora import write_corpus
 from parts.harness.launching import REPOSITORY
 
@@ -107,7 +107,7 @@ class Trial:
         with self._training() as launched:
             fault.strike(harmed)
             struck_at = time.monotonic()
-            ended = self._all_ended(others, struck_at)
+            ended = are_idle(others, self.limit)
             outcome.seconds = time.monotonic() - struck_at
             outcome.launcher = launched.poll() if harmed.number != 1 else None
         outcome.said = self.errors()
@@ -118,7 +118,7 @@ class Trial:
         """Train on all hosts, Ctrl-C at the launcher, and wait for the end; what the ranks have said."""
         with self._training() as launched:
             signal_terminal(launched, signal.SIGINT)
-            if not self._all_ended(self.cluster.hosts, time.monotonic()):
+            if not are_idle(self.cluster.hosts, self.limit):
                 raise RuntimeError(f"still at work {self.limit:.0f} s after Ctrl-C")
         return "".join(file.read_text(errors="replace") for file in sorted(self.logs.iterdir()))
 
@@ -171,13 +171,6 @@ class Trial:
             if time.monotonic() > give_up_at or launched.poll() is not None:
                 raise RuntimeError(f"the training did not start: {self.output.read_text()[-3000:]}")
             time.sleep(0.1)
-
-    def _all_ended(self, hosts: list[Host], began_at: float) -> bool:
-        while any(host.processes() for host in hosts):
-            if time.monotonic() - began_at > self.limit:
-                return False
-            time.sleep(0.2)
-        return True
 
     def _judge(self, fault: Fault, harmed: Host, others: list[Host], outcome: Outcome, ended: bool) -> str | None:
         if not ended:

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,16 @@ class Host:
         """Limit its link, both ways, from now on; as `1gbit`, `8kbit`."""
         for pid, device in ((self.pid, INTERFACE), (self._switch, self.port)):
             in_network_of(pid, "tc", "qdisc", "replace", "dev", device, "root", "handle", "10:", *limit(rate))
+
+
+def are_idle(hosts: list[Host], seconds: float) -> bool:
+    """Wait so long until none of them has anything to do but its ssh server; whether that came to be."""
+    give_up_at = time.monotonic() + seconds
+    while any(host.processes() for host in hosts):
+        if time.monotonic() > give_up_at:
+            return False
+        time.sleep(0.2)
+    return True
 
 
 def limit(rate: str) -> list[str]:

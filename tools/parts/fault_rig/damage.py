@@ -15,9 +15,10 @@ from pathlib import Path
 from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.errors import UserError
 from lm1b.training.checkpoints.checkpoint import Checkpoint
-from parts.fault_rig.chains import check_end
+from parts.fault_rig.compare import check_end
+from parts.fault_rig.launches import Failure
 from parts.fault_rig.table import Trial
-from parts.fault_rig.workplace import EVERY, Failure, TrainingRun, Workplace
+from parts.fault_rig.workplace import EVERY, TrainingRun, Workplace
 
 PAGE = 4096
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where it finds `parts`
 
 from lm1b.memory import peak_memory_mb
 from lm1b.training.engine.process_group import start_ranks, stop_ranks
