@@ -121,7 +121,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
             "built for it"
         )
     if arguments.device == "cuda" and "plain" in arguments.against:
-        raise UserError("--against plain: the peer is measured on the CPU; use --device cpu")
+        raise UserError("--against plain: this baseline is measured on the CPU; use --device cpu")
     if strangers := [shape for shape in arguments.shapes or [] if shape not in shapes_of(arguments.device)]:
         there = ", ".join(shapes_of(arguments.device))
         raise UserError(f"--shapes {' '.join(strangers)}: not measured on --device {arguments.device}; there: {there}")
@@ -182,7 +182,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], help="a GPU if there is one where not given")
     parser.add_argument("--counts", help=".npy file of training word counts")
     parser.add_argument("--corpus", type=Path, help="text to preprocess, a folder in the benchmark's layout (default: made-up words)")
-    parser.add_argument("--against", action="append", default=[], choices=["plain", "hf-wordlevel"], help="measure a peer beside ours")
+    parser.add_argument("--against", action="append", default=[], choices=["plain", "hf-wordlevel"], help="measure a baseline beside ours")
     parser.add_argument("--only", nargs="+", choices=PARTS, help=f"default: all; on a GPU {' and '.join(GPU_PARTS)}")
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), help="default: all that are measured on the device")
     parser.add_argument("--repeats", type=int, default=5, help="timed steps of each case")

@@ -45,10 +45,10 @@ def _the_rest(figures: dict[str, Any]) -> list[str]:
     if "logging" in figures:
         lines.append(_logging(figures["logging"]))
     if "against_plain" in figures:
-        peer = figures["against_plain"]
+        found = figures["against_plain"]
         lines.append(
-            f"LSTM-512 against plain PyTorch (fp32, {peer['plain']['threads']} threads: {peer['plain']['words_per_second']:,} words/s), "
-            f"two ranks in bf16 by turns: {peer['ours_words_per_second_two_ranks_bf16']:,} words/s, {peer['ratio']} times"
+            f"LSTM-512 against plain PyTorch (fp32, {found['plain']['threads']} threads: {found['plain']['words_per_second']:,} words/s), "
+            f"two ranks in bf16 by turns: {found['ours_words_per_second_two_ranks_bf16']:,} words/s, {found['ratio']} times"
         )
     if "preprocessing" in figures:
         lines += _preprocessing(figures["preprocessing"])
