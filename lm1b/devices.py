@@ -24,6 +24,12 @@ def computes_apart(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all that it was given; a CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def pinned(tensor: Tensor, device: torch.device) -> Tensor:
     """The same in memory that `device` can copy from by itself."""
     return tensor.pin_memory() if device.type == "cuda" and not tensor.is_pinned() else tensor

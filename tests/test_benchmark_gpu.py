@@ -181,7 +181,7 @@ EVALUATION: dict[str, Any] = {
 }
 FIGURES: dict[str, Any] = {
     "device": "cuda",
-    "git_revision": "0123456789abcdef",
+    "revision": "0123456789abcdef",
     "seconds": 240,
     "machine": {
         "gpu": "NVIDIA H200",

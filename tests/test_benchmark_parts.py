@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
 import psutil
+import pytest
 import torch
 from parts.benchmark.profiled import profile_steps
 from parts.benchmark.resume import kill_family
 from parts.benchmark.thread_time import ThreadTime
+from tiny import REPOSITORY, environment
 
 from lm1b.profiling import part
 
@@ -65,3 +68,11 @@ def test_a_run_that_is_ended_leaves_none_of_its_processes(tmp_path: Path) -> Non
     kill_family(process)
     assert process.returncode is not None  # -9, or 0 where the shell saw its child end before its own end came
     assert not inner.is_running() or inner.status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize("worker", ["benchmark/plain.py", "harness/step_worker.py"])
+def test_a_worker_finds_the_parts_by_itself(worker: str) -> None:
+    """On another host as well, where nobody has set PYTHONPATH to tools/."""
+    command = [sys.executable, str(REPOSITORY / "tools" / "parts" / worker), "--help"]
+    done = subprocess.run(command, env=environment(PYTHONPATH=str(REPOSITORY)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -8,12 +8,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from parts.fault_rig import launches
 from parts.fault_rig.compare import wrong_bytes, wrong_lines
 from parts.fault_rig.damage import KINDS, is_refused, read_tokens, spoil
-from parts.fault_rig.points import POINTS, find
+from parts.fault_rig.points import POINTS, Order, find
 from parts.fault_rig.table import Trial, as_text, rows_of
 from tiny import REPOSITORY, environment
 
@@ -52,6 +54,25 @@ def test_every_patch_point_is_a_function_of_the_program() -> None:
     for point in POINTS.values():
         owner, name = find(point)
         assert callable(getattr(owner, name))
+
+
+def test_a_launch_with_an_order_goes_by_way_of_the_victim(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    started: list[list[str]] = []
+
+    def start(command: list[str], **_: Any) -> SimpleNamespace:
+        started.append(command)
+        return SimpleNamespace(pid=1)
+
+    monkeypatch.setattr(launches, "subprocess", SimpleNamespace(Popen=start, DEVNULL=None))
+    monkeypatch.setattr(launches, "_running", [])
+    for order in (None, Order(launches.EVALUATE, "evaluation line", "mark")):
+        launches.Launch(launches.EVALUATE, ["--run", "x"], tmp_path / "log", order)
+    for order in (None, Order(launches.TRAIN, "backward", "mark")):
+        launches.Launch(launches.TRAIN, ["--config", "x"], tmp_path / "log", order, ranks=3)
+    victim = str(launches.VICTIM)
+    assert [command[1:] for command in started[:2]] == [["launch/evaluate.py", "--run", "x"], [victim, "--run", "x"]]
+    assert [command[1:3] for command in started[2:]] == [["--num_gpus", "3"]] * 2
+    assert [command[-3:] for command in started[2:]] == [["launch/train.py", "--config", "x"], [victim, "--config", "x"]]
 
 
 @pytest.mark.parametrize("kind", KINDS)

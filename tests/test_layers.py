@@ -96,13 +96,13 @@ def test_a_folder_s_docstring_names_all_that_is_in_it_once(init: Path) -> None:
     assert sorted(told) == sorted([*folders, *(path.name for path in init.parent.glob("*.py") if path != init)])
 
 
-# A tool's parts import from their own folder and from the harness. Beside that: what should be on the wire, the scaling model knows.
+# A tool and its parts import from their own folder and from the harness. Beside that: what should be on the wire, the scaling model knows.
 TOOLS_BESIDE = {("cluster", "scaling_model")}
 
 
-def test_parts_of_different_tools_share_by_the_harness() -> None:
-    for path in sorted(REPOSITORY.glob("tools/parts/*/*.py")):
-        own = path.parent.name
+def test_different_tools_share_by_the_harness() -> None:
+    parts = {path: path.parent.name for path in REPOSITORY.glob("tools/parts/*/*.py")}
+    for path, own in {**parts, **{path: path.stem for path in REPOSITORY.glob("tools/*.py")}}.items():
         used = {name.split(".")[1] for name in imports_of(path) if name.startswith("parts.")}
         assert used - {own, "harness"} <= {folder for tool, folder in TOOLS_BESIDE if tool == own}, module_name(path)
 

@@ -18,6 +18,7 @@ from tiny import write_settings
 
 from lm1b.errors import UserError
 from lm1b.files import read_json
+from lm1b.processor import cpu_name
 
 
 def curve(*points: tuple[int, float | None]) -> list[dict[str, Any]]:
@@ -50,6 +51,8 @@ def test_two_groups_differ_where_their_means_are_further_apart_than_seeds() -> N
         compare(ours[:1], theirs)
     with pytest.raises(UserError, match="no common number of words"):
         compare(ours, [part[:1] for part in theirs])
+    with pytest.raises(UserError, match="no finite perplexity at all"):
+        compare(ours, [theirs[0], curve((500, None), (1500, None), (2500, None))])
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +71,10 @@ def found(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 def test_a_curve_of_each_seed(found: tuple[Path, dict[str, Any]]) -> None:
     _, result = found
-    assert result["command"].startswith("python tools/learning_curve.py --corpus CORPUS --config tiny.json --device cpu --points 4")
+    assert result["command"].startswith("python tools/learning_curve.py --corpus PATH/corpus --seeds 1 2 --json PATH/out.json")
+    assert result["command"].endswith("--config PATH/tiny.json --tokens PATH/tokens --device cpu --points 4")
     experiment = result["experiment"]
+    assert experiment["machine"] == cpu_name()
     assert (experiment["device"], experiment["precision"]) == ("cpu", "fp32")
     assert experiment["text"]["files"] == ["news.en.heldout-00001-of-00002"]  # not the test file
     assert list(result["seeds"]) == ["1", "2"]

@@ -13,7 +13,7 @@ import cluster
 import paper_results
 import pytest
 from parts.harness import uses
-from parts.harness.results import typed_command
+from parts.harness.results import made_by, revision_of, typed_command
 from parts.harness.uses import Use, first_word, run_use
 
 USES = [(command, name) for command in (benchmark, cluster, paper_results) for name in command.USES]
@@ -49,3 +49,7 @@ def test_the_first_word_chooses_and_the_rest_is_the_use_s(monkeypatch: pytest.Mo
 def test_a_file_of_figures_names_no_folder_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["tools/cluster.py", "traffic", "--counts", "/home/somebody/counts.npy", "--steps", "6"])
     assert typed_command() == "python tools/cluster.py traffic --counts PATH/counts.npy --steps 6"
+    monkeypatch.setattr(sys, "argv", ["tools/x.py", "--set", 'corpus.path="/home/me/news"', "--json=/tmp/out.json", "--set", "a.b=c/d"])
+    assert typed_command() == "python tools/x.py --set corpus.path=PATH/news --json=PATH/out.json --set a.b=c/d"
+    assert list(made_by()) == ["command", "revision", "torch", "machine", "finished_at"]
+    assert [revision_of(old) for old in ({"git_revision": "0" * 40}, {"revision": None})] == ["0" * 12, "unknown"]

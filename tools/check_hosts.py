@@ -60,14 +60,20 @@ def read_hostfile(path: str) -> dict[str, int]:
     return dict(hosts)
 
 
-def launcher_exports() -> dict[str, str]:
-    """The variables that DeepSpeed's launcher gives the ranks which matter here: its PYTHONPATH, and .deepspeed_env."""
+def launcher_exports() -> tuple[dict[str, str], list[Finding]]:
+    """The variables that DeepSpeed's launcher gives the ranks which matter here, its PYTHONPATH and .deepspeed_env; what is wrong there."""
     exports = {"PYTHONPATH": os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))}
-    for folder in (Path.home(), Path()):
-        file = folder / os.environ.get("DS_ENV_FILE", ".deepspeed_env")
-        lines = file.read_text().splitlines() if file.is_file() else []
-        exports |= {name.strip(): value.strip() for name, is_set, value in (line.partition("=") for line in lines) if is_set}
-    return exports
+    findings = []
+    for file in dict.fromkeys((folder / os.environ.get("DS_ENV_FILE", ".deepspeed_env")).resolve() for folder in (Path.home(), Path())):
+        for number, line in enumerate(file.read_text().splitlines() if file.is_file() else [], start=1):
+            name, is_set, value = line.partition("=")
+            if is_set:
+                exports[name.strip()] = value.strip()
+            else:  # the launcher ends there with a traceback
+                findings.append(
+                    Finding("this host", f"{file}: line {number} is no NAME=value, which the launcher does not take: remove it")
+                )
+    return exports, findings
 
 
 def for_all(remotes: list[Remote], ask: Callable[[Remote], dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -181,8 +187,9 @@ def missing_programs() -> list[Finding]:
 
 def main() -> int:
     arguments = parse_arguments()
-    hosts, findings = read_hostfile(arguments.hostfile), missing_programs()
-    exports = launcher_exports()
+    hosts = read_hostfile(arguments.hostfile)
+    exports, findings = launcher_exports()
+    findings += missing_programs()
     remotes = [Remote(host, arguments.ssh_port, exports=exports) for host in hosts]
     facts: dict[str, dict[str, Any]] = {}
     if shutil.which("ssh"):

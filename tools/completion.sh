@@ -1,4 +1,4 @@
-# Completion of the commands in launch/ for bash and zsh, behind python, deepspeed, torchrun or nothing:  . tools/completion.sh
+# Completion of the commands in launch/ for bash and zsh, behind python, python3, deepspeed or torchrun:  . tools/completion.sh
 # The command itself knows its options, config files and config fields (lm1b/command_line.py, by argcomplete).
 
 _lm1b_complete() {

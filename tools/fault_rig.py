@@ -2,7 +2,8 @@
 
     python tools/fault_rig.py --kills 40 --seed 1
 
-Everything that is drawn depends on the seed alone. Exit status 0 only where every fault was survived.
+Everything that is drawn depends on the seed alone. Exit status 0 only where every fault was survived that could be tried: without the
+right to mount the disks are skipped, which the table says.
 """
 
 from __future__ import annotations
@@ -20,19 +21,18 @@ from typing import Any
 
 from parts.fault_rig.chains import SHORT_STEPS, plan_chains
 from parts.fault_rig.damage import damage_files, damage_newest
-from parts.fault_rig.launches import end_all
+from parts.fault_rig.launches import Failure, end_all
 from parts.fault_rig.outside import disk_trials, left_over_trial, not_finite_trial
-from parts.fault_rig.processes import kill_evaluations, kill_preprocessing
-from parts.fault_rig.strikes import PHASES, RANDOM, KillLauncher, PauseRank, Strike, draw_random_kill
+from parts.fault_rig.processes import EVALUATION, PREPROCESSING, kill_evaluations, kill_preprocessing
+from parts.fault_rig.strikes import LAUNCHER_KILLED, PHASES, RANDOM, KillLauncher, PauseRank, Strike, draw_random_kill
 from parts.fault_rig.table import Trial, as_text, phase_counts
-from parts.fault_rig.workplace import EVERY, Failure, Workplace
-from parts.harness.results import made_by
+from parts.fault_rig.workplace import EVERY, Workplace
+from parts.harness.results import check_can_write, made_by, revision_of
 from tqdm import tqdm
 
+from lm1b.errors import UserError, run_command
 from lm1b.files import write_json
-from lm1b.training.log.run_log import git_revision
 
-EVALUATION, PREPROCESSING = "evaluation line", "preprocessing"
 KILLS_A_PHASE = 3
 ALL_PHASES = (*(phase.name for phase in PHASES), EVALUATION, PREPROCESSING, RANDOM)
 GROUPS = ("kills", "corruptions", "signals", "disks", "numbers")
@@ -52,12 +52,24 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="write every trial to this file")
     parser.add_argument("--markdown", action="store_true", help="print the table in Markdown")
     parser.add_argument("--keep", action="store_true", help="keep the temporary folder")
-    return parser.parse_args(arguments)
+    found = parser.parse_args(arguments)
+    for name, least in (("ranks", 1), ("kills", 0), ("corruptions", 0), ("end_to_end", 0)):
+        if (value := getattr(found, name)) is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} (={value}) must be at least {least}")
+    check_can_write("--json", found.json)
+    if "kills" in found.only:
+        share_out(found.kills, found.phases, found.ranks)  # raises what it has to before anything is started
+    return found
 
 
 def share_out(kills: int, phases: Sequence[str], ranks: int) -> dict[str, int]:
-    """How many kills each phase gets: as many as there are for all alike, at most three where the rest can strike at random moments."""
+    """How many kills each phase gets: as many as there are for all alike, at most three where the rest can strike at random moments.
+
+    Raises UserError where there is no phase to strike in.
+    """
     names = [name for name in phases if name != RANDOM and (ranks > 1 or name != "all-to-all")]
+    if not names and RANDOM not in phases:
+        raise UserError(f"--phases {' '.join(phases)}: one rank alone sends nothing; give --ranks 2, or another phase")
     most = KILLS_A_PHASE if RANDOM in phases else kills
     shares = {name: min(most, kills // len(names) + (index < kills % len(names))) for index, name in enumerate(names)}
     return {name: shares.get(name, 0) for name in ALL_PHASES} | {RANDOM: kills - sum(shares.values())}
@@ -147,7 +159,7 @@ class Rig:
 def summary(trials: Sequence[Trial]) -> list[str]:
     """The lines below the table."""
     lines = []
-    kills = [trial for trial in trials if "killed" in trial.fault and trial.fault != "launcher killed, ranks left alone"]
+    kills = [trial for trial in trials if "killed" in trial.fault and trial.fault != LAUNCHER_KILLED]
     if kills:
         phases = ", ".join(f"{name} {count}" for name, count in phase_counts(trials).items())
         lines.append(f"killed in: {phases}")
@@ -194,13 +206,14 @@ def main() -> int:
         if keep_logs or arguments.keep:
             print(f"logs: {rig.place.logs}", file=sys.stderr)
     seconds = time.monotonic() - started_at
+    found = as_json(rig, seconds)
     print(as_text(rig.trials, markdown=arguments.markdown))
     print()
-    print("\n".join([*summary(rig.trials), f"{seconds / 60:.1f} minutes, seed {arguments.seed}, commit {git_revision() or 'unknown'}"]))
+    print("\n".join([*summary(rig.trials), f"{seconds / 60:.1f} minutes, seed {arguments.seed}, commit {revision_of(found)}"]))
     if arguments.json:
-        write_json(arguments.json, as_json(rig, seconds))
+        write_json(arguments.json, found)
     return 1 if keep_logs or not rig.trials else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

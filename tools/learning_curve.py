@@ -17,19 +17,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
-import platform
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from parts.benchmark.machine import synchronize
 from parts.harness.launching import REPOSITORY
 from parts.harness.results import made_by
-from parts.harness.scored import first_sentences, word_perplexity
+from parts.harness.scored import first_sentences
+from parts.harness.scored_training import ScoredTraining
 from parts.learning_curve.compare import as_text, check_comparable, compare, seconds_to
 
 from lm1b.config import Config, load_config
@@ -42,6 +40,7 @@ from lm1b.errors import UserError, run_command
 from lm1b.evaluation.scoring.texts import ScoredText, text_of_files
 from lm1b.files import read_json, write_json
 from lm1b.precision import DTYPES, resolve_precision
+from lm1b.processor import cpu_name
 from lm1b.training.engine.process_group import start_ranks, stop_ranks
 from lm1b.training.run import Run, prepare_process
 
@@ -62,7 +61,7 @@ def describe(config: Config, precision: str, text: ScoredText, tokens: TokenDire
     sections = {name: config.as_json()[name] for name in ("batches", "model", "softmax", "tables", "optimizer", "schedule")}
     return {
         "device": ranks.device.type,
-        "machine": torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else platform.machine(),
+        "machine": torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else cpu_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "precision": precision,
@@ -77,25 +76,18 @@ def describe(config: Config, precision: str, text: ScoredText, tokens: TokenDire
 def train_seed(config: Config, ranks: Ranks, text: ScoredText, num_points: int) -> dict[str, Any]:
     """One seed's curve."""
     run = Run(config, ranks)
-    step, seconds, skipped, curve = run.training_step, 0.0, 0, []
-    for point in range(1, num_points + 1):
-        synchronize(ranks.device)
-        started_at = time.perf_counter()
-        while step.step < round(point * run.total_steps / num_points):
-            skipped += not step.run().applied
-        synchronize(ranks.device)
-        seconds += time.perf_counter() - started_at
-        perplexity = word_perplexity(run, text, DTYPES[config.evaluation.precision])
-        words = step.step * run.batches.tokens_per_step
-        told = round(perplexity, 3) if math.isfinite(perplexity) else None
-        curve.append({"step": step.step, "words": words, "seconds": round(seconds, 2), "word_perplexity": told})
-        print(f"  seed {config.run.seed}: step {step.step} of {run.total_steps}, {seconds:.1f} s, perplexity {told}", flush=True)
+    training = ScoredTraining(run, text, DTYPES[config.evaluation.precision], time.perf_counter)
+    curve = []
+    for point in training.points(round(number * run.total_steps / num_points) for number in range(1, num_points + 1)):
+        told = point.word_perplexity and round(point.word_perplexity, 3)
+        curve.append({"step": point.step, "words": point.words, "seconds": round(point.seconds, 2), "word_perplexity": told})
+        print(f"  seed {config.run.seed}: step {point.step} of {run.total_steps}, {point.seconds:.1f} s, perplexity {told}", flush=True)
     run.close()
-    step.engine.close()
+    run.training_step.engine.close()
     reached = seconds_to(curve, TARGET)
     return {
         "total_steps": run.total_steps,
-        "skipped": skipped,
+        "skipped": training.skipped,
         f"seconds_to_perplexity_{TARGET:g}": None if reached is None else round(reached, 2),
         "curve": curve,
     }
@@ -117,27 +109,20 @@ def train_all(arguments: argparse.Namespace) -> dict[str, Any]:
             config = load_config(arguments.config, [*fixed, *arguments.set, f"run.seed={seed}", f"run.directory={json.dumps(folder)}"])
             prepare_process(config, ranks)
             precision = resolve_precision(config.training.precision, ranks.device)
-            experiment = describe(config, precision, text, tokens, ranks)
-            found = _so_far(arguments, experiment)
+            experiment = describe(config, precision, text, tokens, ranks) | {"points": arguments.points}
+            found = _so_far(arguments.json, experiment)
             if str(seed) not in found["seeds"]:
                 found["seeds"][str(seed)] = train_seed(config, ranks, text, arguments.points)
-                found |= made_by(found["command"])
-                write_json(arguments.json, found)
+                write_json(arguments.json, found | made_by())
     stop_ranks()
     return read_json(arguments.json)
 
 
-def _so_far(arguments: argparse.Namespace, experiment: dict[str, Any]) -> dict[str, Any]:
+def _so_far(path: Path, experiment: dict[str, Any]) -> dict[str, Any]:
     """What the JSON holds. Raises UserError where it is of something else."""
-    config = Path(arguments.config).resolve()
-    name = str(config.relative_to(REPOSITORY)) if config.is_relative_to(REPOSITORY) else config.name
-    words = ["python tools/learning_curve.py --corpus CORPUS", f"--config {name}", *(f"--set {setting}" for setting in arguments.set)]
-    words += [f"--device {arguments.device}", f"--points {arguments.points}", f"--held-out {arguments.held_out}"]
-    words += [f"--sentences {arguments.sentences}"] if arguments.sentences else []
-    empty = {"command": " ".join(words), "experiment": experiment, "seeds": {}}
-    found = read_curves(arguments.json) if arguments.json.exists() else empty
-    if found["experiment"] != experiment or found.get("command") != empty["command"]:
-        raise UserError(f"{arguments.json}: holds the curves of another experiment, or of another machine; give another file")
+    found = read_curves(path) if path.exists() else {**made_by(), "experiment": experiment, "seeds": {}}
+    if found["experiment"] != experiment:
+        raise UserError(f"{path}: holds the curves of another experiment, or of another machine; give another file")
     return found
 
 

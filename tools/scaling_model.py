@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from parts.harness.counts import read_counts
+from parts.harness.results import made_by
 from parts.scaling_model.collectives import NETWORKS, Network
 from parts.scaling_model.layouts import LAYOUTS, Machine, predict
 from parts.scaling_model.loopback import measure_loopback
@@ -193,7 +194,8 @@ def main() -> None:
     if arguments.json:
         found = {name: [dataclasses.asdict(each) for each in of] for name, of in predictions.items()}
         described = [dataclasses.asdict(network) for network in networks]
-        write_json(arguments.json, {"measurement": entry.model_dump(), "networks": described, "predictions": found, "check": checked})
+        told = {"measurement": entry.model_dump(), "networks": described, "predictions": found, "check": checked}
+        write_json(arguments.json, {**made_by(), **told})
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import psutil
 
 from lm1b.config import Config, load_config
 from lm1b.errors import UserError, run_command
-from lm1b.training.run_state import endings, newest_step, run_state, send_to_ranks, training_ranks
+from lm1b.training.run_state import endings, newest_step, run_state, send_to_ranks, trainer_state, training_ranks
 
 POLL_SECONDS = 0.5
 SAME_SIGNAL_SECONDS = 5.0
@@ -144,18 +144,17 @@ class Supervisor:
 
 
 def stop_run(directory: Path) -> int:
-    """Stop a run that somebody else has started, and wait until its ranks here have ended."""
+    """Stop a run that somebody else has started, and wait until its ranks here have ended. Ranks that are still starting are waited for."""
+    while run_state(directory) == "running" and trainer_state(directory) != "alive":
+        time.sleep(POLL_SECONDS)
     reached = send_to_ranks(directory, signal.SIGTERM)
     if not reached and run_state(directory) == "running":
-        raise UserError(f"{directory}: its ranks cannot be reached from this host; run this on one of: {_hosts(directory)}")
+        hosts = ", ".join(sorted({member.host for member in training_ranks(directory)}))
+        raise UserError(f"{directory}: its ranks cannot be reached from this host; run this on one of: {hosts}")
     while any(member.condition() in ("alive", "stopped") for member in reached):
         time.sleep(POLL_SECONDS)
     print(run_state(directory))
     return 0
-
-
-def _hosts(directory: Path) -> str:
-    return ", ".join(sorted({member.host for member in training_ranks(directory)})) or "the host that it was started on"
 
 
 def main() -> int:

@@ -8,6 +8,7 @@ import time
 import torch
 
 from lm1b.config import Config
+from lm1b.devices import synchronize
 from lm1b.distributed import Ranks, all_reduce_sum
 from lm1b.model.costs import flops_per_word, logits_per_word
 from lm1b.model.products import product
@@ -23,17 +24,12 @@ def products_rate(dtype: torch.dtype, width: int, device: torch.device, seconds:
     rates, end_at = [], time.monotonic() + seconds
     product(left, right)  # the first sets things up
     while len(rates) < 3 or time.monotonic() < end_at:
-        _wait(device)
+        synchronize(device)
         started_at = time.perf_counter()
         product(left, right)
-        _wait(device)
+        synchronize(device)
         rates.append(2.0 * positions * samples * width / (time.perf_counter() - started_at))
     return statistics.median(rates)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def tokens_at_ceiling(config: Config, vocabulary_size: int, dtype: torch.dtype, ranks: Ranks) -> float | None:

@@ -31,13 +31,18 @@ from parts.benchmark.resume import measure_resume
 from parts.benchmark.wordlevel import import_tokenizers
 from parts.harness.corpora import write_corpus_by_counts
 from parts.harness.launching import ranks_command
-from parts.harness.results import made_by
+from parts.harness.results import check_can_write, made_by
 from parts.harness.shapes import SHAPES, shape_config
 from parts.harness.turns import Workers
 
 PARTS = ("training", "logging", "evaluation", "preprocessing", "resume")
 GPU_PARTS = ("training", "evaluation")  # where not asked for otherwise: the others are the same on a machine without a GPU
 MADE_UP_MEGABYTES, REPEATS_OF_PREPROCESSING = 40, 2
+
+
+def shapes_of(device: str) -> list[str]:
+    """The shapes that are measured on `cpu` or `cuda`."""
+    return list(dict.fromkeys(case.shape for case in CASES[device]))
 
 
 def training_workers(ranks: int, counts: str | None) -> Workers:
@@ -52,7 +57,7 @@ def measure_training(arguments: argparse.Namespace, say: Callable[[str], None]) 
 
     The plain version and two ranks have memory enough only once the single rank's process has ended.
     """
-    cases = [case for case in CASES[arguments.device] if case.shape in arguments.shapes]
+    cases = [case for case in CASES[arguments.device] if case.shape in (arguments.shapes or shapes_of(arguments.device))]
     is_against_plain = "plain" in arguments.against
     sizes = sorted({ranks for case in cases for ranks, _ in case.ways} | ({2} if is_against_plain else set()))
     figures: dict[str, Any] = {"training": [], "checkpoint": None}
@@ -116,15 +121,17 @@ def check_arguments(arguments: argparse.Namespace) -> None:
             "built for it"
         )
     if arguments.device == "cuda" and "plain" in arguments.against:
-        raise UserError("--against plain: the peer is measured on the CPU; use --device cpu")
+        raise UserError("--against plain: this baseline is measured on the CPU; use --device cpu")
+    if strangers := [shape for shape in arguments.shapes or [] if shape not in shapes_of(arguments.device)]:
+        there = ", ".join(shapes_of(arguments.device))
+        raise UserError(f"--shapes {' '.join(strangers)}: not measured on --device {arguments.device}; there: {there}")
     if arguments.repeats < 1:
         raise UserError(f"--repeats (={arguments.repeats}) must be at least 1")
     for name, path in (("--counts", arguments.counts), ("--corpus", arguments.corpus), ("--folder", arguments.folder)):
         if path and not Path(path).exists():
             raise UserError(f"{name} {path}: not there")
-    for name, path in (("--json", arguments.json), ("--table", arguments.table)):
-        if path and not path.absolute().parent.is_dir():
-            raise UserError(f"{name} {path}: its folder is not there")
+    check_can_write("--json", arguments.json)
+    check_can_write("--table", arguments.table)
     if "hf-wordlevel" in arguments.against:
         import_tokenizers()
 
@@ -140,7 +147,7 @@ def run_benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
     prepare_process(shape_config("lstm_512", "fp32", ["training.threads=1"]), single_process(device))
     say("machine")
     figures: dict[str, Any] = {
-        **made_by(" ".join(["python tools/benchmark.py", *(["--counts COUNTS"] if arguments.counts else []), *_options(arguments)])),
+        **made_by(),
         "device": device.type,
         "machine": describe_machine(device),
     }
@@ -162,15 +169,10 @@ def run_benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
             )
     if "resume" in arguments.only:
         say("start and resumption")
-        figures["resume"] = measure_resume(arguments.vocabulary, 1, arguments.folder)
+        figures["resume"] = measure_resume(arguments.vocabulary, arguments.folder)
     figures["finished_at"] = now()
     figures["seconds"] = round(time.perf_counter() - started_at)
     return figures
-
-
-def _options(arguments: argparse.Namespace) -> list[str]:
-    device = ["--device cuda"] if arguments.device == "cuda" else []
-    return [*device, *(["--corpus CORPUS"] if arguments.corpus else []), *(f"--against {name}" for name in arguments.against)]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -180,11 +182,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], help="a GPU if there is one where not given")
     parser.add_argument("--counts", help=".npy file of training word counts")
     parser.add_argument("--corpus", type=Path, help="text to preprocess, a folder in the benchmark's layout (default: made-up words)")
-    parser.add_argument("--against", action="append", default=[], choices=["plain", "hf-wordlevel"], help="measure a peer beside ours")
+    parser.add_argument("--against", action="append", default=[], choices=["plain", "hf-wordlevel"], help="measure a baseline beside ours")
     parser.add_argument("--only", nargs="+", choices=PARTS, help=f"default: all; on a GPU {' and '.join(GPU_PARTS)}")
-    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), help="default: all that are measured on the device")
     parser.add_argument("--repeats", type=int, default=5, help="timed steps of each case")
-    parser.add_argument("--set", action="append", default=[], metavar="a.b=value", help="on every shape")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=value", help="on every shape, but for --against plain")
     parser.add_argument("--vocabulary", type=int, default=VOCABULARY_SIZE, help="words of the large vocabulary")
     parser.add_argument("--folder", type=Path, help="where there is room for 20 GB of checkpoints (default: the temporary folder)")
 
@@ -201,4 +203,5 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.json:
         write_json(arguments.json, figures)
     if arguments.table:
+        arguments.table.parent.mkdir(parents=True, exist_ok=True)
         arguments.table.write_text(text + "\n")

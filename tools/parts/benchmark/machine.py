@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 
+from lm1b.devices import synchronize
+from lm1b.memory import peak_memory_mb
 from lm1b.model.products import product
 from lm1b.precision import DTYPES
 from lm1b.processor import cpu_name
@@ -30,12 +32,6 @@ SQUARE = {"cpu": 0, "cuda": 8192}  # side of the large product
 # Products of the shapes that are measured on a GPU, [positions, width] x [width, out]: the softmax's, and of one recurrent step.
 GEMM_SHAPES = ((8192, 8192, 8192), (10240, 512, 8192), (10240, 1024, 8192), (512, 512, 8192), (512, 1024, 32768))
 REPEATS = 7
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all it was given; on a CPU it has."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def seconds_of(action: Callable[[], object], device: torch.device = CPU) -> float:
@@ -134,8 +130,7 @@ def peak_memory(device: torch.device = CPU) -> int:
     """Bytes at their highest since the process began or `peak_memory_from_here`: this process's resident memory, or torch's on the GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM"))
+    return round(peak_memory_mb() * 2**20)
 
 
 def peak_memory_from_here(device: torch.device = CPU) -> int:

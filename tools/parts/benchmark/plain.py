@@ -1,4 +1,4 @@
-"""The peer: the same model the way a user of PyTorch would write it. A worker, see harness/turns.py.
+"""The baseline of training: the same model the way a user of PyTorch would write it. A worker, see harness/turns.py.
 
 float32 `nn.LSTM`, `nn.Embedding(sparse=True)` for input rows, output rows and bias, the target's and the samples' logits side by
 side, `cross_entropy`, Adagrad on all, the recurrent weights' gradient clipped. No DeepSpeed, no ranks: all threads of one process.
@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where it finds `parts`
 
 from parts.harness.batches import UnigramBatches
 from parts.harness.counts import read_counts
@@ -53,7 +57,7 @@ class Plain:
         self.counts = counts
 
     def build(self, shape: str, vocabulary: int) -> dict[str, Any]:
-        """Make the model and its optimizers, and warm up."""
+        """Make the model and its optimizers, and warm up. -> nothing."""
         self.config = config = shape_config(shape, "fp32")
         self.vocabulary = vocabulary
         self.model = model = PlainModel(vocabulary, config.model.embedding, config.model.hidden)
@@ -92,7 +96,7 @@ class Plain:
         return torch.from_numpy(draws[first]), int(first[-1]) + 1
 
     def steps(self, count: int) -> dict[str, Any]:
-        """Take some steps."""
+        """Take some steps. -> nothing; see `result`."""
         for _ in range(count):
             started_at = time.perf_counter()
             self._step()
@@ -100,7 +104,7 @@ class Plain:
         return {}
 
     def result(self) -> dict[str, Any]:
-        """What they were."""
+        """precision, vocabulary, threads, the median `step_seconds` (wall) and `words_per_second`."""
         wall = statistics.median(self.wall)
         words = self.config.batches.lanes * self.config.batches.steps
         return {

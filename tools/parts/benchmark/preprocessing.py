@@ -134,9 +134,11 @@ def measure_command(corpus: Path, processes: int, folder: Path) -> dict[str, Any
         subprocess.Popen([sys.executable, COMMAND, "--config", folder / "config.json"], stdout=subprocess.DEVNULL, stderr=log) as process,
     ):
         peaks, together = peak_memory(process)
+        log.seek(0)
+        said = log.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
     seconds, after = time.perf_counter() - started_at, os.times()
     if process.returncode:
-        raise UserError(f"{COMMAND.name} ended with status {process.returncode} on {corpus}; run it by hand to see why")
+        raise UserError(f"{COMMAND.name} ended with status {process.returncode} on {corpus}: {said[-1]}")
     cpu_seconds = after.children_user + after.children_system - before.children_user - before.children_system
     manifest = json.loads((tokens / "manifest.json").read_text())
     text_mb = sum(file["bytes"] for file in manifest["corpus"]["files"]) / 1e6

@@ -16,8 +16,9 @@ from torch._C._autograd import DeviceType
 from torch._C._profiler import _ExperimentalConfig  # pyright: ignore[reportPrivateUsage]
 from torch.profiler import ProfilerActivity, profile
 
+from lm1b.devices import synchronize
 from lm1b.profiling import PREFIX
-from parts.benchmark.machine import CPU, synchronize
+from parts.benchmark.machine import CPU
 
 # Events of the trace that are a part by themselves, wherever they happen.
 EVENTS = {

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from lm1b.markdown import markdown_table
 from parts.benchmark import report_gpu
+from parts.harness.results import revision_of
 
 
 def as_text(figures: dict[str, Any]) -> str:
@@ -21,7 +23,7 @@ def _head(figures: dict[str, Any]) -> list[str]:
     machine = figures["machine"]
     return [
         f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB, torch {machine['torch']}, "
-        f"memory copied at {machine['copy_gb_per_second_a_core']} GB/s a core; revision {figures['git_revision'][:12]}; "
+        f"memory copied at {machine['copy_gb_per_second_a_core']} GB/s a core; revision {revision_of(figures)}; "
         f"{figures['seconds']} s in all",
         "",
     ]
@@ -43,10 +45,10 @@ def _the_rest(figures: dict[str, Any]) -> list[str]:
     if "logging" in figures:
         lines.append(_logging(figures["logging"]))
     if "against_plain" in figures:
-        peer = figures["against_plain"]
+        found = figures["against_plain"]
         lines.append(
-            f"LSTM-512 against plain PyTorch (fp32, {peer['plain']['threads']} threads: {peer['plain']['words_per_second']:,} words/s), "
-            f"two ranks in bf16 by turns: {peer['ours_words_per_second_two_ranks_bf16']:,} words/s, {peer['ratio']} times"
+            f"LSTM-512 against plain PyTorch (fp32, {found['plain']['threads']} threads: {found['plain']['words_per_second']:,} words/s), "
+            f"two ranks in bf16 by turns: {found['ours_words_per_second_two_ranks_bf16']:,} words/s, {found['ratio']} times"
         )
     if "preprocessing" in figures:
         lines += _preprocessing(figures["preprocessing"])
@@ -101,10 +103,10 @@ def _preprocessing(found: dict[str, Any]) -> list[str]:
 def _training(results: list[dict[str, Any]]) -> list[str]:
     names = "shape, lanes", "vocabulary", "precision", "ranks x threads", "words/s", "of the products' rate", "outside products"
     columns = [*names, "tables", "waiting, sending", "behind the step, ms", "CPU by thread, ms", "MB a rank"]
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    rows = []
     for found in results:
         parts, whole = found["parts_seconds"], sum(found["parts_seconds"].values())
-        rows = (parts.get("row fetch", 0.0) + parts.get("table update", 0.0)) / whole
+        tables = (parts.get("row fetch", 0.0) + parts.get("table update", 0.0)) / whole
         cells = [
             f"{found['shape']}, {found['lanes']}",
             f"{found['vocabulary']:,}",
@@ -113,11 +115,11 @@ def _training(results: list[dict[str, Any]]) -> list[str]:
             f"{found['words_per_second']:,}",
             f"{found['share_of_ceiling']:.0%} of {max(found['ceiling_gflops'].values()):.0f} GFLOP/s",
             f"{found['share_outside_products']:.0%}",
-            f"{rows:.0%}",
+            f"{tables:.0%}",
             f"{parts.get('communication', 0.0) / whole:.0%}",
             f"{found['busy_seconds_behind_the_step'] * 1e3:.0f}",
             _threads(found["thread_cpu_seconds"]),
             f"{found['peak_memory_mb']:,}",
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, ""]
+        rows.append(cells)
+    return [markdown_table(columns, rows), ""]

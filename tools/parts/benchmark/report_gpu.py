@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from lm1b.markdown import markdown_table
+from parts.harness.results import revision_of
+
 
 def head(figures: dict[str, Any]) -> list[str]:
     """The card, what drives it, and what it does in matrix products and copies alone."""
@@ -15,7 +18,7 @@ def head(figures: dict[str, Any]) -> list[str]:
     return [
         f"{machine['gpu']}, {machine['gpu_memory_gb']} GB, driver {machine['driver']}, CUDA {machine['cuda']}, cuDNN {machine['cudnn']}, "
         f"torch {machine['torch']}, DeepSpeed {machine['deepspeed']}, Python {machine['python']}; host {machine['processor']}, "
-        f"{machine['cores']} cores, {machine['memory_gb']} GB; revision {figures['git_revision'][:12]}; {figures['seconds']} s in all",
+        f"{machine['cores']} cores, {machine['memory_gb']} GB; revision {revision_of(figures)}; {figures['seconds']} s in all",
         "",
         f"Matrix products alone, TFLOP/s: {products}. Copies: {machine['gpu_copy_gb_per_second']:,} GB/s read and written.",
         "",
@@ -26,7 +29,7 @@ def training(results: list[dict[str, Any]]) -> list[str]:
     """One row a shape. A goal stands in the cell of its figure, with whether it was met."""
     names = ("shape, lanes", "precision", "words/s", "of the products' rate", "GPU busy", "outside products", "GPU MB")
     columns = [*names, "where the GPU's time goes, ms"]
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    rows = []
     for found in results:
         goal = found.get("goal") or {}
         parts = sorted(found["gpu_seconds"].items(), key=lambda item: -item[1])
@@ -41,8 +44,8 @@ def training(results: list[dict[str, Any]]) -> list[str]:
             f"{found['gpu_peak_memory_mb']:,}",
             ", ".join(f"{name} {seconds * 1e3:.2f}" for name, seconds in parts if seconds >= 5e-6),
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, ""]
+        rows.append(cells)
+    return [markdown_table(columns, rows), ""]
 
 
 def evaluation(found: dict[str, Any]) -> str:

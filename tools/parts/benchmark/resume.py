@@ -22,7 +22,7 @@ from lm1b.training.run_folder import RunFolder
 from parts.harness.launching import REPOSITORY, ranks_command
 
 
-def measure_resume(vocabulary: int, num_ranks: int, folder: Path | None = None) -> dict[str, Any]:
+def measure_resume(vocabulary: int, folder: Path | None = None) -> dict[str, Any]:
     """Seconds to the first step of a new run and of a resumed one (verification included), of the new one to its end; its size."""
     with tempfile.TemporaryDirectory(prefix="lm1b-resume-", dir=folder) as name:
         place = Path(name)
@@ -46,12 +46,12 @@ def measure_resume(vocabulary: int, num_ranks: int, folder: Path | None = None) 
             "training.gap_every=null",
         ]
         _run([sys.executable, "launch/preprocess.py"], [*settings, "training.total_steps=2"])
-        figures = {"vocabulary": vocabulary, "ranks": num_ranks}
+        figures = {"vocabulary": vocabulary, "ranks": 1}
         metrics = RunFolder(place / "run").metrics
-        first, whole = _run(ranks_command(num_ranks, "launch/train.py"), [*settings, "training.total_steps=2"], metrics, 1)
+        first, whole = _run(ranks_command(1, "launch/train.py"), [*settings, "training.total_steps=2"], metrics, 1)
         figures |= {"start_to_first_step_seconds": round(first, 1), "start_whole_seconds": round(whole, 1)}
         # Ended after its first step: a second checkpoint as large would tell nothing new.
-        first, _ = _run(ranks_command(num_ranks, "launch/train.py"), [*settings, "training.total_steps=1000"], metrics, 3, ends_there=True)
+        first, _ = _run(ranks_command(1, "launch/train.py"), [*settings, "training.total_steps=1000"], metrics, 3, ends_there=True)
         figures["resume_to_first_step_seconds"] = round(first, 1)
         checkpoints = sorted(RunFolder(place / "run").checkpoints.glob("step_*"))
         figures["checkpoint_mb"] = round(sum(file.stat().st_size for file in checkpoints[-1].iterdir()) / 1e6)
@@ -82,7 +82,8 @@ def _run(
         whole = time.perf_counter() - started_at
         if process.returncode:
             log.seek(0)
-            raise UserError(f"{command[-1]} has failed: {log.read().decode(errors='replace').strip().splitlines()[-1]}")
+            said = log.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
+            raise UserError(f"{command[-1]} has failed (status {process.returncode}): {said[-1]}")
     return first or whole, whole
 
 

@@ -10,6 +10,7 @@ import gc
 import os
 import resource
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -17,6 +18,9 @@ from typing import Any
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where it finds `parts`
+
+from lm1b.devices import synchronize
 from lm1b.distributed import Ranks
 from lm1b.memory import peak_memory_mb
 from lm1b.model.costs import flops_per_word
@@ -26,7 +30,7 @@ from lm1b.precision import DTYPES
 from lm1b.training.engine.process_group import start_ranks, stop_ranks
 from lm1b.training.step.training_step import TrainingStep
 from parts.benchmark.checkpoints import measure_checkpoint
-from parts.benchmark.machine import Ceiling, peak_memory, peak_memory_from_here, synchronize
+from parts.benchmark.machine import Ceiling, peak_memory, peak_memory_from_here
 from parts.benchmark.profiled import Parts, profile_steps
 from parts.benchmark.thread_time import ThreadTime
 from parts.harness.counts import read_counts
@@ -48,7 +52,7 @@ class Training:
         self.step: TrainingStep | None = None
 
     def build(self, shape: str, precision: str, vocabulary: int, overrides: list[str], triton: bool = False) -> dict[str, Any]:
-        """Make the step of a shape, and forget the last one. triton: by its kernels, where a GPU computes."""
+        """Make the step of a shape, and forget the last one. triton: by its kernels, where a GPU computes. -> nothing."""
         os.environ[VARIABLE] = str(int(triton))
         if self.step is not None:
             self.step.close()
@@ -74,7 +78,7 @@ class Training:
         return {}
 
     def steps(self, count: int) -> dict[str, Any]:
-        """Take some turns of steps, a product for the ceiling before each. What is kept is of one step."""
+        """Take some turns of steps, a product for the ceiling before each. What is kept is of one step. -> nothing; see `result`."""
         assert self.step is not None
         device = self.ranks.device
         taken = STEPS_A_TURN[device.type]
@@ -93,7 +97,7 @@ class Training:
         return {}
 
     def result(self, profiled_steps: int) -> dict[str, Any]:
-        """What the steps so far were, and the parts of a few more."""
+        """What the steps so far were, and the parts of a few more: an entry of `training` in the benchmark's JSON."""
         step, config = self.step, self.config
         assert step is not None
         device = self.ranks.device

@@ -7,8 +7,10 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +20,7 @@ from lm1b import host_facts
 from lm1b.errors import UserError
 
 CONNECT_SECONDS, ANSWER_SECONDS = 5, 60.0
+SILENT = f"no answer within {ANSWER_SECONDS:.0f} s: the host, or a file system there, hangs"
 NO_FOLDER = 91  # exit status of ours: the working folder is not there
 PROGRAM = Path(host_facts.__file__)
 # What ssh says -> what is wrong and what to do, for a host's name and port.
@@ -67,15 +70,14 @@ class Remote:
             output, errors = process.communicate(timeout=ANSWER_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
-            raise Unreachable(f"no answer within {ANSWER_SECONDS:.0f} s: the host, or a file system there, hangs") from None
+            raise Unreachable(SILENT) from None
         return {**self.answer(process.returncode, output, errors), "seconds": time.time() - started_at, "asked_at": started_at}
 
     def answer(self, status: int, output: str, errors: str) -> dict[str, Any]:
         """The JSON in what was printed. Raises Unreachable where there is none."""
-        for line in reversed(output.splitlines()):  # a shell's start-up files may print before
-            with contextlib.suppress(ValueError):
-                if isinstance(found := json.loads(line), dict):
-                    return found
+        for line in reversed(output.splitlines()):
+            if (found := _object_in(line)) is not None:
+                return found
         raise Unreachable(self._why(status, errors))
 
     def _why(self, status: int, errors: str) -> str:
@@ -91,9 +93,27 @@ class Remote:
         return f"ssh ended with status {status}: {last[:200]}"
 
 
-def listening(process: subprocess.Popen[str], remote: Remote) -> dict[str, Any]:
-    """The first line of a program that goes on: see `host_facts.listen`. Raises Unreachable."""
+def _object_in(line: str) -> dict[str, Any] | None:
+    """The JSON object that a line is; None for anything else: a shell's start-up files may print."""
+    with contextlib.suppress(ValueError):
+        if isinstance(found := json.loads(line), dict):
+            return found
+    return None
+
+
+def listening(process: subprocess.Popen[str], remote: Remote, seconds: float = ANSWER_SECONDS) -> dict[str, Any]:
+    """What a program that goes on says first: see `host_facts.listen`. Raises Unreachable; where it says nothing in time, it is killed."""
     assert process.stdout
     assert process.stderr
-    line = process.stdout.readline()
-    return remote.answer(0, line, "") if line.strip() else remote.answer(process.wait(), "", process.stderr.read())
+    timer = threading.Timer(seconds, process.kill)
+    timer.start()
+    try:
+        for line in iter(process.stdout.readline, ""):
+            if (found := _object_in(line)) is not None:
+                return found
+        status, errors = process.wait(), process.stderr.read()
+    finally:
+        timer.cancel()
+    if status == -signal.SIGKILL:
+        raise Unreachable(SILENT)
+    return remote.answer(status, "", errors)

@@ -22,13 +22,12 @@ import os
 import pwd
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from lm1b.errors import UserError
-from parts.cluster.host import INTERFACE, Host, Traffic, in_network_of, limit
+from parts.cluster.host import INTERFACE, Host, Traffic, are_idle, in_network_of, limit
 from parts.cluster.needs import check_needs, find_program
 from parts.harness.launching import REPOSITORY
 
@@ -103,12 +102,7 @@ class Cluster:
 
     def settle(self, seconds: float) -> bool:
         """Wait until no host has anything to do but its ssh server; whether that came to be."""
-        give_up_at = time.monotonic() + seconds
-        while any(host.processes() for host in self.hosts):
-            if time.monotonic() > give_up_at:
-                return False
-            time.sleep(0.2)
-        return True
+        return are_idle(self.hosts, seconds)
 
     def close(self) -> None:
         """Take everything down: when the box's first process has ended, all of its processes have, and its network is gone."""

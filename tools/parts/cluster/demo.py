@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.steps < 3 * WARM_UP_STEPS:
         raise UserError(f"--steps {arguments.steps}: expected at least {3 * WARM_UP_STEPS}")
     folder: Path = arguments.folder.resolve()
-    shutil.rmtree(folder / "run", ignore_errors=True)
+    _clear_last_run(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = _write_config(folder, arguments)
     started_at = time.monotonic()
@@ -65,6 +65,17 @@ def run(arguments: argparse.Namespace) -> None:
         expected = _expected_bytes(folder / "run")
         print("\n".join(meter.result.rows([host.name for host in cluster.hosts], [expected] * len(cluster.hosts))))
     print(f"all of it in {time.monotonic() - started_at:.0f} s")
+
+
+def _clear_last_run(folder: Path) -> None:
+    """Remove the run that this command left in `folder` the last time. Raises UserError where what is there may be somebody's."""
+    run, config = folder / "run", folder / "config.json"
+    if not run.exists():
+        return
+    written = read_json(config) if config.is_file() else None
+    if not isinstance(written, dict) or written.get("run", {}).get("directory") != str(run):
+        raise UserError(f"{run}: is there, and not from this command; give another --folder, or remove it yourself")
+    shutil.rmtree(run)
 
 
 def _expected_bytes(run: Path) -> float:

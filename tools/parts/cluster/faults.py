@@ -16,14 +16,16 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from lm1b.errors import UserError
 from lm1b.files import write_json
+from lm1b.markdown import markdown_table
 from lm1b.peers import ANSWER_SECONDS
 from parts.cluster.cluster import Cluster
 from parts.cluster.harm import FAULTS, Outcome, Trial
-from parts.harness.results import made_by
+from parts.harness.results import check_can_write, made_by
 
 SPARE_SECONDS = 15.0  # the launcher's own polling, and a machine with more hosts than cores
-HEADERS = ("fault", "host", "the others have named it and ended", "within (s)", "status of the launcher", "gone on without it")
+HEADERS = ["fault", "host", "the others have named it and ended", "within (s)", "status of the launcher", "gone on without it"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """1 where anything was not as it should be."""
+    """1 where anything was not as it should be. Raises UserError for arguments that cannot be."""
+    if arguments.hosts < 2:
+        raise UserError(f"--hosts {arguments.hosts}: expected at least 2, or nobody is left when one is harmed")
+    if strangers := [number for number in arguments.on if not 1 <= number <= arguments.hosts]:
+        raise UserError(f"--on {' '.join(map(str, strangers))}: expected hosts from 1 to {arguments.hosts} (--hosts)")
+    check_can_write("--json", arguments.json)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that its folder is removed
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="lm1b-cluster-") as folder:
@@ -46,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
                 outcomes.append(_try(Path(folder), name, number, arguments))
                 what = outcomes[-1].problem or "as it should be"
                 print(f"{FAULTS[name].name}, node{number}: {what} ({time.monotonic() - began_at:.0f} s)", file=sys.stderr, flush=True)
-    print("\n".join(table(outcomes)))
+    print(table(outcomes))
     if arguments.json:
         write_json(arguments.json, {**made_by(), "trials": [asdict(outcome) for outcome in outcomes]})
     return 1 if any(outcome.problem for outcome in outcomes) else 0
@@ -68,14 +75,14 @@ def _try(folder: Path, name: str, number: int, arguments: argparse.Namespace) ->
     return outcome
 
 
-def table(outcomes: list[Outcome]) -> list[str]:
+def table(outcomes: list[Outcome]) -> str:
     """In Markdown."""
-    lines = [HEADERS, ("---",) * len(HEADERS)]
+    rows = []
     for outcome in outcomes:
-        others = [lines for host, lines in outcome.said.items() if host != outcome.host]
+        others = [said for host, said in outcome.said.items() if host != outcome.host]
         named = f"{sum(outcome.host in ' '.join(said) for said in others)} of {len(others)}"
         seconds = "" if outcome.seconds is None else f"{outcome.seconds:.1f}"
         launcher = "" if outcome.launcher is None else str(outcome.launcher)
         gone_on = "no" if outcome.resumed_at is None else f"from step {outcome.resumed_at}"
-        lines.append((outcome.fault, outcome.host, named, seconds, launcher, gone_on))
-    return [f"| {' | '.join(cells)} |" for cells in lines]
+        rows.append([outcome.fault, outcome.host, named, seconds, launcher, gone_on])
+    return markdown_table(HEADERS, rows)

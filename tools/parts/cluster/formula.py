@@ -17,7 +17,6 @@ def expected_sent_bytes(config: Config, precision: str, counts_V: np.ndarray, co
     little less.
     """
     model = config.model
-    width = model.projection or model.recurrent_projection or model.hidden
     entry = Measured(
         precision=precision,  # type: ignore[arg-type]
         vocabulary=len(counts_V),
@@ -26,7 +25,7 @@ def expected_sent_bytes(config: Config, precision: str, counts_V: np.ndarray, co
         steps=config.batches.steps,
         samples=config.softmax.samples,
         embedding=model.embedding,
-        output_width=width,
+        output_width=model.output_width,
         core_parameters=core_parameters,
         step_seconds=1.0,
     )

@@ -19,7 +19,7 @@ from lm1b.files import read_json_lines
 from lm1b.training.run_folder import RunFolder
 from lm1b.training.run_state import newest_step
 from parts.cluster.cluster import Cluster
-from parts.cluster.host import Host, signal_terminal
+from parts.cluster.host import Host, are_idle, signal_terminal
 from parts.harness.corpora import write_corpus
 from parts.harness.launching import REPOSITORY
 
@@ -100,14 +100,14 @@ class Trial:
         self.output = cluster.workplace / f"{name}.output"
 
     def strike(self, fault: Fault, number: int) -> Outcome:
-        """Train on all hosts, harm host `number`, and wait for the others' end; then go on without it."""
+        """Train on all hosts, harm host `number`, and wait for the others' end."""
         harmed = self.cluster.host(number)
         outcome = Outcome(fault.name, harmed.name)
         others = [host for host in self.cluster.hosts if host is not harmed]
         with self._training() as launched:
             fault.strike(harmed)
             struck_at = time.monotonic()
-            ended = self._all_ended(others, struck_at)
+            ended = are_idle(others, self.limit)
             outcome.seconds = time.monotonic() - struck_at
             outcome.launcher = launched.poll() if harmed.number != 1 else None
         outcome.said = self.errors()
@@ -118,7 +118,7 @@ class Trial:
         """Train on all hosts, Ctrl-C at the launcher, and wait for the end; what the ranks have said."""
         with self._training() as launched:
             signal_terminal(launched, signal.SIGINT)
-            if not self._all_ended(self.cluster.hosts, time.monotonic()):
+            if not are_idle(self.cluster.hosts, self.limit):
                 raise RuntimeError(f"still at work {self.limit:.0f} s after Ctrl-C")
         return "".join(file.read_text(errors="replace") for file in sorted(self.logs.iterdir()))
 
@@ -145,7 +145,12 @@ class Trial:
         """Train a few steps more on some hosts, launched from the first of them, and note where they began."""
         saved = newest_step(self.run)
         arguments = train_command(self.cluster, self.config, "--set", f"training.total_steps={saved + 5}", hosts=hosts)
-        done = hosts[0].run(arguments, RESUME_SECONDS, REPOSITORY)
+        try:
+            done = hosts[0].run(arguments, RESUME_SECONDS, REPOSITORY)
+        except subprocess.TimeoutExpired as error:
+            said = error.output.decode(errors="replace") if isinstance(error.output, bytes) else error.output or ""
+            outcome.problem = outcome.problem or f"still at work {RESUME_SECONDS:.0f} s after it was started again: {said[-1500:]}"
+            return
         match = re.search(r"going on at step (\d+)", done.stdout)
         outcome.resumed_at = int(match[1]) if match else None
         if done.returncode or not match or int(match[1]) != saved:
@@ -166,13 +171,6 @@ class Trial:
             if time.monotonic() > give_up_at or launched.poll() is not None:
                 raise RuntimeError(f"the training did not start: {self.output.read_text()[-3000:]}")
             time.sleep(0.1)
-
-    def _all_ended(self, hosts: list[Host], began_at: float) -> bool:
-        while any(host.processes() for host in hosts):
-            if time.monotonic() - began_at > self.limit:
-                return False
-            time.sleep(0.2)
-        return True
 
     def _judge(self, fault: Fault, harmed: Host, others: list[Host], outcome: Outcome, ended: bool) -> str | None:
         if not ended:

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,10 +100,6 @@ class Host:
         """Pull the cable: nothing comes or goes, and nobody is told."""
         in_network_of(self._switch, "ip", "link", "set", self.port, "down")
 
-    def mend(self) -> None:
-        """Plug it in again."""
-        in_network_of(self._switch, "ip", "link", "set", self.port, "up")
-
     def send(self, number: int) -> None:
         """Send a signal to all of its processes but the first; SIGKILL ends its ssh server too."""
         listening = [child for child in psutil.Process(self.pid).children() if child.name() == "sshd"]
@@ -119,6 +116,16 @@ class Host:
         """Limit its link, both ways, from now on; as `1gbit`, `8kbit`."""
         for pid, device in ((self.pid, INTERFACE), (self._switch, self.port)):
             in_network_of(pid, "tc", "qdisc", "replace", "dev", device, "root", "handle", "10:", *limit(rate))
+
+
+def are_idle(hosts: list[Host], seconds: float) -> bool:
+    """Wait so long until none of them has anything to do but its ssh server; whether that came to be."""
+    give_up_at = time.monotonic() + seconds
+    while any(host.processes() for host in hosts):
+        if time.monotonic() > give_up_at:
+            return False
+        time.sleep(0.2)
+    return True
 
 
 def limit(rate: str) -> list[str]:

@@ -35,18 +35,14 @@ class StepTraffic:
     def steps(self) -> int:
         return self.last_step - self.first_step
 
-    def rows(self, names: list[str], expected_bytes: list[float] | None = None) -> list[str]:
-        """A table's lines. expected_bytes: what a host should send a step, by a formula; a column more."""
-        header = f"{'host':<8}{'sent bytes/step':>18}{'received bytes/step':>22}{'sent Mbit/s':>14}"
-        if expected_bytes is not None:
-            header += f"{'by the formula':>18}{'off by':>9}"
+    def rows(self, names: list[str], expected_bytes: list[float]) -> list[str]:
+        """A table's lines. expected_bytes: what each host should send a step, by a formula."""
+        header = f"{'host':<8}{'sent bytes/step':>18}{'received bytes/step':>22}{'sent Mbit/s':>14}{'by the formula':>18}{'off by':>9}"
         lines = [f"between steps {self.first_step} and {self.last_step}, {self.seconds / max(1, self.steps) * 1000:.1f} ms a step", header]
-        for place, (name, traffic) in enumerate(zip(names, self.hosts, strict=True)):
+        for name, traffic, expected in zip(names, self.hosts, expected_bytes, strict=True):
             sent, received = traffic.sent / self.steps, traffic.received / self.steps
-            line = f"{name:<8}{sent:>18,.0f}{received:>22,.0f}{traffic.sent * 8 / 1e6 / self.seconds:>14.1f}"
-            if expected_bytes is not None:
-                line += f"{expected_bytes[place]:>18,.0f}{sent / expected_bytes[place] - 1:>+9.1%}"
-            lines.append(line)
+            measured = f"{name:<8}{sent:>18,.0f}{received:>22,.0f}{traffic.sent * 8 / 1e6 / self.seconds:>14.1f}"
+            lines.append(f"{measured}{expected:>18,.0f}{sent / expected - 1:>+9.1%}")
         return lines
 
 

@@ -9,6 +9,6 @@ chains.py      one training that is struck again and again
 processes.py   kills of evaluation and preprocessing
 damage.py      files damaged
 outside.py     disks, folders left over, numbers that are not finite
-compare.py     how many bytes of a disturbed run are wrong
+compare.py     what a disturbed run left: is it sound, how many of its bytes are wrong?
 table.py       what became of each trial, and the table
 """

@@ -12,14 +12,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lm1b.errors import UserError
-from lm1b.training.checkpoints.checkpoint import Checkpoint
-from lm1b.training.run_folder import RunFolder
-from parts.fault_rig.compare import wrong_bytes, wrong_lines
-from parts.fault_rig.launches import GONE_SECONDS, Launch
+from parts.fault_rig.compare import check_end
+from parts.fault_rig.launches import GONE_SECONDS, Failure, Launch
 from parts.fault_rig.strikes import Strike
 from parts.fault_rig.table import Trial
-from parts.fault_rig.workplace import EVERY, FLAVOURS, KEEP_LAST, Failure, TrainingRun, Workplace
+from parts.fault_rig.workplace import EVERY, FLAVOURS, KEEP_LAST, Workplace
 
 STRIKES_A_CHAIN = 9
 
@@ -112,19 +109,6 @@ class Chain:
         number = check_end(self.run, self.expected, self.steps)
         for trial in trials:
             trial.wrong_bytes = number
-
-
-def check_end(run: TrainingRun, expected: TrainingRun, steps: int) -> int:
-    """Bytes of the final checkpoint that are not the undisturbed run's. Raises Failure where something else is not as it should be."""
-    try:
-        Checkpoint(steps, run.final(steps)).verify()
-    except UserError as error:
-        raise Failure(f"the final checkpoint is not sound: {error}") from None
-    if run.being_saved() is not None:
-        raise Failure("a .partial folder was left over at the end")
-    if lines := wrong_lines(RunFolder(run.directory).metrics, RunFolder(expected.directory).metrics):
-        raise Failure(f"{lines} lines of metrics.jsonl are not those of the undisturbed run")
-    return wrong_bytes(run.final(steps), expected.final(steps))
 
 
 def says_who_died(launch: Launch, strike: Strike) -> bool | None:

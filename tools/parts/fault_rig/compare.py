@@ -1,4 +1,4 @@
-"""What a disturbed run left, beside what an undisturbed one did: how many bytes differ."""
+"""What a disturbed run left, beside what an undisturbed one did: is it sound, and how many bytes differ?"""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from lm1b.data.tokens.directory import TokenDirectory
+from lm1b.errors import UserError
 from lm1b.files import read_json, read_json_lines
+from lm1b.training.checkpoints.checkpoint import Checkpoint
+from lm1b.training.run_folder import RunFolder
+from parts.fault_rig.launches import Failure
+from parts.fault_rig.table import Trial
+from parts.fault_rig.workplace import TrainingRun, Workplace
 
 # What may differ between two runs of the same config: when, how long, where, and seals over these.
 NOT_COMPARED = ("elapsed_seconds", "directory", "seal", "seconds", "finished_at", "look", "started_at", "saved_at")
@@ -64,3 +71,31 @@ def wrong_results(found: Path, expected: Path) -> int:
         lines = sorted(read_json_lines(path), key=lambda line: (line["step"], line["weights"]))
         sides.append("\n".join(json.dumps(stripped(line), sort_keys=True) for line in lines).encode())
     return _differing(*sides)
+
+
+def check_end(run: TrainingRun, expected: TrainingRun, steps: int) -> int:
+    """Bytes of the final checkpoint that are not the undisturbed run's. Raises Failure where something else is not as it should be."""
+    try:
+        Checkpoint(steps, run.final(steps)).verify()
+    except UserError as error:
+        raise Failure(f"the final checkpoint is not sound: {error}") from None
+    if run.being_saved() is not None:
+        raise Failure("a .partial folder was left over at the end")
+    if lines := wrong_lines(RunFolder(run.directory).metrics, RunFolder(expected.directory).metrics):
+        raise Failure(f"{lines} lines of metrics.jsonl are not those of the undisturbed run")
+    return wrong_bytes(run.final(steps), expected.final(steps))
+
+
+def check_tokens(place: Workplace, tokens: Path, trials: list[Trial]) -> None:
+    """Compare a token directory with the undisturbed one, file by file; nothing else may lie there."""
+    expected = place.tokens()
+    try:
+        TokenDirectory.open(tokens).verify()
+        if left_over := {path.name for path in tokens.iterdir()} - {path.name for path in expected.iterdir()}:
+            raise Failure(f"left over in the token directory: {', '.join(sorted(left_over))}")
+    except (UserError, Failure) as problem:
+        for trial in trials:
+            trial.fail(str(problem))
+    number = wrong_bytes(tokens, expected, leave_out=())
+    for trial in trials:
+        trial.wrong_bytes = number

@@ -15,14 +15,16 @@ from pathlib import Path
 from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.errors import UserError
 from lm1b.training.checkpoints.checkpoint import Checkpoint
-from parts.fault_rig.chains import check_end
+from parts.fault_rig.compare import check_end
+from parts.fault_rig.launches import Failure
 from parts.fault_rig.table import Trial
-from parts.fault_rig.workplace import EVERY, Failure, TrainingRun, Workplace
+from parts.fault_rig.workplace import EVERY, TrainingRun, Workplace
 
 PAGE = 4096
 
 
 def flip_bit(file: Path, other: Path, generator: random.Random) -> str:
+    """Turn one drawn bit of a file that is not empty. Returns what was done, as all of these do; `other` is only for `swap`."""
     data = bytearray(file.read_bytes())
     place, bit = generator.randrange(len(data)), generator.randrange(8)
     data[place] ^= 1 << bit
@@ -31,6 +33,7 @@ def flip_bit(file: Path, other: Path, generator: random.Random) -> str:
 
 
 def truncate(file: Path, other: Path, generator: random.Random) -> str:
+    """Cut a file to a drawn number of bytes."""
     # By two bytes at least: JSON that lacks its last newline still says the same.
     size = generator.randrange(max(1, file.stat().st_size - 1))
     os.truncate(file, size)
@@ -38,11 +41,13 @@ def truncate(file: Path, other: Path, generator: random.Random) -> str:
 
 
 def delete(file: Path, other: Path, generator: random.Random) -> str:
+    """Remove a file."""
     file.unlink()
     return f"{file.name} deleted"
 
 
 def swap(file: Path, other: Path, generator: random.Random) -> str:
+    """Let two files have each other's content."""
     first, second = file.read_bytes(), other.read_bytes()
     file.write_bytes(second)
     other.write_bytes(first)
@@ -50,6 +55,7 @@ def swap(file: Path, other: Path, generator: random.Random) -> str:
 
 
 def zero_page(file: Path, other: Path, generator: random.Random) -> str:
+    """Overwrite one drawn page with zeros."""
     data = bytearray(file.read_bytes())
     start = generator.randrange(-(-len(data) // PAGE)) * PAGE
     length = len(data[start : start + PAGE])

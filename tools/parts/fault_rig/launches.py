@@ -15,8 +15,9 @@ import psutil
 
 from lm1b.launchers import without_place
 from parts.fault_rig.points import Order
-from parts.harness.launching import REPOSITORY, TOOLS, python_path, ranks_command
+from parts.harness.launching import REPOSITORY, ranks_command
 
+TRAIN, EVALUATE, PREPROCESS = "launch/train.py", "launch/evaluate.py", "launch/preprocess.py"
 VICTIM = Path(__file__).with_name("victim.py")
 POLL_SECONDS = 0.02
 GONE_SECONDS = 110.0  # the ranks' own time limit of 60 s, the launcher's 30 s until it kills, and some
@@ -25,23 +26,32 @@ END_SECONDS = 300.0  # a launch that nobody disturbs
 _running: list[Launch] = []
 
 
-def training_command(config: Path, ranks: int, order: Order | None) -> list[str]:
-    """The real launcher on a port of its own; with an order, the entry point is started by way of the fault's."""
-    return ranks_command(ranks, VICTIM if order else "launch/train.py", "--config", str(config))
-
-
-def python_command(program: str, order: Order | None, *arguments: str) -> list[str]:
-    """One process of an entry point."""
-    return [sys.executable, str(VICTIM) if order else program, *arguments]
+class Failure(Exception):
+    """Something that was expected of the program did not happen; the text says what."""
 
 
 class Launch:
-    """One start of a command, with all the processes that come of it. Its output goes to `log`."""
+    """One start of an entry point of the program, with all the processes that come of it. Its output goes to `log`.
 
-    def __init__(self, command: list[str], log: Path, order: Order | None = None, variables: dict[str, str] | None = None) -> None:
-        self.log = log
+    order: by way of victim.py, which is told so. ranks: as many, by the real launcher on a port of its own; None: one process.
+    """
+
+    def __init__(
+        self,
+        program: str,
+        arguments: list[str],
+        log: Path,
+        order: Order | None = None,
+        *,
+        ranks: int | None = None,
+        variables: dict[str, str] | None = None,
+    ) -> None:
+        assert order is None or order.program == program
+        script = str(VICTIM) if order else program
+        command = ranks_command(ranks, script, *arguments) if ranks else [sys.executable, script, *arguments]
+        self.program, self.log = program, log
         own = without_place(os.environ)
-        path = python_path(REPOSITORY, TOOLS) if order else python_path(REPOSITORY)  # the victim imports these parts too
+        path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
         own |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": path, **(variables or {})}
         own |= order.environment() if order else {}
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -96,10 +106,15 @@ class Launch:
             time.sleep(POLL_SECONDS)
         return False
 
-    def finish(self, seconds: float = END_SECONDS) -> int | None:
+    def finish(self) -> int | None:
         """Wait for an end that nobody forces. -> exit status, None where some of it had to be killed."""
-        self.wait_until(lambda: False, seconds)
+        self.wait_until(lambda: False)
         return self.status if self.wait_gone(GONE_SECONDS if self.status is not None else 0.0) else None
+
+    def finish_well(self) -> None:
+        """The same. Raises Failure where its status is not 0."""
+        if (status := self.finish()) != 0:
+            raise Failure(f"{self.program} did not go on to the end (status {status}): {self.last_words()}")
 
     def last_words(self) -> str:
         """The program's last line, or whatever stands last, for a message."""

@@ -12,14 +12,12 @@ from pathlib import Path
 
 from lm1b.files import read_json
 from lm1b.training.run_folder import RunFolder
-from parts.fault_rig.chains import check_end
-from parts.fault_rig.compare import wrong_bytes
-from parts.fault_rig.launches import Launch, python_command
+from lm1b.training.run_state import newest_step
+from parts.fault_rig.compare import check_end, check_tokens, wrong_bytes
+from parts.fault_rig.launches import PREPROCESS, TRAIN, Failure, Launch
 from parts.fault_rig.points import Order
-from parts.fault_rig.processes import check_tokens
-from parts.fault_rig.strikes import TRAIN
 from parts.fault_rig.table import Trial
-from parts.fault_rig.workplace import EVERY, Failure, TrainingRun, Workplace
+from parts.fault_rig.workplace import EVERY, TrainingRun, Workplace
 
 PLENTY = "64m"
 DISK_FULL_SAVING, DISK_FULL_PREPROCESSING = "disk full while saving", "disk full while preprocessing"
@@ -61,14 +59,14 @@ def why_no_disk(folder: Path) -> str | None:
         return f"mount is not permitted ({' '.join(str(said).split())})"
 
 
-def check_refusal(launch: Launch, names: Path, also: str = "") -> None:
-    """The launch must end by itself with status 2 and one line that names a folder. Raises Failure."""
+def check_refusal(launch: Launch, folder: Path) -> None:
+    """The launch must end by itself with status 2 and one line that names the folder. Raises Failure."""
     status = launch.finish()
     errors = [line for line in launch.said() if line.startswith("lm1b: error:")]
     if status != 2 or len(errors) != 1 or "Traceback" in launch.output():
         raise Failure(f"expected one line and status 2, found {len(errors)} and status {status}: {launch.last_words()}")
-    if str(names) not in errors[0] or also not in errors[0]:
-        raise Failure(f"the message does not name {names} {also}: {errors[0]}")
+    if str(folder) not in errors[0]:
+        raise Failure(f"the message does not name {folder}: {errors[0]}")
 
 
 def size_on_disk(folder: Path) -> int:
@@ -108,8 +106,8 @@ def _on_small_disk(place: Workplace, expected: TrainingRun, steps: int, folder: 
         try:
             disk.set("rw")
             check_refusal(place.start(run, log), folder)
-            last, saved = run.last_step(), run.saved()
-            if not saved:
+            last, saved = run.last_step(), newest_step(run.directory)
+            if saved < 0:
                 raise Failure("no checkpoint was left")
             disk.set(f"size={PLENTY}")
             place.finish(run, log)
@@ -129,7 +127,7 @@ def _preprocess_on_small_disk(place: Workplace, folder: Path) -> Trial:
     with small_disk(folder, size_on_disk(place.tokens()) * 2 // 3) as disk:
         config = place.write_config("tokens_on_small_disk", "fp32", 1, tokens={"directory": str(folder / "tokens")})
         try:
-            check_refusal(Launch(python_command("launch/preprocess.py", None, "--config", str(config)), log), folder)
+            check_refusal(Launch(PREPROCESS, ["--config", str(config)], log), folder)
             disk.set(f"size={PLENTY}")
             place.prepare(config, log)
             check_tokens(place, folder / "tokens", [trial])
@@ -188,8 +186,7 @@ def not_finite_trial(place: Workplace, generator: random.Random, steps: int) -> 
             mark = place.folder / f"not_finite_{who}.mark"
             order = Order(TRAIN, "backward", str(mark), f"rank {victim}" if who == "one" else "any", call, action="nan")
             launch = place.start(run, place.logs / f"not_finite_{who}.log", order)
-            if (status := launch.finish()) != 0:
-                raise Failure(f"it did not go on to the end (status {status}): {launch.last_words()}")
+            launch.finish_well()
             if not mark.exists():
                 raise Failure("the fault did not strike")
             skipped = read_json(run.final(steps) / "state.json")["counts"]["skipped"]

@@ -1,7 +1,7 @@
 """Where a fault can strike inside a process of the program: the one table of patch points, and the order that picks one.
 
-The program knows nothing of this. victim.py reads an `Order` from the environment, replaces the named functions
-by ones that count their calls, and at the n-th call does what the order says. A mark file tells the rig that it happened.
+The program knows nothing of this. victim.py reads an `Order` from the environment, replaces the function of its point
+by one that counts its calls, and at the n-th call does what the order says. A mark file tells the rig that it happened.
 """
 
 from __future__ import annotations
@@ -73,14 +73,14 @@ POINTS: dict[str, Point] = {
 
 @dataclass(frozen=True)
 class Order:
-    """One fault: in which process, at which call of which phase, and what.
+    """One fault: in which process, at which call of which of POINTS, and what.
 
     program: the entry point that is run. victim: `rank 0`, `parent`, `worker` or `any`. every: at each call, not only at the n-th.
     seconds: how long `sleep` takes. mark: the file that says it has happened.
     """
 
     program: str
-    phase: str
+    point: str
     mark: str
     victim: str = "any"
     occurrence: int = 1
@@ -99,20 +99,20 @@ def read_order() -> Order | None:
     return Order(**json.loads(text)) if text else None
 
 
-def moments_of(phase: str) -> list[Moment]:
-    """When a phase's calls can be cut: before, after, and in the middle where it is known how."""
-    return ["before", "half", "after"] if POINTS[phase].half else ["before", "after"]
+def moments_of(point: str) -> list[Moment]:
+    """When a point's calls can be cut: before, after, and in the middle where it is known how."""
+    return ["before", "half", "after"] if POINTS[point].half else ["before", "after"]
 
 
 def install(order: Order, *, is_worker: bool) -> None:
-    """Replace the function of the order's phase, if this process is its victim. Raises LookupError where the program has none of that name.
+    """Replace the function of the order's point, if this process is its victim. Raises LookupError where the program has none of that name.
 
     is_worker: this process was started by another one of the program's, to preprocess.
     """
-    point = POINTS[order.phase]
+    point = POINTS[order.point]
     owner, name = find(point)
     if _is_victim(order.victim, is_worker):
-        setattr(owner, name, _replaced(getattr(owner, name), point, _Strike(order)))
+        setattr(owner, name, _replaced(getattr(owner, name), point, _Trigger(order)))
 
 
 def _is_victim(victim: str, is_worker: bool) -> bool:
@@ -135,8 +135,8 @@ def find(point: Point) -> tuple[Any, str]:
     return owner, name
 
 
-class _Strike:
-    """Counts the calls of one order over all its points, and does what it says."""
+class _Trigger:
+    """Counts the calls of an order's point, and does what it says."""
 
     def __init__(self, order: Order) -> None:
         self.order = order
@@ -178,12 +178,12 @@ class _Strike:
         raise AssertionError("killed")
 
 
-def _replaced(original: Callable[..., Any], point: Point, strike: _Strike) -> Callable[..., Any]:
+def _replaced(original: Callable[..., Any], point: Point, trigger: _Trigger) -> Callable[..., Any]:
     def call(*arguments: Any, **keywords: Any) -> Any:
         if point.file is not None:
             path = arguments[0].path if point.path == "self" else arguments[point.path]
             if not re.fullmatch(point.file, Path(path).name):
                 return original(*arguments, **keywords)
-        return strike.act(original, point, arguments, keywords) if strike.is_due() else original(*arguments, **keywords)
+        return trigger.act(original, point, arguments, keywords) if trigger.is_due() else original(*arguments, **keywords)
 
     return call

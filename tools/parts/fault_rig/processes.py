@@ -8,21 +8,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from lm1b.data.tokens.directory import TokenDirectory
-from lm1b.errors import UserError
 from lm1b.files import read_json
 from lm1b.training.run_folder import RunFolder
-from parts.fault_rig.compare import wrong_bytes, wrong_results
-from parts.fault_rig.launches import GONE_SECONDS, Launch, python_command
+from parts.fault_rig.compare import check_tokens, wrong_results
+from parts.fault_rig.launches import EVALUATE, GONE_SECONDS, PREPROCESS, Failure, Launch
 from parts.fault_rig.points import Moment, Order, moments_of
 from parts.fault_rig.table import Trial
-from parts.fault_rig.workplace import Failure, Workplace
+from parts.fault_rig.workplace import Workplace
 
 KILLS_A_CHAIN = 3
-EVALUATE, PREPROCESS = "launch/evaluate.py", "launch/preprocess.py"
+EVALUATION, PREPROCESSING = "evaluation line", "preprocessing"  # phases; the first is a point too
 
-# (points, victim, calls): what is cut in turn; with a worker as the victim two of them are at work, else the parent alone.
-PREPROCESSING = (
+# (point, victim, calls): what is cut in turn; with a worker as the victim two of them are at work, else the parent alone.
+PREPROCESSING_KILLS = (
     ("preprocessing: numbers", "worker", (1, 2)),
     ("preprocessing: shard", "worker", (1, 4)),
     ("preprocessing: publishing", "parent", (1, 8)),
@@ -35,7 +33,7 @@ PREPROCESSING = (
 def kill_once(trial: Trial, order: Order, arguments: list[str], log: Path) -> None:
     """Start an entry point with an order, and see it and all that belongs to it go."""
     trial.log = str(log)
-    launch = Launch(python_command(order.program, order, *arguments), log, order)
+    launch = Launch(order.program, arguments, log, order)
     mark = Path(order.mark)
     struck = launch.wait_until(mark.exists)
     if not launch.wait_gone():
@@ -54,7 +52,7 @@ def kill_evaluations(place: Workplace, generator: random.Random, number: int, st
     trained = place.undisturbed("fp32", steps).directory
     expected = Path(shutil.copytree(trained, place.folder / "evaluated"))
     finish_evaluation(expected, place.logs / "evaluated.log")
-    moments = moments_of("evaluation line")
+    moments = moments_of(EVALUATION)
     trials: list[Trial] = []
     while len(trials) < number:
         name = place.new_name("evaluation")
@@ -64,8 +62,8 @@ def kill_evaluations(place: Workplace, generator: random.Random, number: int, st
             # A kill may let a line or two pass; three checkpoints have six.
             call = generator.randint(1, 2) if index == 0 else 1
             moment: Moment = moments[(len(trials) + index) % len(moments)]
-            order = Order(EVALUATE, "evaluation line", str(place.folder / f"{name}_{index}.mark"), "any", call, moment)
-            chain.append(Trial("evaluator killed", f"{moment} line {call}", "evaluation line"))
+            order = Order(EVALUATE, EVALUATION, str(place.folder / f"{name}_{index}.mark"), "any", call, moment)
+            chain.append(Trial("evaluator killed", f"{moment} line {call}", EVALUATION))
             kill_once(chain[-1], order, ["--run", str(run), "--watch"], place.logs / f"{name}_{index}.log")
             on_trial(chain[-1])
         _finish(chain, lambda run=run, name=name: finish_evaluation(run, place.logs / f"{name}_end.log"))
@@ -77,9 +75,7 @@ def kill_evaluations(place: Workplace, generator: random.Random, number: int, st
 
 def finish_evaluation(run: Path, log: Path) -> None:
     """Score what is left. Raises Failure where that does not work."""
-    launch = Launch(python_command(EVALUATE, None, "--run", str(run), "--watch"), log)
-    if (status := launch.finish()) != 0:
-        raise Failure(f"the evaluator did not end well (status {status}): {launch.last_words()}")
+    Launch(EVALUATE, ["--run", str(run), "--watch"], log).finish_well()
 
 
 def kill_preprocessing(place: Workplace, generator: random.Random, number: int, on_trial: Callable[[Trial], None]) -> list[Trial]:
@@ -90,12 +86,12 @@ def kill_preprocessing(place: Workplace, generator: random.Random, number: int, 
         tokens = place.folder / f"{name}_tokens"
         chain = []
         for index in range(min(KILLS_A_CHAIN, number - len(trials))):
-            points, victim, calls = PREPROCESSING[(len(trials) + index) % len(PREPROCESSING)]
+            point, victim, calls = PREPROCESSING_KILLS[(len(trials) + index) % len(PREPROCESSING_KILLS)]
             processes = {"directory": str(tokens), "processes": 2 if victim == "worker" else 1}
             config = place.write_config(name, "fp32", 1, tokens=processes)
-            moment, call = generator.choice(moments_of(points)), generator.randint(*calls)
-            order = Order(PREPROCESS, points, str(place.folder / f"{name}_{index}.mark"), victim, call, moment)
-            chain.append(Trial("preprocessing killed", f"{points}: {victim}, {moment} call {call}", "preprocessing"))
+            moment, call = generator.choice(moments_of(point)), generator.randint(*calls)
+            order = Order(PREPROCESS, point, str(place.folder / f"{name}_{index}.mark"), victim, call, moment)
+            chain.append(Trial("preprocessing killed", f"{point}: {victim}, {moment} call {call}", PREPROCESSING))
             kill_once(chain[-1], order, ["--config", str(config)], place.logs / f"{name}_{index}.log")
             on_trial(chain[-1])
         config = place.folder / f"{name}.json"
@@ -103,21 +99,6 @@ def kill_preprocessing(place: Workplace, generator: random.Random, number: int, 
         check_tokens(place, tokens, chain)
         trials += chain
     return trials
-
-
-def check_tokens(place: Workplace, tokens: Path, trials: list[Trial]) -> None:
-    """Compare a token directory with the undisturbed one, file by file; nothing else may lie there."""
-    expected = place.tokens()
-    try:
-        TokenDirectory.open(tokens).verify()
-        if left_over := {path.name for path in tokens.iterdir()} - {path.name for path in expected.iterdir()}:
-            raise Failure(f"left over in the token directory: {', '.join(sorted(left_over))}")
-    except (UserError, Failure) as problem:
-        for trial in trials:
-            trial.fail(str(problem))
-    number = wrong_bytes(tokens, expected, leave_out=())
-    for trial in trials:
-        trial.wrong_bytes = number
 
 
 def _finish(trials: list[Trial], finish: Callable[[], None]) -> None:

@@ -14,15 +14,15 @@ from pathlib import Path
 import psutil
 
 from lm1b.files import read_json
-from parts.fault_rig.launches import Launch
+from parts.fault_rig.launches import TRAIN, Failure, Launch
 from parts.fault_rig.points import Moment, Order, moments_of
-from parts.fault_rig.workplace import EVERY, Failure, TrainingRun
+from parts.fault_rig.workplace import EVERY, TrainingRun
 
 PAUSE_LIMIT_SECONDS = 15.0  # the program's own time limit while a rank is paused
 PAUSE_GRACE_SECONDS = 75.0  # beyond it, until the others must have ended
 SLOW_STEP_SECONDS = 3.0
-TRAIN = "launch/train.py"
 RANDOM = "random moment"  # the phase of a kill that no named call marks
+LAUNCHER_KILLED = "launcher killed, ranks left alone"
 
 
 class Strike(ABC):
@@ -50,14 +50,14 @@ class Strike(ABC):
 class KillInPhase(Strike):
     """SIGKILL of one rank at the n-th call of a phase."""
 
-    def __init__(self, phase: str, points: str, victim: str, occurrence: int, moment: Moment) -> None:
+    def __init__(self, phase: str, point: str, victim: str, occurrence: int, moment: Moment) -> None:
         super().__init__("rank killed", f"{phase}: {victim}, {moment} call {occurrence}")
         self.phase, self.victim, self.occurrence = phase, victim, occurrence
-        self.points = points
+        self.point = point
         self.moment: Moment = moment
 
     def order(self, mark: Path) -> Order:
-        return Order(TRAIN, self.points, str(mark), self.victim or "any", self.occurrence, self.moment)
+        return Order(TRAIN, self.point, str(mark), self.victim or "any", self.occurrence, self.moment)
 
     def act(self, launch: Launch, run: TrainingRun, mark: Path) -> float | None:
         return float(read_json(mark)["at"]) if launch.wait_until(mark.exists) else None
@@ -113,7 +113,7 @@ class KillLauncher(FromOutside):
     """SIGTERM to the `deepspeed` command, or SIGKILL of all of the launcher: the ranks must notice, save and end."""
 
     def __init__(self, steps: int, *, runner_only: bool) -> None:
-        name = "SIGTERM to the runner alone" if runner_only else "launcher killed, ranks left alone"
+        name = "SIGTERM to the runner alone" if runner_only else LAUNCHER_KILLED
         super().__init__(name, name, steps, 0.0)
         self.steps: int = steps
         self.runner_only = runner_only
@@ -154,19 +154,22 @@ class PauseRank(FromOutside):
 
 @dataclass(frozen=True)
 class Phase:
-    """A phase of training in which a rank is killed. calls: from which to which call; moments: None takes all that there are."""
+    """A phase of training in which a rank is killed.
+
+    point: one of POINTS; calls: from which to which of its calls; moments: None takes all that there are.
+    """
 
     name: str
-    points: str
+    point: str
     calls: tuple[int, int]
     moments: tuple[Moment, ...] | None = None
     first_rank_only: bool = False
 
     def draw(self, generator: random.Random, ranks: int, number: int) -> KillInPhase:
         """The number-th kill in this phase: moments take turns, the rest is drawn."""
-        moments = self.moments or moments_of(self.points)
+        moments = self.moments or moments_of(self.point)
         victim = 0 if self.first_rank_only else generator.randrange(ranks)
-        return KillInPhase(self.name, self.points, f"rank {victim}", generator.randint(*self.calls), moments[number % len(moments)])
+        return KillInPhase(self.name, self.point, f"rank {victim}", generator.randint(*self.calls), moments[number % len(moments)])
 
 
 # A training comes at most two checkpoints further before one of these strikes.

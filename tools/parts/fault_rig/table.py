@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lm1b.markdown import markdown_table
+
 
 @dataclass
 class Trial:
@@ -99,9 +101,9 @@ def phase_counts(trials: Sequence[Trial]) -> dict[str, int]:
 
 def as_text(trials: Sequence[Trial], *, markdown: bool) -> str:
     """The table, in Markdown or in columns for a terminal."""
-    lines = [HEADERS, *(row.cells() for row in rows_of(trials))]
+    rows = [row.cells() for row in rows_of(trials)]
     if markdown:
-        lines.insert(1, ["---"] * len(HEADERS))
-        return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+        return markdown_table(HEADERS, rows)
+    lines = [HEADERS, *rows]
     widths = [max(len(cells[column]) for cells in lines) for column in range(len(HEADERS))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip() for cells in lines)

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where it finds `parts`
 
 from lm1b.errors import run_command
 from parts.fault_rig.points import install, read_order

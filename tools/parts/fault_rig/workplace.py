@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from lm1b.files import read_json_lines
-from lm1b.training.checkpoints.checkpoint import checkpoint_folder, list_checkpoints
+from lm1b.training.checkpoints.checkpoint import checkpoint_folder
 from lm1b.training.run_folder import RunFolder
-from parts.fault_rig.launches import Launch, python_command, training_command
+from parts.fault_rig.launches import PREPROCESS, TRAIN, Launch
 from parts.fault_rig.points import Order
 from parts.harness.corpora import write_corpus
 
@@ -28,10 +28,6 @@ FLAVOURS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "bf16": {"training": {"precision": "bf16", "zero_stage": 2, "micro_batches": 2}, "optimizer": {"kind": "adam", "learning_rate": 0.002}},
 }
-
-
-class Failure(Exception):
-    """Something that was expected of the program did not happen; the text says what."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +51,6 @@ class TrainingRun:
         partial = RunFolder(self.directory).checkpoints.glob("step_*.partial")
         steps = [int(match.group(1)) for path in partial if (match := re.fullmatch(r"step_(\d+)\.partial", path.name))]
         return max(steps, default=None)
-
-    def saved(self) -> int:
-        """Step of the newest complete checkpoint, 0 where there is none."""
-        return max((checkpoint.step for checkpoint in list_checkpoints(self.directory)), default=0)
 
     def final(self, step: int) -> Path:
         return checkpoint_folder(self.directory, step)
@@ -111,19 +103,15 @@ class Workplace:
         variables: dict[str, str] | None = None,
     ) -> Launch:
         """Start training under the launcher."""
-        return Launch(training_command(run.config, self.ranks, order), log, order, variables)
+        return Launch(TRAIN, ["--config", str(run.config)], log, order, ranks=self.ranks, variables=variables)
 
     def finish(self, run: TrainingRun, log: Path) -> None:
         """Train to the end, undisturbed. Raises Failure where that does not work."""
-        launch = self.start(run, log)
-        if (status := launch.finish()) != 0:
-            raise Failure(f"it did not go on to the end (status {status}): {launch.last_words()}")
+        self.start(run, log).finish_well()
 
     def prepare(self, config: Path, log: Path) -> None:
         """Preprocess, undisturbed. Raises Failure where that does not work."""
-        launch = Launch(python_command("launch/preprocess.py", None, "--config", str(config)), log)
-        if (status := launch.finish()) != 0:
-            raise Failure(f"preprocessing did not go on to the end (status {status}): {launch.last_words()}")
+        Launch(PREPROCESS, ["--config", str(config)], log).finish_well()
 
     def tokens(self) -> Path:
         """The token directory that nobody disturbs; made when first asked for."""

@@ -18,7 +18,8 @@ def read_counts(path: Path | str | None, vocabulary: int | None = None) -> np.nd
     if path is None:
         return 1e9 / np.arange(1, (vocabulary or VOCABULARY_SIZE) + 1)
     try:
-        counts_V = np.load(path, allow_pickle=False)
+        with open(path, "rb") as file:
+            counts_V = np.lib.format.read_array(file, allow_pickle=False)
     except ValueError as error:
         raise UserError(f"{path}: expected a .npy file of word counts ({error})") from None
     if (

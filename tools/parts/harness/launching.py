@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import sys
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-TOOLS = REPOSITORY / "tools"
 DEEPSPEED = str(Path(sys.executable).with_name("deepspeed"))  # beside this Python, whatever PATH says
 
 
@@ -22,8 +20,3 @@ def free_port() -> int:
 def ranks_command(ranks: int, script: Path | str, *arguments: str) -> list[str]:
     """DeepSpeed's launcher on a port of its own, with so many ranks of this machine."""
     return [DEEPSPEED, "--num_gpus", str(ranks), "--master_port", str(free_port()), str(script), *arguments]
-
-
-def python_path(*folders: Path) -> str:
-    """PYTHONPATH of a process that finds modules in these folders first."""
-    return os.pathsep.join(filter(None, [*map(str, folders), os.environ.get("PYTHONPATH")]))

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where it finds `parts`
 
 from lm1b.memory import peak_memory_mb
 from lm1b.training.engine.process_group import start_ranks, stop_ranks
@@ -38,10 +38,10 @@ def interface_bytes(name: str) -> tuple[int, int]:
 
 
 class Case:
-    """A training step with some settings, and what its turns were."""
+    """A training step, and what its turns were."""
 
-    def __init__(self, step: TrainingStep, settings: list[str]) -> None:
-        self.step, self.settings = step, settings
+    def __init__(self, step: TrainingStep) -> None:
+        self.step = step
         self.seconds: list[float] = []
         self.sent = self.received = 0
         self.waiting = [0.0] * len(WAITED_FOR)
@@ -63,15 +63,11 @@ class Case:
     def as_json(self) -> dict[str, Any]:
         count = len(self.seconds)
         return {
-            "settings": self.settings,
-            "steps": count,
             "step_seconds": statistics.median(self.seconds),
             "sent_bytes": self.sent / count,
             "received_bytes": self.received / count,
             "waiting_seconds": {part: seconds / count for part, seconds in zip(WAITED_FOR, self.waiting, strict=True)},
             "core_parameters": self.step.engine.core_size,
-            "embedding": self.step.tables.input.width,
-            "output_width": self.step.model.output_width,
         }
 
 
@@ -95,7 +91,7 @@ def main() -> None:
     for settings in arguments.cases:
         config = shape_config(arguments.shape, arguments.precision, [*arguments.set, *settings])
         tables = cases[0].step.tables if cases else None
-        cases.append(Case(build_step(config, counts_V, ranks, arguments.precision, tables), settings))
+        cases.append(Case(build_step(config, counts_V, ranks, arguments.precision, tables)))
     for _ in range(arguments.turns):
         for case in cases:
             case.turn(arguments.steps, arguments.interface)

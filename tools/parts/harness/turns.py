@@ -19,7 +19,6 @@ from types import TracebackType
 from typing import IO, Any
 
 from lm1b.errors import UserError
-from parts.harness.launching import TOOLS, python_path
 
 START_SECONDS, ANSWER_SECONDS = 180.0, 600.0
 
@@ -39,8 +38,7 @@ class Workers:
         self._listener.bind(path)
         self._listener.listen(count)
         self._listener.settimeout(1.0)
-        # Workers import these parts too.
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": python_path(TOOLS)}
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         self._process = subprocess.Popen(
             [*command, "--socket", path], stdout=self._log, stderr=self._log, env=environment, process_group=0, stdin=subprocess.DEVNULL
         )

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from lm1b.errors import UserError
+from lm1b.markdown import markdown_table
 
 Curve = Sequence[dict[str, Any]]
 # What two groups must share to be compared; precision, threads and the device may differ.
@@ -72,6 +73,8 @@ def compare(ours: Sequence[Curve], theirs: Sequence[Curve]) -> list[Row]:
     for curves in (ours, theirs):
         if len(curves) < 2:
             raise UserError(f"seed noise needs two seeds of each, found {len(curves)}; train one more with --seeds")
+        if any(all(point["word_perplexity"] is None for point in curve) for curve in curves):
+            raise UserError("a seed has no finite perplexity at all, so there is nothing to compare; train another one with --seeds")
     first, last = max(curve[0]["words"] for curve in theirs), min(curve[-1]["words"] for curve in theirs)
     shared = set.intersection(*({point["words"] for point in curve} for curve in ours))
     words_n = [words for words in sorted(shared) if first <= words <= last]
@@ -97,9 +100,17 @@ def check_comparable(ours: dict[str, Any], theirs: dict[str, Any], where: str) -
 
 def as_text(rows: Sequence[Row], ours: str, theirs: str) -> str:
     """A Markdown table and the verdict."""
-    lines = [f"| words | {ours} | {theirs} | difference | spread of the seeds | |", "|---|---|---|---|---|---|"]
-    for row in rows:
-        verdict = "within" if row.is_within else "beyond"
-        lines.append(f"| {row.words:,} | {row.ours:.2f} | {row.theirs:.2f} | {row.difference:+.2%} | {row.spread:.2%} | {verdict} |")
+    cells = [
+        [
+            f"{row.words:,}",
+            f"{row.ours:.2f}",
+            f"{row.theirs:.2f}",
+            f"{row.difference:+.2%}",
+            f"{row.spread:.2%}",
+            "within" if row.is_within else "beyond",
+        ]
+        for row in rows
+    ]
+    table = markdown_table(["words", ours, theirs, "difference", "spread of the seeds", ""], cells)
     within = sum(row.is_within for row in rows)
-    return "\n".join([*lines, "", f"The difference of the means is within the spread of the seeds at {within} of {len(rows)} points."])
+    return f"{table}\n\nThe difference of the means is within the spread of the seeds at {within} of {len(rows)} points."

@@ -26,8 +26,8 @@ from lm1b.sequence_tasks.dynamics import (
     state_norms,
     steps_to_overflow,
 )
-from lm1b.sequence_tasks.experiment.provenance import provenance
 from lm1b.sequence_tasks.papers.kept import rounded, write_compact_json
+from parts.harness.results import made_by
 
 SHORT_STEPS = 20
 GROWTH = 1.014
@@ -79,8 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Measure, and write the file."""
     torch.set_num_threads(1)
     facts = {"units": UNITS, "sequences": SEQUENCES, "share_of_pixels_lit": PIXELS_LIT}
-    command = "python tools/paper_results.py dynamics --json results/papers/dynamics.json"
     found = measure()
     overflow = found.pop("overflow")  # whose growth differs in the fourth digit
-    write_compact_json(arguments.json, {"provenance": provenance(command), **facts, **rounded(found), "overflow": rounded(overflow, 6)})
+    write_compact_json(arguments.json, {"provenance": made_by(), **facts, **rounded(found), "overflow": rounded(overflow, 6)})
     print(f"{arguments.json}: {arguments.json.stat().st_size:,} bytes", flush=True)

@@ -9,6 +9,7 @@ file of `tools/paper_results.py language-models` is taken too.
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,23 @@ from lm1b.files import read_json
 from lm1b.sequence_tasks.papers.kept import rounded, shorten, write_compact_json, write_kept
 
 
+def _as_json(value: Any) -> Any:
+    """The same with null for a number that is not finite, which JSON has none for: the perplexity of what has diverged."""
+    if isinstance(value, dict):
+        return {key: _as_json(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_as_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def neutral_language_models(value: Any) -> dict[str, Any]:
-    """The same without paths of this machine in its settings. Raises UserError for a file of another kind."""
+    """The same without paths of this machine in its settings, all of it JSON. Raises UserError for a file of another kind."""
     if not isinstance(value, dict) or "cells" not in value:
         raise UserError("not what `tools/paper_results.py language-models` writes (`cells` is missing)")
     for cell in value["cells"].values():
         for run in cell.get("runs", {}).values():
             run["settings"] = [setting for setting in run["settings"] if not setting.startswith("run.directory=")]
-    return value
+    return _as_json(value)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

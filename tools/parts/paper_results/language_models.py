@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -24,19 +25,14 @@ from typing import Any
 import torch
 
 from lm1b.config import load_config
-from lm1b.console import now
 from lm1b.errors import UserError
 from lm1b.files import read_json, read_json_lines, write_json
 from lm1b.precision import resolve_precision
-from lm1b.sequence_tasks.experiment.provenance import machine
-from lm1b.training.log.run_log import git_revision
 from lm1b.training.run_folder import RunFolder
 from parts.harness.launching import REPOSITORY
-from parts.harness.trial import try_settings
+from parts.harness.results import made_by
+from parts.harness.scored_training import try_settings
 
-COMMAND = (
-    "python tools/paper_results.py language-models --corpus NEWS_MIX --files SHARD_10 SHARD_11 --json results/papers/language_models.json"
-)
 CONFIG = REPOSITORY / "configs" / "papers" / "language_model.json"
 RATES = (0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008)  # of the core, by Adam
 SEARCH_SENTENCES = 800
@@ -84,7 +80,7 @@ class Table:
 
     def save(self) -> None:
         """Write the file."""
-        write_json(self.path, {"command": COMMAND, "config": "configs/papers/language_model.json", "cells": self.cells})
+        write_json(self.path, {**made_by(), "config": "configs/papers/language_model.json", "cells": self.cells})
 
     def launch(self, script: str, *arguments: str) -> None:
         """Run one of our own commands. Raises UserError where it fails."""
@@ -106,9 +102,10 @@ class Table:
                     config = load_config(CONFIG, settings)
                     steps = round(share * (config.training.total_steps or 0))
                     print(f"{cell}: core learning rate {rate}, {steps} steps", flush=True)
-                    tried[str(rate)] = try_settings(config, 0.0, steps, SEARCH_SENTENCES, (1.0,))["curve"][-1][1]
+                    tried[str(rate)] = try_settings(config, SEARCH_SENTENCES, num_steps=steps, shares=(1.0,))["curve"][-1][1]
                 self.save()
-        return sorted(rates, key=lambda rate: float(tried[str(rate)]))[: max(1, len(rates) // 2)]
+        # None: it has diverged.
+        return sorted(rates, key=lambda rate: math.inf if tried[str(rate)] is None else tried[str(rate)])[: max(1, len(rates) // 2)]
 
     def search(self, cell: str) -> float:
         """The cell's learning rate."""
@@ -135,8 +132,7 @@ class Table:
         scored = [{**each.only(kept), "files": [Path(file).name for file in each.files]} for each in evaluations]
         metrics = read_json_lines(RunFolder(folder).metrics)[-1]
         told = [setting for setting in settings if not setting.startswith(("corpus.path", "tokens.directory", "run.directory"))]
-        where = {"revision": git_revision(), "machine": machine(), "finished_at": now()}
-        runs[name] = {"seed": seed, "epochs": epochs, **where, "settings": told, "scored": scored, "last_metrics": metrics}
+        runs[name] = {"seed": seed, "epochs": epochs, **made_by(), "settings": told, "scored": scored, "last_metrics": metrics}
         self.save()
 
 

@@ -49,7 +49,7 @@ BEHIND_THE_STEP = ("counts", "ids", "marks", "early rows", "row gradients")
 
 @dataclass(frozen=True)
 class Machine:
-    """Where ranks run. ranks_per_host, cores: of a host. own_cores: whether the network is the cores' own work, as loopback is."""
+    """Where ranks run. ranks_per_host, cores: of a host. is_loopback: whether the network is the cores' own work, as loopback is."""
 
     ranks_per_host: int = 1
     cores: int | None = None
