@@ -18,7 +18,8 @@ from matplotlib.legend import Legend
 from lm1b.config import Config, override_config
 from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.errors import UserError
-from lm1b.evaluation.report.baselines import baseline_key, find_baselines
+from lm1b.evaluation.report import report as report_module
+from lm1b.evaluation.report.baselines import find_baselines, levels_of
 from lm1b.evaluation.report.ngram import KneserNeyTrigram
 from lm1b.evaluation.report.perplexities import COLUMNS, is_comparable, table_rows
 from lm1b.evaluation.report.published import PUBLISHED
@@ -118,7 +119,7 @@ def test_no_baselines_on_a_text_that_has_changed(config: Config, tmp_path: Path)
     file.write_text("w1 w2\nw3\n")
     found, notes = find_baselines(run, directory / "report" / "baselines.json")
     assert (len(found), notes) == (2, [])
-    assert {baseline_key(line) for line in run.evaluations} == set(found)
+    assert {line.text_key for line in run.evaluations} == set(found)
 
 
 def test_two_runs_share_the_baselines_of_a_text(config: Config, tmp_path: Path) -> None:
@@ -128,6 +129,26 @@ def test_two_runs_share_the_baselines_of_a_text(config: Config, tmp_path: Path) 
     assert len(re.findall(r"^run +\d", table, re.M)) == 2
     assert len(re.findall(r"^other +\d", table, re.M)) == 1
     assert table.count("trigram, Kneser-Ney") == 1
+
+
+def test_words_and_pieces_of_one_text_have_trigrams_of_their_own(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many predictions, other figures: a run's own line is not lost beside another vocabulary's."""
+    run = RunRecord.read(Path(config.run.directory))
+    found = []
+    for evaluation, trigram in ((made_evaluation(), 140.8), (made_evaluation(vocabulary="1" * 64, tokens=400, label="open"), 333.0)):
+        found += levels_of(replace(run, evaluations=[evaluation]), {evaluation.text_key: {"trigram": trigram}})
+    assert found == [
+        ("Kneser-Ney trigram, 200 predictions", 140.8),
+        ("Kneser-Ney trigram, 200 predictions in 400 pieces (open)", 333.0),
+    ]
+    drawn: list[Any] = []
+    levels = {"run": found[:1], "other": found[1:]}
+    monkeypatch.setattr(report_module, "levels_of", lambda run, baselines: levels[run.name])
+    monkeypatch.setattr(report_module, "draw_curves", lambda runs, levels, path: drawn.append(levels))
+    other = Path(config.run.directory).with_name("other")
+    shutil.copytree(config.run.directory, other)
+    report([Path(config.run.directory), Path(config.run.directory), other])
+    assert drawn == [found]
 
 
 def test_a_run_without_results_and_no_run_at_all(config: Config, tmp_path: Path) -> None:

@@ -31,6 +31,11 @@ def is_test_text(split: str, official: str | None) -> bool:
     return split == "test" or official == TEST_FILE
 
 
+def text_key(vocabulary: str, split: str, files: Sequence[str], predictions: int, unknown: int) -> str:
+    """Names a text and the vocabulary that spells it; the key of a run's report/baselines.json. vocabulary: its fingerprint."""
+    return f"{vocabulary} {split} {' '.join(files)} {predictions} {unknown}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """A text's nats under one kind of weights of one checkpoint. The fields are the line's, in its order.
@@ -87,10 +92,19 @@ class Evaluation:
         """Some of the line's keys and values, in the order of `names`."""
         return {name: getattr(self, name) for name in names}
 
+    @property
+    def text_key(self) -> str:
+        """Names the text and the vocabulary that spells it: equal for two results whose figures may be laid side by side."""
+        return text_key(self.vocabulary, self.split, self.files, self.predictions, self.unknown)
+
+    @property
+    def protocol(self) -> tuple[str, int | None, str]:
+        """How it was scored, whatever the text and the weights: state, lanes and precision."""
+        return self.state, self.lanes, self.precision
+
     def made_with(self, settings: EvaluationConfig) -> bool:
         """Whether it was made with these settings, whatever the text and the weights."""
-        lanes = settings.lanes if settings.state == "carry" else None
-        return (self.state, self.precision, self.lanes) == (settings.state, settings.precision, lanes)
+        return self.protocol == (settings.state, settings.lanes if settings.state == "carry" else None, settings.precision)
 
     @property
     def stands_for(self) -> set[Weights]:
@@ -124,6 +138,17 @@ class Evaluation:
         return f"{EVALUATED['word_perplexity'].tag}/{self.split}_{self.state}_{self.weights}"
 
     @property
+    def state_in_words(self) -> str:
+        """`carry, 32 lanes` or `reset`."""
+        return f"{self.state}, {self.lanes} lanes" if self.lanes else self.state
+
+    @property
+    def predictions_in_words(self) -> str:
+        """How many, and of how many pieces where words are spelled by pieces."""
+        spelled = f" in {self.tokens:,} pieces ({self.label})" if self.tokens not in (None, self.predictions) else ""
+        return f"{self.predictions:,} predictions{spelled}"
+
+    @property
     def unknown_percent(self) -> float:
         """Of the predictions, those of `<UNK>`."""
         return 100 * self.unknown / self.predictions
@@ -131,15 +156,13 @@ class Evaluation:
     def in_words(self) -> str:
         """The result, one line."""
         perplexity = "not a finite number" if self.word_perplexity is None else f"{self.word_perplexity:.2f}"
-        lanes = f", {self.lanes} lanes" if self.lanes else ""
         checked = ""
         if self.official:
             counted = self.official in HELD_OUT_COUNTS and self.vocabulary_size == VOCABULARY_SIZE
             checked = " (official by its MD5" + (", and its counts are the published ones)" if counted else ")")
-        spelled = f" in {self.tokens:,} pieces ({self.label})" if self.tokens not in (None, self.predictions) else ""
         return (
-            f"step {self.step}: word perplexity {perplexity} on {self.text_name}{checked}: {self.predictions:,} predictions{spelled}, "
-            f"{self.unknown_percent:.2f} % unknown, {self.state}{lanes}, {self.weights} weights, {self.precision}, {self.seconds:.1f} s"
+            f"step {self.step}: word perplexity {perplexity} on {self.text_name}{checked}: {self.predictions_in_words}, "
+            f"{self.unknown_percent:.2f} % unknown, {self.state_in_words}, {self.weights} weights, {self.precision}, {self.seconds:.1f} s"
         )
 
 

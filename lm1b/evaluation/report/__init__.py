@@ -6,7 +6,7 @@ baselines.py      their perplexities of the texts that a run was scored on, coun
 published.py      figures of the literature, each with what one has to know before comparing
 perplexities.py   the table of perplexities, beside the baselines
 breakdown.py      where a text's nats go, how sure a perplexity is, whether two runs differ
-details.py        tables of that for the newest scores
+details.py        tables of that for what was scored last
 settings.py       settings, environment and commands, side by side
 curves.py         curves against words, steps and time
 sections.py       all parts in order, as Markdown and places for charts

@@ -112,7 +112,7 @@ def compare(one: TokenNats, other: TokenNats) -> Interval:
 
     Raises ValueError where they are not of the same text and vocabulary.
     """
-    if one.text_key != other.text_key:
+    if one.ids_key != other.ids_key:
         raise ValueError("not the same text and vocabulary")
     difference_S = other.by_sentence(other.nats_N) - one.by_sentence(one.nats_N)
     counts_S = one.by_sentence(one.counts_N)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lm1b.data.text.benchmark import HELD_OUT_COUNTS, VOCABULARY_SIZE
-from lm1b.evaluation.report.baselines import Baselines, baseline_key
+from lm1b.evaluation.report.baselines import Baselines
 from lm1b.evaluation.report.records import RunRecord
 from lm1b.training.evaluations import TEST_FILE, Evaluation
 
@@ -18,7 +18,7 @@ def table_rows(run: RunRecord, baselines: Baselines) -> list[list[str]]:
     """One row of COLUMNS a result; the best on validation is marked with a star."""
     best, rows = run.best(), []
     for each in run.evaluations:
-        beside = baselines.get(baseline_key(each), {})
+        beside = baselines.get(each.text_key, {})
         perplexity, epoch = each.word_perplexity, each.epoch
         rows.append([
             run.name,
@@ -27,7 +27,7 @@ def table_rows(run: RunRecord, baselines: Baselines) -> list[list[str]]:
             f"{run.words_at(each.step):,}",
             each.split,
             each.files_in_short,
-            f"carry, {each.lanes} lanes" if each.state == "carry" else each.state,
+            each.state_in_words,
             each.weights,
             each.precision,
             f"{each.predictions:,}",
@@ -41,7 +41,7 @@ def table_rows(run: RunRecord, baselines: Baselines) -> list[list[str]]:
 def baseline_rows(run: RunRecord, baselines: Baselines) -> list[tuple[list[str], str]]:
     """A row of COLUMNS for each baseline on each text that the run was scored on, and which baseline it is."""
     rows = []
-    for key, each in {baseline_key(each): each for each in run.evaluations}.items():
+    for key, each in {each.text_key: each for each in run.evaluations}.items():
         beside = baselines.get(key, {})
         for name, label in (("unigram", "unigram, add one"), ("trigram", "trigram, Kneser-Ney")):
             if beside.get(name) is not None:

@@ -26,12 +26,12 @@ def report(run_directories: list[Path], out: Path | None = None) -> str:
     out = out or runs[0].folder.report
     rows: list[list[str]] = []
     notes: list[str] = []
-    levels: Levels = {}
+    levels: Levels = []
     seen: set[str] = set()
     for run in runs:
         baselines, problems = find_baselines(run, run.folder.baselines)
         notes += problems
-        levels |= levels_of(run, baselines)
+        levels += [level for level in levels_of(run, baselines) if level not in levels]  # runs on the same text share it
         rows += table_rows(run, baselines)
         # Runs on the same text share its baselines: shown once.
         more = {"".join(row[1:]) + label: row for row, label in baseline_rows(run, baselines)}

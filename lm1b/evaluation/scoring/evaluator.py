@@ -95,11 +95,11 @@ class Evaluator:
 
     def scored(self) -> set[tuple[int, Weights]]:
         """(step, kind of weights) that evaluations.jsonl already has for this text and these settings."""
-        wanted = (self.text.split, self.text.fingerprint, self.text.predictions)
+        wanted = self.text.key
         return {
             (each.step, kind)
             for each in self.folder.read_evaluations()
-            if (each.split, each.vocabulary, each.predictions) == wanted and each.made_with(self.config.evaluation)
+            if each.text_key == wanted and each.made_with(self.config.evaluation)
             for kind in each.stands_for
         }
 

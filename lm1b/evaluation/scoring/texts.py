@@ -18,7 +18,7 @@ from lm1b.data.text.benchmark import HELD_OUT_COUNTS, VOCABULARY_SIZE, official_
 from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.data.vocabulary.vocabulary import Label, Vocabulary
 from lm1b.errors import UserError
-from lm1b.training.evaluations import is_test_text
+from lm1b.training.evaluations import is_test_text, text_key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +58,11 @@ class ScoredText:
             label=vocabulary.label,
             begins_N=None if vocabulary.kind == "words" else vocabulary.begins(tokens_N),
         )
+
+    @property
+    def key(self) -> str:
+        """As `Evaluation.text_key` of a result on it."""
+        return text_key(self.fingerprint, self.split, self.files, self.predictions, self.unknown)
 
     @property
     def sentences(self) -> int:

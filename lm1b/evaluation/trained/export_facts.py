@@ -22,8 +22,7 @@ def _known_perplexities(evaluations: list[Evaluation], step: int, kind: str, fin
     newest = {}
     for each in evaluations:
         if (each.step, each.weights, each.vocabulary) == (step, kind, fingerprint):
-            text = (each.split, each.predictions, *(each.files if each.is_of_files else ()))
-            newest[text, each.state, each.lanes, each.precision] = each.only(EVALUATION_FACTS)
+            newest[each.text_key, each.protocol] = each.only(EVALUATION_FACTS)
     return list(newest.values())
 
 
