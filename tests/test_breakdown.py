@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,15 @@ def test_bands_by_hand() -> None:
     }
     places = {part.name: part.predictions for part in by_position(tokens)}
     assert places == {"word 1": 2, "word 2": 2, "words 3 to 5": 3, "words 6 to 10": 1}
+
+
+def test_a_diverged_run_s_nats_are_shown_and_end_nothing() -> None:
+    """Mean nats whose exponential no float holds."""
+    tokens = replace(made_nats(1), nats_N=np.full_like(made_nats(1).nats_N, 800.0))
+    assert confidence(tokens) == (math.inf, math.inf, math.inf)
+    assert {part.perplexity for part in [*by_frequency(tokens), *by_position(tokens)]} == {math.inf}
+    assert compare(made_nats(1), tokens).low == math.inf
+    assert compare(tokens, made_nats(1)).high == 0.0
 
 
 def test_the_interval_has_the_width_that_theory_gives() -> None:

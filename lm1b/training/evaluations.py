@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -23,12 +24,25 @@ from lm1b.metrics import EVALUATED
 
 Weights = Literal["raw", "ema"]
 KINDS: dict[str, list[Weights]] = {"raw": ["raw"], "ema": ["ema"], "both": ["ema", "raw"]}  # by evaluation.weights
+LARGEST_MEAN_NATS = 700.0  # their exponential is a float, with room for sums
 TEST_FILE = "news.en.heldout-00000-of-00050"  # the benchmark's: every look at it is counted
 
 
 def is_test_text(split: str, official: str | None) -> bool:
     """Whether scoring a text is a look at a test text. official: the name of the benchmark's file that it is."""
     return split == "test" or official == TEST_FILE
+
+
+def check_weights(weights: str) -> None:
+    """Raises UserError for a kind of weights that is none."""
+    if weights not in KINDS["both"]:
+        raise UserError(f"weights must be one of {', '.join(KINDS['both'])}, found {weights}")
+
+
+def perplexity(nats: float, predictions: float) -> float:
+    """exp(nats / predictions), the one place where nats become a perplexity; infinite where that is beyond a float, or no number."""
+    mean = nats / predictions
+    return math.exp(mean) if mean < LARGEST_MEAN_NATS else math.inf
 
 
 def text_key(vocabulary: str, split: str, files: Sequence[str], predictions: int, unknown: int) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.data.tokens.remote import open_tokens
 from lm1b.errors import UserError, describe_os_error
@@ -14,7 +12,7 @@ from lm1b.evaluation.report.ngram import fit_baselines
 from lm1b.evaluation.report.records import RunRecord
 from lm1b.evaluation.scoring.texts import ScoredText, text_of_files, text_of_split
 from lm1b.files import read_json, write_json
-from lm1b.training.evaluations import Evaluation
+from lm1b.training.evaluations import Evaluation, perplexity
 
 Baselines = dict[str, dict[str, Any]]
 
@@ -65,8 +63,8 @@ def _count_baselines(tokens: TokenDirectory, texts: dict[str, ScoredText]) -> Ba
     )
     return {
         key: {
-            "unigram": float(np.exp(unigram.nats(text.tokens_N).sum() / text.predictions)),
-            "trigram": None if trigram is None else float(np.exp(trigram.nats(text.tokens_N).sum() / text.predictions)),
+            "unigram": perplexity(unigram.nats(text.tokens_N).sum(), text.predictions),
+            "trigram": None if trigram is None else perplexity(trigram.nats(text.tokens_N).sum(), text.predictions),
             "training_tokens": train.num_tokens,
         }
         for key, text in texts.items()

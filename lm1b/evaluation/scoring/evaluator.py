@@ -70,15 +70,20 @@ class Evaluator:
         settings = self.config.evaluation
         kinds = kinds or KINDS[settings.weights]
         settings = settings.model_copy(update={"weights": "both" if len(kinds) > 1 else kinds[0]})
-        what, total = f"{checkpoint.path.name} on {self.text.split}", len(kinds) * len(self.text.tokens_N)
-        with Progress(what, total, "word", shown=self.ranks.is_first) as bar:
+        what, length = f"{checkpoint.path.name} on {self.text.split}", len(self.text.tokens_N)
+        with Progress(what, length, "token", shown=self.ranks.is_first) as bar:
+
+            def on_scored(n: int, total: int) -> None:
+                bar.total = total  # known once it is seen which weights the checkpoint holds
+                bar.update(n)
+
             found = evaluate_checkpoint(
                 checkpoint,
                 settings,
                 self.text,
                 ranks=self.ranks,
-                on_scored=bar.update,
-                on_nats=self._keep_nats if len(self.text.tokens_N) <= LARGEST_TOKENS else None,
+                on_scored=on_scored,
+                on_nats=self._keep_nats if length <= LARGEST_TOKENS else None,
             )
         if self.ranks.is_first:
             look = uuid.uuid4().hex

@@ -20,6 +20,8 @@ from lm1b.data.vocabulary.vocabulary import Label, Vocabulary
 from lm1b.errors import UserError
 from lm1b.training.evaluations import is_test_text, text_key
 
+LOOKED_AT_TOGETHER = 1 << 20  # ids, which numpy makes int64
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredText:
@@ -78,6 +80,14 @@ class ScoredText:
     def words(self) -> int:
         """Number of words, without the ends of sentences."""
         return self.predictions - self.sentences
+
+    def distinct_ids(self) -> np.ndarray:
+        """The ids that occur, and that of `</S>`, which stands before the first: int64, rising. No copy of a long text is made."""
+        seen_V = np.zeros(max(int(self.tokens_N.max()), self.end_id) + 1, bool)
+        for start in range(0, len(self.tokens_N), LOOKED_AT_TOGETHER):
+            seen_V[self.tokens_N[start : start + LOOKED_AT_TOGETHER]] = True
+        seen_V[self.end_id] = True
+        return np.flatnonzero(seen_V)
 
     @property
     def is_test(self) -> bool:

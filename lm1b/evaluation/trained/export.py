@@ -44,7 +44,7 @@ from lm1b.evaluation.trained.open import Trained, choose_checkpoint, open_traine
 from lm1b.files import digest_of_file, flush_folder, needing_space, write_json, write_sealed_json
 from lm1b.training.checkpoints.checkpoint import Checkpoint, table_file
 from lm1b.training.checkpoints.tensor_file import DTYPE_NAMES, ELEMENT_BYTES, MatrixInFile, TensorFile, bytes_of
-from lm1b.training.evaluations import Weights
+from lm1b.training.evaluations import Weights, check_weights
 from lm1b.training.run_folder import RunFolder
 
 LARGEST_FILE_BYTES = 2_000_000_000  # more is sharded; a table that is larger has a file of its own
@@ -87,6 +87,7 @@ def export_run(
     Raises UserError where there is no such checkpoint, it is damaged, or `out` holds something already.
     """
     dtype = dtype_of(precision)
+    check_weights(weights)
     run_directory, out = Path(run_directory), Path(os.path.abspath(out))
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out}: there is something already; name a folder that is not there or is empty")

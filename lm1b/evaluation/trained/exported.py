@@ -39,7 +39,7 @@ from lm1b.files import read_json, read_sealed_json
 from lm1b.model.language_model import LanguageModel
 from lm1b.training.checkpoints.checkpoint import damage_of, is_file_list
 from lm1b.training.checkpoints.tensor_file import read_tensor
-from lm1b.training.evaluations import Weights
+from lm1b.training.evaluations import Weights, check_weights
 from lm1b.training.run_folder import RunFolder
 
 FORMAT_VERSION = 1
@@ -59,8 +59,9 @@ def load_model(
     """A run's checkpoint or an exported model, ready to be asked; options as of `load_run`.
 
     An exported model is one checkpoint and one kind of weights: another choice is a UserError. precision: to compute in, whatever
-    the files are in. Raises UserError where there is no such model, or it is damaged.
+    the files are in. Raises UserError where there is no such model, it is damaged, or a choice is none.
     """
+    check_weights(weights)
     if not is_export(Path(path)):
         return load_run(path, checkpoint=checkpoint, weights=weights, precision=precision, device=device)
     dtype_of(precision)

@@ -24,7 +24,7 @@ from lm1b.distributed import single_process
 from lm1b.errors import UserError
 from lm1b.evaluation.scoring.scorer import Scorer, dtype_of
 from lm1b.evaluation.trained.open import choose_checkpoint, open_trained
-from lm1b.training.evaluations import Weights
+from lm1b.training.evaluations import Weights, perplexity
 from lm1b.training.run_folder import RunFolder
 
 
@@ -43,13 +43,13 @@ class SentenceScore:
     @property
     def nats(self) -> float:
         """Of the whole sentence."""
-        return -math.fsum(self.log_probabilities)
+        return math.fsum(-self.log_probabilities)
 
     @property
     def perplexity(self) -> float | None:
         """A word, the end counted as one; None for an empty line, and where the number is beyond a float."""
-        mean = self.nats / len(self.log_probabilities) if len(self.log_probabilities) else math.inf
-        return math.exp(mean) if mean < 700 else None
+        found = perplexity(self.nats, len(self.log_probabilities)) if len(self.log_probabilities) else math.inf
+        return found if math.isfinite(found) else None
 
     def as_json(self, *, with_words: bool = False) -> dict[str, Any]:
         """One line of launch/score.py."""
