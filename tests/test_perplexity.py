@@ -19,13 +19,13 @@ from lm1b.config import Config, ModelConfig, override_config
 from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.distributed import Ranks, single_process
 from lm1b.errors import UserError
-from lm1b.evaluation.scoring import scorer as scorer_module
 from lm1b.evaluation.scoring import texts as texts_module
 from lm1b.evaluation.scoring.evaluator import Evaluator
 from lm1b.evaluation.scoring.perplexity import evaluate_checkpoint
-from lm1b.evaluation.scoring.scorer import Scorer, cut_for_scoring
-from lm1b.evaluation.scoring.texts import ScoredText, text_of_files, text_of_split
+from lm1b.evaluation.scoring.texts import ScoredText, cut_for_scoring, text_of_files, text_of_split
+from lm1b.evaluation.trained import scorer as scorer_module
 from lm1b.evaluation.trained.open import open_trained
+from lm1b.evaluation.trained.scorer import Scorer
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.output_layer import TableOutput
 from lm1b.training.checkpoints.checkpoint import Checkpoint

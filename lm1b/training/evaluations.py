@@ -28,11 +28,6 @@ LARGEST_MEAN_NATS = 700.0  # their exponential is a float, with room for sums
 TEST_FILE = "news.en.heldout-00000-of-00050"  # the benchmark's: every look at it is counted
 
 
-def is_test_text(split: str, official: str | None) -> bool:
-    """Whether scoring a text is a look at a test text. official: the name of the benchmark's file that it is."""
-    return split == "test" or official == TEST_FILE
-
-
 def check_weights(weights: str) -> None:
     """Raises UserError for a kind of weights that is none."""
     if weights not in KINDS["both"]:
@@ -56,7 +51,8 @@ class Evaluation:
 
     files: of the split, or as given. lanes: None where the state is reset. has_average: whether the checkpoint holds averaged weights.
     nats, word_perplexity: None where they are no finite number. predictions: words + sentences; tokens: ids, more of them where words are
-    spelled by pieces. official: the benchmark's file that the text is. vocabulary: its fingerprint. look: the call that it is of.
+    spelled by pieces. official: the benchmark's file that the text is. is_test: whether it is a test text, or files with one among them.
+    vocabulary: its fingerprint. look: the call that it is of.
     """
 
     step: int
@@ -77,6 +73,7 @@ class Evaluation:
     word_perplexity: float | None
     label: str | None = None
     official: str | None = None
+    is_test: bool = False
     trained_on_official: bool = False
     vocabulary: str
     vocabulary_size: int | None = None
@@ -132,8 +129,8 @@ class Evaluation:
 
     @property
     def is_test_look(self) -> bool:
-        """Whether it is a look at a test text."""
-        return is_test_text(self.split, self.official)
+        """Whether it is a look at a test text; lines of older programs tell it by what they are of."""
+        return self.is_test or self.split == "test" or self.official == TEST_FILE
 
     @property
     def text_name(self) -> str:

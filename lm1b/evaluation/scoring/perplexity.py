@@ -24,10 +24,10 @@ from torch import Tensor
 from lm1b.config import EvaluationConfig
 from lm1b.console import now
 from lm1b.distributed import Ranks, agree, single_process
-from lm1b.evaluation.scoring.scorer import Rows, Scorer, cut_for_scoring
 from lm1b.evaluation.scoring.spectrum import spectral_radii
-from lm1b.evaluation.scoring.texts import ScoredText
+from lm1b.evaluation.scoring.texts import ScoredText, cut_for_scoring
 from lm1b.evaluation.trained.open import Trained, open_trained
+from lm1b.evaluation.trained.scorer import Rows, Scorer
 from lm1b.precision import DTYPES
 from lm1b.training.checkpoints.checkpoint import Checkpoint
 from lm1b.training.evaluations import KINDS, Evaluation, Weights, perplexity
@@ -129,6 +129,7 @@ def _result(opened: _Opened, settings: EvaluationConfig, text: ScoredText, kind:
         word_perplexity=_finite(perplexity(nats, text.predictions)),
         label=text.label,
         official=text.official,
+        is_test=text.is_test,
         trained_on_official=trained.state.get("corpus", {}).get("official", False),
         vocabulary=text.fingerprint,
         vocabulary_size=trained.architecture.vocabulary_size,

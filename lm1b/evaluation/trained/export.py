@@ -25,7 +25,6 @@ from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.data.tokens.remote import open_tokens
 from lm1b.data.vocabulary.files import copy_vocabulary
 from lm1b.errors import UserError
-from lm1b.evaluation.scoring.scorer import dtype_of
 from lm1b.evaluation.trained.export_facts import export_facts, generation_config, hugging_face_config
 from lm1b.evaluation.trained.exported import (
     CONFIG,
@@ -41,6 +40,7 @@ from lm1b.evaluation.trained.exported import (
 )
 from lm1b.evaluation.trained.model_card import model_card
 from lm1b.evaluation.trained.open import Trained, choose_checkpoint, open_trained
+from lm1b.evaluation.trained.scorer import dtype_of
 from lm1b.files import digest_of_file, flush_folder, needing_space, write_json, write_sealed_json
 from lm1b.training.checkpoints.checkpoint import Checkpoint, table_file
 from lm1b.training.checkpoints.tensor_file import DTYPE_NAMES, ELEMENT_BYTES, MatrixInFile, TensorFile, bytes_of

@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lm1b.distributed import Ranks, agree, all_gather_objects, single_process
+from lm1b.distributed import Ranks, from_first, single_process
 from lm1b.errors import UserError
-from lm1b.evaluation.scoring.scorer import Rows
 from lm1b.evaluation.trained.architecture import Architecture
+from lm1b.evaluation.trained.scorer import Rows
 from lm1b.training.checkpoints.checkpoint import Checkpoint, checkpoint_folder, list_checkpoints
 from lm1b.training.checkpoints.retention import lease
 from lm1b.training.evaluations import Weights
@@ -100,17 +100,15 @@ def open_trained(checkpoint: Checkpoint, fingerprint: str, ranks: Ranks | None =
 
 def choose_checkpoint(run_directory: Path, wanted: str, ranks: Ranks | None = None) -> Checkpoint:
     """`latest`, `best` (by validation so far) or a step; the first rank's choice. Raises UserError that lists what there is."""
-    ranks = ranks or single_process()
-    found = agree(ranks, lambda: _choose(run_directory, wanted))
-    steps = all_gather_objects(found.step, ranks)
-    return Checkpoint(int(str(steps[0])), checkpoint_folder(run_directory, int(str(steps[0]))))
+    step = from_first(ranks or single_process(), lambda: _choose(run_directory, wanted).step)
+    return Checkpoint(step, checkpoint_folder(run_directory, step))
 
 
 def _choose(run_directory: Path, wanted: str) -> Checkpoint:
     best_step = RunFolder(run_directory).best_step() if wanted == "best" else None
     checkpoints = list_checkpoints(run_directory)
     if not checkpoints:
-        raise UserError(f"{run_directory}: no checkpoint to evaluate; train first, or wait for its first checkpoint with --watch")
+        raise UserError(f"{run_directory}: no checkpoint here yet; train first, or wait for the first one")
     if wanted == "latest":
         return checkpoints[-1]
     if wanted == "best" and best_step is None:

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import torch
 
-from lm1b.evaluation.scoring.scorer import Rows, Scorer, cut_for_scoring
-from lm1b.evaluation.scoring.texts import ScoredText
+from lm1b.evaluation.scoring.texts import ScoredText, cut_for_scoring
 from lm1b.evaluation.trained.architecture import Architecture
+from lm1b.evaluation.trained.scorer import Rows, Scorer
 from lm1b.training.evaluations import perplexity
 from lm1b.training.run import Run
 
