@@ -60,7 +60,7 @@ def by_frequency(tokens: TokenNats) -> list[Part]:
 
 def by_position(tokens: TokenNats) -> list[Part]:
     """Words by their place in the sentence, counted from 1; the sentence's end counts as a word."""
-    starts = np.concatenate([[0], np.flatnonzero(tokens.ids_N == tokens.facts["end_id"])[:-1] + 1])
+    starts = tokens.sentence_starts
     lengths = np.diff([*starts, len(tokens.ids_N)])
     words_N = np.cumsum(tokens.counts_N)  # so far, over the whole text
     places_N = words_N - np.repeat(words_N[starts] - 1, lengths)

@@ -27,11 +27,11 @@ Levels = list[tuple[str, float]]  # label and perplexity on validation, drawn as
 
 
 class Axis(NamedTuple):
-    """place: of a run's step on it, or None. name: for captions."""
+    """places: of a run's steps on it, or None where the run does not tell. name: for captions."""
 
     name: str
     label: str
-    place: Callable[[RunRecord, int], float | None]
+    places: Callable[[RunRecord, np.ndarray], np.ndarray | None]
 
 
 class Panel(NamedTuple):
@@ -48,21 +48,22 @@ def axes_of(runs: Sequence[RunRecord]) -> list[Axis]:
     longest = max((run.metrics[-1].get("elapsed_seconds") or 0.0 for run in runs if run.metrics), default=0.0)
     unit, size = ("hours", 3600.0) if longest > 7200 else ("minutes", 60.0) if longest > 120 else ("seconds", 1.0)
 
-    def time_at(run: RunRecord, step: int) -> float | None:
-        seconds = run.seconds_at(step)
+    def times_at(run: RunRecord, steps: np.ndarray) -> np.ndarray | None:
+        seconds = run.seconds_at(steps)
         return None if seconds is None else seconds / size
 
     return [
-        Axis("words", "training words and sentence ends", lambda run, step: run.words_at(step)),
-        Axis("steps", "steps", lambda run, step: step),
-        Axis("time", f"{unit} of training", time_at),
+        Axis("words", "training words and sentence ends", lambda run, steps: run.words_at(steps)),
+        Axis("steps", "steps", lambda run, steps: steps),
+        Axis("time", f"{unit} of training", times_at),
     ]
 
 
 def _points(run: RunRecord, axis: Axis, values: Iterable[tuple[int, float | None]]) -> np.ndarray:
     """[2, n]: places on the axis and values, in order. values: with their steps, those of None left out."""
-    found = [(axis.place(run, step), value) for step, value in values if value is not None]
-    return np.array([point for point in found if point[0] is not None], float).reshape(-1, 2).T
+    steps, known = np.array([point for point in values if point[1] is not None], float).reshape(-1, 2).T
+    places = axis.places(run, steps)
+    return np.empty((2, 0)) if places is None else np.array([places, known])
 
 
 def _logged(run: RunRecord, axis: Axis, key: str) -> np.ndarray:

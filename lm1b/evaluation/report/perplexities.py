@@ -17,14 +17,15 @@ LEFT_ALIGNED = {"run", "split", "files", "state", "weights", "precision"}
 def table_rows(run: RunRecord, baselines: Baselines) -> list[list[str]]:
     """One row of COLUMNS a result; the best on validation is marked with a star."""
     best, rows = run.best(), []
-    for each in run.evaluations:
+    words_seen = run.words_at([each.step for each in run.evaluations])
+    for each, seen in zip(run.evaluations, words_seen, strict=True):
         beside = baselines.get(each.text_key, {})
         perplexity, epoch = each.word_perplexity, each.epoch
         rows.append([
             run.name,
             str(each.step),
             "" if epoch is None else f"{epoch:.2f}" if isinstance(epoch, float) else str(epoch),
-            f"{run.words_at(each.step):,}",
+            f"{int(seen):,}",
             each.split,
             each.files_in_short,
             each.state_in_words,
@@ -53,9 +54,9 @@ def baseline_rows(run: RunRecord, baselines: Baselines) -> list[tuple[list[str],
     return rows
 
 
-def _unknown(each: Evaluation) -> str:
+def _unknown(evaluation: Evaluation) -> str:
     """Share of a result's predictions; `none (open)` where every word is spelled out."""
-    return "none (open)" if each.label == "open" else f"{each.unknown_percent:.2f} %"
+    return "none (open)" if evaluation.label == "open" else f"{evaluation.unknown_percent:.2f} %"
 
 
 def _ratio(perplexity: float | None, baseline: float | None) -> str:

@@ -56,10 +56,14 @@ class TokenNats:
         is_its = {key: self.facts.get(key) for key in FACTS} == evaluation.only(FACTS)
         return is_its and int(self.counts_N.sum()) == evaluation.predictions
 
+    @property
+    def sentence_starts(self) -> np.ndarray:
+        """Where each sentence begins: int64."""
+        return np.concatenate([[0], np.flatnonzero(self.ids_N == self.facts["end_id"])[:-1] + 1])
+
     def by_sentence(self, values_N: np.ndarray) -> np.ndarray:
         """Sums of values over the sentences, float64."""
-        starts = np.concatenate([[0], np.flatnonzero(self.ids_N == self.facts["end_id"])[:-1] + 1])
-        return np.add.reduceat(values_N.astype(np.float64), starts)
+        return np.add.reduceat(values_N.astype(np.float64), self.sentence_starts)
 
 
 def path_of(folder: RunFolder, evaluation: Evaluation) -> Path:
@@ -75,7 +79,7 @@ def write_token_nats(
     text: ScoredText,
     nats: Sequence[np.ndarray],
 ) -> None:
-    """Keep the nats of an evaluation. nats: of each token of the text's sequences, in order."""
+    """Keep the nats of an evaluation. nats: of each token of the text's sequences, in order; any float, kept as float32."""
     facts = {**evaluation.only(FACTS), "end_id": text.end_id, "unknown_id": text.unknown_id}
     tensors: dict[str, np.ndarray] = {"nats": np.concatenate(nats).astype(np.float32), "ids": text.tokens_N.astype(np.uint32)}
     if text.begins_N is not None:
