@@ -24,7 +24,7 @@ from lm1b.evaluation.scoring.evaluator import Evaluator
 from lm1b.evaluation.scoring.perplexity import evaluate_checkpoint
 from lm1b.evaluation.scoring.texts import ScoredText, cut_for_scoring, text_of_files, text_of_split
 from lm1b.evaluation.trained import scorer as scorer_module
-from lm1b.evaluation.trained.open import open_trained
+from lm1b.evaluation.trained.open import open_checkpoint
 from lm1b.evaluation.trained.scorer import Scorer
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.output_layer import TableOutput
@@ -186,7 +186,7 @@ def test_a_checkpoint_scored_is_the_brute_force_figure(made: tuple[Config, Token
 def test_no_rank_holds_more_than_its_output_rows(made: tuple[Config, TokenDirectory, Checkpoint]) -> None:
     _, tokens, checkpoint = made
     for rank in range(3):
-        with open_trained(checkpoint, tokens.fingerprint, Ranks(rank, 3, torch.device("cpu"))) as trained:
+        with open_checkpoint(checkpoint, tokens.fingerprint, Ranks(rank, 3, torch.device("cpu"))) as trained:
             rows = trained.rows(np.array([1, 2]))
         num_rows = len(range(rank, tokens.vocabulary.size, 3))
         assert rows.output_VP is not None

@@ -23,7 +23,7 @@ from lm1b.evaluation.report import report as report_module
 from lm1b.evaluation.report.baselines import find_baselines, levels_of
 from lm1b.evaluation.report.curves import LOSS, axes_of, draw_panel
 from lm1b.evaluation.report.ngram import KneserNeyTrigram
-from lm1b.evaluation.report.perplexities import COLUMNS, is_comparable, table_rows
+from lm1b.evaluation.report.perplexity_table import COLUMNS, is_comparable, table_rows
 from lm1b.evaluation.report.published import PUBLISHED
 from lm1b.evaluation.report.records import RunRecord
 from lm1b.evaluation.report.report import report

@@ -13,7 +13,7 @@ from pathlib import Path
 from lm1b.evaluation.report.baselines import find_baselines, levels_of
 from lm1b.evaluation.report.curves import Levels, axes_of, draw_curves, panel_svg
 from lm1b.evaluation.report.page import Charts, render_page
-from lm1b.evaluation.report.perplexities import as_text, baseline_rows, table_rows
+from lm1b.evaluation.report.perplexity_table import as_text, baseline_rows, table_rows
 from lm1b.evaluation.report.records import RunRecord
 from lm1b.evaluation.report.sections import ChartsHere, report_parts, title_of
 from lm1b.files import atomic_file

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from lm1b.evaluation.report.curves import HEALTH, LOSS, PERPLEXITY, Panel
 from lm1b.evaluation.report.details import render_details
-from lm1b.evaluation.report.perplexities import COLUMNS, LEFT_ALIGNED, is_comparable
+from lm1b.evaluation.report.perplexity_table import COLUMNS, LEFT_ALIGNED, is_comparable
 from lm1b.evaluation.report.published import PUBLISHED
 from lm1b.evaluation.report.records import RunRecord, model_in_words
 from lm1b.evaluation.report.settings import commands_to_repeat, environment_rows, settings_rows

@@ -24,7 +24,7 @@ from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.data.tokens.remote import open_tokens
 from lm1b.distributed import Ranks, agree, single_process
 from lm1b.errors import UserError
-from lm1b.evaluation.scoring.board import show
+from lm1b.evaluation.scoring.checkpoint_board import show
 from lm1b.evaluation.scoring.perplexity import evaluate_checkpoint
 from lm1b.evaluation.scoring.texts import ScoredText, digests_of_test, text_of_files, text_of_split
 from lm1b.evaluation.scoring.token_nats import LARGEST_TOKENS, write_token_nats

@@ -26,7 +26,7 @@ from lm1b.console import now
 from lm1b.distributed import Ranks, agree, single_process
 from lm1b.evaluation.scoring.spectrum import spectral_radii
 from lm1b.evaluation.scoring.texts import ScoredText, cut_for_scoring
-from lm1b.evaluation.trained.open import Trained, open_trained
+from lm1b.evaluation.trained.open import OpenedCheckpoint, open_checkpoint
 from lm1b.evaluation.trained.scorer import Rows, Scorer
 from lm1b.precision import DTYPES
 from lm1b.training.checkpoints.checkpoint import Checkpoint
@@ -78,7 +78,7 @@ def evaluate_checkpoint(
 class _Opened:
     """What has been read of a checkpoint: float32 cores by kind of weights, and a scorer with the rows of the text's words."""
 
-    trained: Trained
+    trained: OpenedCheckpoint
     cores: dict[Weights, dict[str, Tensor]]
     scorer: Scorer
 
@@ -91,8 +91,8 @@ def _open(checkpoint: Checkpoint, settings: EvaluationConfig, text: ScoredText, 
     """Read the checkpoint, of the input table only the rows of the text's words; a failure of any rank is an error on all."""
     ids_U = text.distinct_ids()
 
-    def read() -> tuple[Trained, Rows, dict[Weights, dict[str, Tensor]]]:
-        with open_trained(checkpoint, text.fingerprint, ranks) as trained:
+    def read() -> tuple[OpenedCheckpoint, Rows, dict[Weights, dict[str, Tensor]]]:
+        with open_checkpoint(checkpoint, text.fingerprint, ranks) as trained:
             return trained, trained.rows(ids_U), trained.cores()
 
     trained, rows, cores = agree(ranks, read)

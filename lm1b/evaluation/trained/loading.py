@@ -25,7 +25,7 @@ from lm1b.data.vocabulary.vocabulary import Vocabulary
 from lm1b.devices import chosen_device
 from lm1b.distributed import single_process
 from lm1b.errors import UserError
-from lm1b.evaluation.trained.open import choose_checkpoint, open_trained
+from lm1b.evaluation.trained.open import choose_checkpoint, open_checkpoint
 from lm1b.evaluation.trained.scorer import Scorer, dtype_of
 from lm1b.precision import DTYPES
 from lm1b.training.checkpoints.checkpoint import Checkpoint
@@ -116,7 +116,7 @@ def load_checkpoint(
 ) -> LoadedModel:
     """The same of a checkpoint and tokens at hand. settings: `precision` and `vocabulary_block` are meant."""
     vocabulary, ranks = tokens.vocabulary, single_process(device)
-    with open_trained(checkpoint, tokens.fingerprint) as trained:
+    with open_checkpoint(checkpoint, tokens.fingerprint) as trained:
         (core, _), rows = trained.core(weights), trained.rows()
     model = trained.architecture.core()
     model.load_state_dict(core)
