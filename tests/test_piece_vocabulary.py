@@ -313,7 +313,7 @@ def test_the_same_probabilities_give_the_same_perplexity_per_word() -> None:
         input_VD, output_VP, bias_V1 = (rows[name][kind] for name in ("input", "output", "bias"))
         whole = Rows(np.arange(vocabulary.size), input_VD, output_VP, bias_V1.flatten())
         scorer = Scorer.of(core, whole, end_id=vocabulary.end_id, dtype=torch.float32, ranks=ranks)
-        models.append(LoadedModel(scorer, vocabulary, {}))
+        models.append(LoadedModel(scorer, vocabulary))
     sentences = ["ab ca aa", "bb never cc never", "cb"]
     by_word, by_piece = (model.score(sentences) for model in models)
     for one, other in zip(by_word, by_piece, strict=True):
