@@ -105,7 +105,7 @@ def load_run(
     device: a GPU if there is one where None. Raises UserError where there is no such run, checkpoint, token directory or device.
     """
     config, computes_on = RunFolder(run_directory).read_config(), chosen_device(device)
-    dtype_of(precision)
+    dtype_of(precision)  # refuses what is none
     settings = config.evaluation.model_copy(update={"precision": precision})
     tokens = open_tokens(config.tokens)
     return load_checkpoint(choose_checkpoint(run_directory, checkpoint), tokens, settings, weights, computes_on)
