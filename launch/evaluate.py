@@ -20,10 +20,12 @@ def parse_arguments() -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--split", choices=["validation", "test", "train"], default="validation", help="looks at test are counted")
     what.add_argument("--files", nargs="+", type=Path, help="tokenized text files, one sentence a line, instead of a split")
-    parser.add_argument("--state", choices=["carry", "reset"], help="default: the run's config (also for --weights, --precision, --lanes)")
-    parser.add_argument("--weights", choices=["ema", "raw", "both"])
-    parser.add_argument("--precision", choices=["fp32", "bf16"])
-    parser.add_argument("--lanes", type=int)
+    parser.add_argument(
+        "--state", choices=["carry", "reset"], help="carry: kept over sentence ends; reset: sentences alone (default: the run's config)"
+    )
+    parser.add_argument("--weights", choices=["ema", "raw", "both"], help="averaged, as trained, or both (default: the run's config)")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], help="to compute in (default: the run's config)")
+    parser.add_argument("--lanes", type=int, help="pieces of the text, each from zero state, for --state carry (default: the run's config)")
     parser.add_device()
     parser.add_log_format()
     parser.add_local_rank()
@@ -39,18 +41,16 @@ def main() -> None:
     if arguments.watch and (arguments.files or arguments.split != "validation" or arguments.checkpoint != "latest"):
         raise UserError("--watch scores every new checkpoint on validation; leave out --checkpoint, --split and --files")
 
-    from lm1b.evaluation.scoring.evaluator import (  # after the arguments: torch takes seconds to load
-        Evaluator,
-        evaluating_ranks,
-        score_and_say,
-    )
+    from lm1b.distributed import agree  # after the arguments: torch takes seconds to load
+    from lm1b.evaluation.scoring.evaluator import Evaluator, score_and_say
+    from lm1b.evaluation.scoring.ranks import evaluating_ranks
     from lm1b.evaluation.scoring.watch import watch
     from lm1b.evaluation.trained.open import choose_checkpoint
     from lm1b.training.run_folder import RunFolder
 
     settings = {name: getattr(arguments, name) for name in ("state", "weights", "precision", "lanes")}
-    config = with_overrides(RunFolder(arguments.run).read_config(), arguments.set, **settings)
     with evaluating_ranks(arguments.device) as ranks:
+        config = agree(ranks, lambda: with_overrides(RunFolder(arguments.run).read_config(), arguments.set, **settings))
         if arguments.watch:
             say(f"watching ended: {watch(Evaluator(arguments.run, config, ranks=ranks))}")
         else:

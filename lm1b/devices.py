@@ -12,11 +12,21 @@ import os
 import torch
 from torch import Tensor
 
+from lm1b.errors import UserError
+
 
 def best_device(number: int = 0) -> torch.device:
     """What a process computes on: the GPU of that number, where there are any and DS_ACCELERATOR does not say `cpu`."""
     use_cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
     return torch.device("cuda", number) if use_cuda else torch.device("cpu")
+
+
+def chosen_device(wanted: str | None) -> torch.device:
+    """The device asked for, the best there is where None. Raises UserError for a GPU that is not there."""
+    device = best_device() if wanted is None else torch.device(wanted)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {wanted}: no CUDA device found here; use --device cpu")
+    return device
 
 
 def computes_apart(device: torch.device) -> bool:

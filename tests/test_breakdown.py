@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from made_run import made_checkpoint, made_config, made_text, made_tokens
 
 from lm1b.errors import UserError
 from lm1b.evaluation.report.breakdown import by_frequency, by_position, compare, confidence
+from lm1b.evaluation.report.details import kept_nats, render_details
+from lm1b.evaluation.report.records import RunRecord
 from lm1b.evaluation.report.report import report
 from lm1b.evaluation.scoring.evaluator import Evaluator
 from lm1b.evaluation.scoring.token_nats import TokenNats, path_of, read_token_nats
@@ -64,6 +67,15 @@ def test_bands_by_hand() -> None:
     assert places == {"word 1": 2, "word 2": 2, "words 3 to 5": 3, "words 6 to 10": 1}
 
 
+def test_a_diverged_run_s_nats_are_shown_and_end_nothing() -> None:
+    """Mean nats whose exponential no float holds."""
+    tokens = replace(made_nats(1), nats_N=np.full_like(made_nats(1).nats_N, 800.0))
+    assert confidence(tokens) == (math.inf, math.inf, math.inf)
+    assert {part.perplexity for part in [*by_frequency(tokens), *by_position(tokens)]} == {math.inf}
+    assert compare(made_nats(1), tokens).low == math.inf
+    assert compare(tokens, made_nats(1)).high == 0.0
+
+
 def test_the_interval_has_the_width_that_theory_gives() -> None:
     tokens = made_nats(1, sentences=2_000)
     found = confidence(tokens)
@@ -104,9 +116,9 @@ def test_an_evaluation_keeps_the_nats_and_the_report_shows_them(tmp_path: Path) 
     results = folder.read_evaluations()
     assert len(results) == 6
     for result in results:
-        found = read_token_nats(folder, result)
-        assert (found is None) == (result.step == 10), "the latest takes the place of the one before"
-        if found is not None:
+        found = read_token_nats(path_of(folder, result))
+        assert found.are_of(result) == (result.step == 20), "the latest takes the place of the one before"
+        if result.step == 20:
             assert found.nats_N.astype(np.float64).sum() == pytest.approx(result.nats, rel=1e-6)
             assert len(found.by_sentence(found.nats_N)) == result.sentences
             assert np.count_nonzero(found.ids_N == found.facts["unknown_id"]) == result.unknown
@@ -118,4 +130,27 @@ def test_an_evaluation_keeps_the_nats_and_the_report_shows_them(tmp_path: Path) 
     path = path_of(folder, results[-1])
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(UserError, match=r"damaged .*; evaluate again"):
-        read_token_nats(folder, results[-1])
+        read_token_nats(path)
+
+
+def test_the_report_shows_the_nats_of_what_was_scored_last_whatever_its_step(tmp_path: Path) -> None:
+    """As a watcher leaves them that has caught up, the newest checkpoint first."""
+    made_tokens(tmp_path / "tokens")
+    config = made_config(tmp_path)
+    checkpoints = [made_checkpoint(config, step) for step in (10, 20)]
+    evaluator = Evaluator(Path(config.run.directory), config)
+    for checkpoint in reversed(checkpoints):
+        evaluator.score(checkpoint)
+    assert [evaluation.step for evaluation, _ in kept_nats(RunRecord.read(Path(config.run.directory)))] == [10]
+
+
+@pytest.mark.parametrize("override_of_other", ["evaluation.lanes=2", "evaluation.weights=raw", "evaluation.precision=bf16"])
+def test_runs_that_are_not_scored_alike_are_not_compared(tmp_path: Path, override_of_other: str) -> None:
+    made_tokens(tmp_path / "tokens")
+    alike, otherwise = [], []
+    for number, overrides in enumerate(([], [], [override_of_other])):
+        config = override(made_config(tmp_path), [f"run.directory={tmp_path}/run_{number}", *overrides])
+        Evaluator(Path(config.run.directory), config).score(made_checkpoint(config, 10, scale=0.5 + number))
+        (alike if number < 2 else otherwise).append(RunRecord.read(Path(config.run.directory)))
+    assert any("### Two runs" in part for part in render_details(alike))
+    assert not any("### Two runs" in part for part in render_details([alike[0], *otherwise]))

@@ -16,8 +16,8 @@ from lm1b.training.run_folder import RunFolder
 # As every evaluations.jsonl has them; tools of others read these files.
 KEYS = [
     *("step", "checkpoint", "split", "files", "state", "lanes", "precision", "weights", "has_average", "nats", "predictions", "tokens"),
-    *("words", "sentences", "unknown", "word_perplexity", "label", "official", "trained_on_official", "vocabulary", "vocabulary_size"),
-    *("epoch", "spectral_radius", "seconds", "finished_at", "look"),
+    *("words", "sentences", "unknown", "word_perplexity", "label", "official", "is_test", "trained_on_official"),
+    *("vocabulary", "vocabulary_size", "epoch", "spectral_radius", "seconds", "finished_at", "look"),
 ]
 
 
@@ -34,7 +34,8 @@ def test_a_line_has_these_keys_in_this_order_and_reads_back(tmp_path: Path) -> N
 
 def test_an_older_line_is_read_and_one_without_its_figures_is_refused(tmp_path: Path) -> None:
     line = made_evaluation().as_line()
-    added_since = ("has_average", "tokens", "label", "official", "trained_on_official", "vocabulary_size", "epoch", "spectral_radius")
+    added_since = ["has_average", "tokens", "label", "official", "is_test", "trained_on_official", "vocabulary_size", "epoch"]
+    added_since += ["spectral_radius"]
     assert Evaluation.from_line({key: line[key] for key in line if key not in added_since}) == made_evaluation()
     assert Evaluation.from_line(line | {"of_a_later_program": 1}) == made_evaluation()
     folder = RunFolder(tmp_path)

@@ -14,8 +14,8 @@ from test_sampled_softmax import ours, random_case, reference
 
 from lm1b.config import ModelConfig
 from lm1b.distributed import single_process
-from lm1b.evaluation.scoring.evaluator import evaluating_ranks
-from lm1b.evaluation.scoring.scorer import Scorer
+from lm1b.evaluation.scoring.ranks import evaluating_ranks
+from lm1b.evaluation.trained.scorer import Scorer
 from lm1b.model import blocks
 from lm1b.model.full_softmax import full_softmax_part
 from lm1b.model.language_model import LanguageModel, LossParts

@@ -16,6 +16,7 @@ ORDER = {
         *("timing", "engine", "step", "evaluations", "run_folder", "checkpoints", "run_state", "same_everywhere", "resume", "stopping"),
         *("run", "log", "dry_run", "loop"),
     ],
+    "evaluation": ["trained", "scoring", "report"],
     "sequence_tasks": ["config", "data", "experiment", "dynamics", "papers"],
 }
 LAYERS = ["base", "config", "data", "model", "training", "evaluation", "sequence_tasks", "launch"]

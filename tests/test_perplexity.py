@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,12 +19,13 @@ from lm1b.config import Config, ModelConfig, override_config
 from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.distributed import Ranks, single_process
 from lm1b.errors import UserError
-from lm1b.evaluation.scoring import scorer as scorer_module
+from lm1b.evaluation.scoring import texts as texts_module
 from lm1b.evaluation.scoring.evaluator import Evaluator
 from lm1b.evaluation.scoring.perplexity import evaluate_checkpoint
-from lm1b.evaluation.scoring.scorer import Scorer, cut_for_scoring
-from lm1b.evaluation.scoring.texts import ScoredText, text_of_files, text_of_split
-from lm1b.evaluation.trained.open import open_trained
+from lm1b.evaluation.scoring.texts import ScoredText, cut_for_scoring, text_of_files, text_of_split
+from lm1b.evaluation.trained import scorer as scorer_module
+from lm1b.evaluation.trained.open import open_checkpoint
+from lm1b.evaluation.trained.scorer import Scorer
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.output_layer import TableOutput
 from lm1b.training.checkpoints.checkpoint import Checkpoint
@@ -125,6 +127,26 @@ def test_cutting_drops_nothing_and_cuts_at_sentence_ends_only(lengths: list[int]
     assert text.words + text.sentences == len(tokens)
 
 
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.integers(0, 300), min_size=1, max_size=50), st.integers(0, 300), st.integers(1, 60))
+def test_the_ids_of_a_text_are_those_that_occur_and_the_end(ids: list[int], end: int, together: int) -> None:
+    tokens = np.array(ids, np.uint16)
+    text = replace(ScoredText.of(VOCABULARY, "train", ["x"], tokens, np.array([len(ids)]), 0), end_id=end)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(texts_module, "LOOKED_AT_TOGETHER", together)
+        np.testing.assert_array_equal(text.distinct_ids(), np.union1d(ids, [end]))
+
+
+def test_finding_a_long_text_s_ids_copies_no_text() -> None:
+    tokens = np.tile(np.arange(1000, dtype=np.uint32), 6000)
+    text = ScoredText.of(VOCABULARY, "train", ["x"], tokens, np.array([len(tokens)]), 0)
+    tracemalloc.start()
+    text.distinct_ids()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < tokens.nbytes / 2
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, TokenDirectory, Checkpoint]:
     folder = tmp_path_factory.mktemp("made")
@@ -164,7 +186,7 @@ def test_a_checkpoint_scored_is_the_brute_force_figure(made: tuple[Config, Token
 def test_no_rank_holds_more_than_its_output_rows(made: tuple[Config, TokenDirectory, Checkpoint]) -> None:
     _, tokens, checkpoint = made
     for rank in range(3):
-        with open_trained(checkpoint, tokens.fingerprint, Ranks(rank, 3, torch.device("cpu"))) as trained:
+        with open_checkpoint(checkpoint, tokens.fingerprint, Ranks(rank, 3, torch.device("cpu"))) as trained:
             rows = trained.rows(np.array([1, 2]))
         num_rows = len(range(rank, tokens.vocabulary.size, 3))
         assert rows.output_VP is not None
@@ -180,6 +202,10 @@ def test_bfloat16_is_close_and_no_average_falls_back_to_raw(made: tuple[Config, 
     (exact,) = evaluate(config, checkpoint, text)
     (rough,) = evaluate(override_config(config, ["evaluation.precision=bf16"]), checkpoint, text)
     assert (exact.weights, rough.weights, rough.precision) == ("raw", "raw", "bf16")
+    told: list[tuple[int, int]] = []
+    both = override_config(config, ["evaluation.weights=both"]).evaluation
+    evaluate_checkpoint(checkpoint, both, text, on_scored=lambda n, total: told.append((n, total)))
+    assert {total for _, total in told} == {sum(n for n, _ in told)}, "scored once, and said so from the start"
     assert rough.nats == pytest.approx(exact.nats, rel=1e-2)
     assert rough.nats != exact.nats
 

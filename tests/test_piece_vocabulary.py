@@ -32,13 +32,13 @@ from lm1b.distributed import single_process
 from lm1b.errors import UserError
 from lm1b.evaluation.report.breakdown import by_position
 from lm1b.evaluation.scoring.perplexity import evaluate_checkpoint
-from lm1b.evaluation.scoring.scorer import Rows, Scorer
 from lm1b.evaluation.scoring.texts import text_of_files, text_of_split
 from lm1b.evaluation.scoring.token_nats import TokenNats
 from lm1b.evaluation.trained.export import export_run
 from lm1b.evaluation.trained.loading import LoadedModel
 from lm1b.evaluation.trained.sampling import sample_sentence
 from lm1b.evaluation.trained.sampling_settings import SamplingSettings
+from lm1b.evaluation.trained.scorer import Rows, Scorer
 from lm1b.model.language_model import LanguageModel
 from lm1b.strict import override
 from lm1b.training.checkpoints.checkpoint import Checkpoint
@@ -313,7 +313,7 @@ def test_the_same_probabilities_give_the_same_perplexity_per_word() -> None:
         input_VD, output_VP, bias_V1 = (rows[name][kind] for name in ("input", "output", "bias"))
         whole = Rows(np.arange(vocabulary.size), input_VD, output_VP, bias_V1.flatten())
         scorer = Scorer.of(core, whole, end_id=vocabulary.end_id, dtype=torch.float32, ranks=ranks)
-        models.append(LoadedModel(scorer, vocabulary, {}))
+        models.append(LoadedModel(scorer, vocabulary))
     sentences = ["ab ca aa", "bb never cc never", "cb"]
     by_word, by_piece = (model.score(sentences) for model in models)
     for one, other in zip(by_word, by_piece, strict=True):

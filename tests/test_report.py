@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from matplotlib.legend import Legend
 from lm1b.config import Config, override_config
 from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.errors import UserError
-from lm1b.evaluation.report.baselines import baseline_key, find_baselines
+from lm1b.evaluation.report import report as report_module
+from lm1b.evaluation.report.baselines import find_baselines, levels_of
+from lm1b.evaluation.report.curves import LOSS, axes_of, draw_panel
 from lm1b.evaluation.report.ngram import KneserNeyTrigram
-from lm1b.evaluation.report.perplexities import COLUMNS, is_comparable, table_rows
+from lm1b.evaluation.report.perplexity_table import COLUMNS, is_comparable, table_rows
 from lm1b.evaluation.report.published import PUBLISHED
 from lm1b.evaluation.report.records import RunRecord
 from lm1b.evaluation.report.report import report
@@ -45,7 +48,7 @@ def config(tmp_path: Path) -> Config:
     return config
 
 
-def test_the_legends_of_loss_and_perplexity_do_not_overlap(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_legends_of_loss_and_perplexity_do_not_overlap(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Figure] = []
     save = Figure.savefig
 
@@ -55,14 +58,14 @@ def test_the_legends_of_loss_and_perplexity_do_not_overlap(config: Config, monke
             drawn.append(figure)
 
     monkeypatch.setattr(Figure, "savefig", remembering)
-    report([Path(config.run.directory)])
+    report([Path(config.run.directory)], tmp_path / "out")
     loss, perplexity = (legend.get_window_extent() for figure in drawn for legend in figure.findobj(Legend))
     assert not loss.overlaps(perplexity)
 
 
 def test_table_report_and_curves(config: Config, tmp_path: Path) -> None:
     directory = Path(config.run.directory)
-    table = report([directory])
+    table = report([directory], directory / "report")
     lines = read_json_lines(directory / "evaluations.jsonl")
     for line in lines:
         assert f"{line['word_perplexity']:.2f}" in table
@@ -102,7 +105,7 @@ def test_baselines_are_those_of_the_run_s_tokens_and_are_kept(config: Config) ->
     cache.unlink()
     assert find_baselines(run, cache)[0] == {}
     assert "cannot be read" in find_baselines(run, cache)[1][0]
-    assert "note: run: no baselines" in report([directory])
+    assert "note: run: no baselines" in report([directory], directory / "report")
 
 
 def test_no_baselines_on_a_text_that_has_changed(config: Config, tmp_path: Path) -> None:
@@ -118,25 +121,65 @@ def test_no_baselines_on_a_text_that_has_changed(config: Config, tmp_path: Path)
     file.write_text("w1 w2\nw3\n")
     found, notes = find_baselines(run, directory / "report" / "baselines.json")
     assert (len(found), notes) == (2, [])
-    assert {baseline_key(line) for line in run.evaluations} == set(found)
+    assert {line.text_key for line in run.evaluations} == set(found)
 
 
 def test_two_runs_share_the_baselines_of_a_text(config: Config, tmp_path: Path) -> None:
     other = override_config(config, [f"run.directory={tmp_path / 'other'}"])
     Evaluator(tmp_path / "other", other).score(made_checkpoint(other, 10))
-    table = report([Path(config.run.directory), tmp_path / "other"])
+    table = report([Path(config.run.directory), tmp_path / "other"], tmp_path / "out")
     assert len(re.findall(r"^run +\d", table, re.M)) == 2
     assert len(re.findall(r"^other +\d", table, re.M)) == 1
     assert table.count("trigram, Kneser-Ney") == 1
+
+
+def test_words_and_pieces_of_one_text_have_trigrams_of_their_own(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many predictions, other figures: a run's own line is not lost beside another vocabulary's."""
+    run = RunRecord.read(Path(config.run.directory))
+    found = []
+    for evaluation, trigram in ((made_evaluation(), 140.8), (made_evaluation(vocabulary="1" * 64, tokens=400, label="open"), 333.0)):
+        found += levels_of(replace(run, evaluations=[evaluation]), {evaluation.text_key: {"trigram": trigram}})
+    assert found == [
+        ("Kneser-Ney trigram, 200 predictions", 140.8),
+        ("Kneser-Ney trigram, 200 predictions in 400 pieces (open)", 333.0),
+    ]
+    drawn: list[Any] = []
+    levels = {"run": found[:1], "other": found[1:]}
+    monkeypatch.setattr(report_module, "levels_of", lambda run, baselines: levels[run.name])
+    monkeypatch.setattr(report_module, "draw_curves", lambda runs, levels, path: drawn.append(levels))
+    other = Path(config.run.directory).with_name("other")
+    shutil.copytree(config.run.directory, other)
+    report([Path(config.run.directory), Path(config.run.directory), other], other)
+    assert drawn == [found]
 
 
 def test_a_run_without_results_and_no_run_at_all(config: Config, tmp_path: Path) -> None:
     directory = Path(config.run.directory)
     (directory / "evaluations.jsonl").unlink()
     (directory / "metrics.jsonl").unlink()
-    assert "nothing has been scored yet" in report([directory])
+    assert "nothing has been scored yet" in report([directory], directory / "report")
     with pytest.raises(UserError, match="no run here"):
-        report([tmp_path / "nothing"])
+        report([tmp_path / "nothing"], tmp_path)
+
+
+class Counted(list[dict[str, Any]]):
+    """Lines that count how often they are gone through."""
+
+    times = 0
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        self.times += 1
+        return super().__iter__()
+
+
+def test_a_curve_goes_through_the_lines_of_a_run_a_few_times_and_not_once_a_point(config: Config) -> None:
+    lines = Counted({"step": step, "nats_per_word": 5.0, "words": step, "elapsed_seconds": step / 2} for step in range(1, 301))
+    run = replace(RunRecord.read(Path(config.run.directory)), metrics=lines)
+    for axis in axes_of([run]):
+        draw_panel(Figure().subplots(), LOSS, [run], axis, [])
+    table_rows(run, {})
+    assert 0 < lines.times < 20
+    assert run.words_at([0, 150]).tolist() == [0, 150]
 
 
 def test_only_the_full_benchmark_compares(config: Config) -> None:

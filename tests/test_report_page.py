@@ -126,7 +126,7 @@ def test_settings_are_those_that_differ_and_commands_are_those_that_were_given(r
     commands = commands_to_repeat(records[0])
     assert commands[:3] == [
         f"git checkout {'0' * 40}",
-        "python launch/preprocess.py --config plain.json",
+        "python launch/preprocess.py --config plain.json --log-format json",
         "deepspeed --num_gpus 2 launch/train.py --config plain.json --log-format json",
     ]
     assert "'" in commands_to_repeat(records[1])[1]  # quoted: nothing that a shell would do something with

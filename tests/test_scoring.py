@@ -104,6 +104,7 @@ def test_any_line_has_a_stated_treatment(run: Path) -> None:
     for line in lines:
         assert (line["perplexity"] is None) == (line["words"] == 0)
         assert (line["nats"] == 0) == (line["words"] == 0)
+        assert not str(line["nats"]).startswith("-")
 
 
 @settings(max_examples=60, deadline=None)
@@ -129,6 +130,8 @@ def test_what_cannot_be_scored_is_one_line_and_status_2(run: Path, tmp_path: Pat
     assert b"no run here" in done.stderr
     with pytest.raises(UserError, match="sentence 1: holds a newline"):
         model.score(["w1", "w1\nw2"])
+    with pytest.raises(UserError, match="weights must be one of ema, raw, found EMA"):
+        lm1b.load(run, weights="EMA")
     assert model.score([]) == []
     assert command(run, b"").stdout == b""
 

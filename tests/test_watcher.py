@@ -246,7 +246,7 @@ def test_trainer_state(config: Config) -> None:
 
 
 def test_choosing_a_checkpoint(config: Config) -> None:
-    with pytest.raises(UserError, match="no checkpoint to evaluate"):
+    with pytest.raises(UserError, match="no checkpoint here yet"):
         choose_checkpoint(run_of(config), "latest")
     for step in (10, 20):
         made_checkpoint(config, step)

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -23,12 +24,25 @@ from lm1b.metrics import EVALUATED
 
 Weights = Literal["raw", "ema"]
 KINDS: dict[str, list[Weights]] = {"raw": ["raw"], "ema": ["ema"], "both": ["ema", "raw"]}  # by evaluation.weights
+LARGEST_MEAN_NATS = 700.0  # their exponential is a float, with room for sums
 TEST_FILE = "news.en.heldout-00000-of-00050"  # the benchmark's: every look at it is counted
 
 
-def is_test_text(split: str, official: str | None) -> bool:
-    """Whether scoring a text is a look at a test text. official: the name of the benchmark's file that it is."""
-    return split == "test" or official == TEST_FILE
+def check_weights(weights: str) -> None:
+    """Raises UserError for a kind of weights that is none."""
+    if weights not in KINDS["both"]:
+        raise UserError(f"weights must be one of {', '.join(KINDS['both'])}, found {weights}")
+
+
+def perplexity(nats: float, predictions: float) -> float:
+    """exp(nats / predictions), the one place where nats become a perplexity; infinite where that is beyond a float, or no number."""
+    mean = nats / predictions
+    return math.exp(mean) if mean < LARGEST_MEAN_NATS else math.inf
+
+
+def text_key(vocabulary: str, split: str, files: Sequence[str], predictions: int, unknown: int) -> str:
+    """Names a text and the vocabulary that spells it; the key of a run's report/baselines.json. vocabulary: its fingerprint."""
+    return f"{vocabulary} {split} {' '.join(files)} {predictions} {unknown}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +51,8 @@ class Evaluation:
 
     files: of the split, or as given. lanes: None where the state is reset. has_average: whether the checkpoint holds averaged weights.
     nats, word_perplexity: None where they are no finite number. predictions: words + sentences; tokens: ids, more of them where words are
-    spelled by pieces. official: the benchmark's file that the text is. vocabulary: its fingerprint. look: the call that it is of.
+    spelled by pieces. official: the benchmark's file that the text is. is_test: whether it is a test text, or files with one among them.
+    vocabulary: its fingerprint. look: the call that it is of.
     """
 
     step: int
@@ -58,6 +73,7 @@ class Evaluation:
     word_perplexity: float | None
     label: str | None = None
     official: str | None = None
+    is_test: bool = False
     trained_on_official: bool = False
     vocabulary: str
     vocabulary_size: int | None = None
@@ -87,10 +103,19 @@ class Evaluation:
         """Some of the line's keys and values, in the order of `names`."""
         return {name: getattr(self, name) for name in names}
 
+    @property
+    def text_key(self) -> str:
+        """Names the text and the vocabulary that spells it: equal for two results whose figures may be laid side by side."""
+        return text_key(self.vocabulary, self.split, self.files, self.predictions, self.unknown)
+
+    @property
+    def protocol(self) -> tuple[str, int | None, str]:
+        """How it was scored, whatever the text and the weights: state, lanes and precision."""
+        return self.state, self.lanes, self.precision
+
     def made_with(self, settings: EvaluationConfig) -> bool:
         """Whether it was made with these settings, whatever the text and the weights."""
-        lanes = settings.lanes if settings.state == "carry" else None
-        return (self.state, self.precision, self.lanes) == (settings.state, settings.precision, lanes)
+        return self.protocol == (settings.state, settings.lanes if settings.state == "carry" else None, settings.precision)
 
     @property
     def stands_for(self) -> set[Weights]:
@@ -104,8 +129,8 @@ class Evaluation:
 
     @property
     def is_test_look(self) -> bool:
-        """Whether it is a look at a test text."""
-        return is_test_text(self.split, self.official)
+        """Whether it is a look at a test text; lines of older programs tell it by what they are of."""
+        return self.is_test or self.split == "test" or self.official == TEST_FILE
 
     @property
     def text_name(self) -> str:
@@ -124,6 +149,17 @@ class Evaluation:
         return f"{EVALUATED['word_perplexity'].tag}/{self.split}_{self.state}_{self.weights}"
 
     @property
+    def state_in_words(self) -> str:
+        """`carry, 32 lanes` or `reset`."""
+        return f"{self.state}, {self.lanes} lanes" if self.lanes else self.state
+
+    @property
+    def predictions_in_words(self) -> str:
+        """How many, and of how many pieces where words are spelled by pieces."""
+        spelled = f" in {self.tokens:,} pieces ({self.label})" if self.tokens not in (None, self.predictions) else ""
+        return f"{self.predictions:,} predictions{spelled}"
+
+    @property
     def unknown_percent(self) -> float:
         """Of the predictions, those of `<UNK>`."""
         return 100 * self.unknown / self.predictions
@@ -131,15 +167,13 @@ class Evaluation:
     def in_words(self) -> str:
         """The result, one line."""
         perplexity = "not a finite number" if self.word_perplexity is None else f"{self.word_perplexity:.2f}"
-        lanes = f", {self.lanes} lanes" if self.lanes else ""
         checked = ""
         if self.official:
             counted = self.official in HELD_OUT_COUNTS and self.vocabulary_size == VOCABULARY_SIZE
             checked = " (official by its MD5" + (", and its counts are the published ones)" if counted else ")")
-        spelled = f" in {self.tokens:,} pieces ({self.label})" if self.tokens not in (None, self.predictions) else ""
         return (
-            f"step {self.step}: word perplexity {perplexity} on {self.text_name}{checked}: {self.predictions:,} predictions{spelled}, "
-            f"{self.unknown_percent:.2f} % unknown, {self.state}{lanes}, {self.weights} weights, {self.precision}, {self.seconds:.1f} s"
+            f"step {self.step}: word perplexity {perplexity} on {self.text_name}{checked}: {self.predictions_in_words}, "
+            f"{self.unknown_percent:.2f} % unknown, {self.state_in_words}, {self.weights} weights, {self.precision}, {self.seconds:.1f} s"
         )
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.data.tokens.remote import open_tokens
 from lm1b.errors import UserError, describe_os_error
@@ -14,23 +12,18 @@ from lm1b.evaluation.report.ngram import fit_baselines
 from lm1b.evaluation.report.records import RunRecord
 from lm1b.evaluation.scoring.texts import ScoredText, text_of_files, text_of_split
 from lm1b.files import read_json, write_json
-from lm1b.training.evaluations import Evaluation
+from lm1b.training.evaluations import Evaluation, perplexity
 
 Baselines = dict[str, dict[str, Any]]
 
 
-def baseline_key(each: Evaluation) -> str:
-    """Names the text and the vocabulary that a result is on."""
-    return f"{each.vocabulary} {each.split} {' '.join(each.files)} {each.predictions} {each.unknown}"
-
-
 def find_baselines(run: RunRecord, cache: Path) -> tuple[Baselines, list[str]]:
-    """Baselines of every text that the run was scored on, by `baseline_key`, and what could not be computed.
+    """Baselines of every text that the run was scored on, by `text_key`, and what could not be computed.
 
     Counted on the run's training tokens at the first call and kept in `cache`; the token directory may be gone later.
     """
     known: Baselines = read_json(cache) if cache.exists() else {}
-    missing = {baseline_key(each): each for each in run.evaluations if baseline_key(each) not in known}
+    missing = {each.text_key: each for each in run.evaluations if each.text_key not in known}
     if not missing:
         return known, []
     try:
@@ -70,19 +63,16 @@ def _count_baselines(tokens: TokenDirectory, texts: dict[str, ScoredText]) -> Ba
     )
     return {
         key: {
-            "unigram": float(np.exp(unigram.nats(text.tokens_N).sum() / text.predictions)),
-            "trigram": None if trigram is None else float(np.exp(trigram.nats(text.tokens_N).sum() / text.predictions)),
+            "unigram": perplexity(unigram.nats(text.tokens_N).sum(), text.predictions),
+            "trigram": None if trigram is None else perplexity(trigram.nats(text.tokens_N).sum(), text.predictions),
             "training_tokens": train.num_tokens,
         }
         for key, text in texts.items()
     }
 
 
-def levels_of(run: RunRecord, baselines: Baselines) -> dict[str, float]:
-    """The trigram's perplexity on validation, to draw beside the run's: labelled by its text, so that runs share it."""
-    found = ((each.predictions, baselines.get(baseline_key(each), {})) for each in run.evaluations if each.split == "validation")
-    return {
-        f"Kneser-Ney trigram, {predictions:,} predictions": entry["trigram"]
-        for predictions, entry in found
-        if entry.get("trigram") is not None
-    }
+def levels_of(run: RunRecord, baselines: Baselines) -> list[tuple[str, float]]:
+    """The trigram's perplexity on validation, to draw beside the run's: what it is of, and the figure. Once a text and vocabulary."""
+    on_validation = {each.text_key: each.predictions_in_words for each in run.evaluations if each.split == "validation"}
+    found = ((text, baselines.get(key, {}).get("trigram")) for key, text in on_validation.items())
+    return [(f"Kneser-Ney trigram, {text}", perplexity) for text, perplexity in found if perplexity is not None]

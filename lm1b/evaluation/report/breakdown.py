@@ -14,13 +14,13 @@ It says how far the *text* lets one tell; what another seed would give it does n
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from lm1b.evaluation.scoring.token_nats import TokenNats
+from lm1b.training.evaluations import perplexity
 
 RANKS = (10, 100, 1_000, 10_000, 100_000)
 POSITIONS = (1, 2, 5, 10, 20, 40)
@@ -60,7 +60,7 @@ def by_frequency(tokens: TokenNats) -> list[Part]:
 
 def by_position(tokens: TokenNats) -> list[Part]:
     """Words by their place in the sentence, counted from 1; the sentence's end counts as a word."""
-    starts = np.concatenate([[0], np.flatnonzero(tokens.ids_N == tokens.facts["end_id"])[:-1] + 1])
+    starts = tokens.sentence_starts
     lengths = np.diff([*starts, len(tokens.ids_N)])
     words_N = np.cumsum(tokens.counts_N)  # so far, over the whole text
     places_N = words_N - np.repeat(words_N[starts] - 1, lengths)
@@ -83,7 +83,7 @@ def _parts(tokens: TokenNats, named: list[tuple[str, np.ndarray]], counts_N: np.
         count = int(counts_N[chosen_N].sum())
         if count:
             nats = float(nats_N[chosen_N].sum())
-            found.append(Part(name, count, nats / total, math.exp(min(nats / count, 700.0))))
+            found.append(Part(name, count, nats / total, perplexity(nats, count)))
     return found
 
 
@@ -97,8 +97,9 @@ def _resampled(*sums_S: np.ndarray) -> Iterator[list[float]]:
 
 
 def _interval(value: float, values: list[float]) -> Interval:
+    """value, values: nats a prediction."""
     low, high = np.percentile(values, TAILS)
-    return Interval(math.exp(value), math.exp(low), math.exp(high))
+    return Interval(perplexity(value, 1), perplexity(low, 1), perplexity(high, 1))
 
 
 def confidence(tokens: TokenNats) -> Interval:
@@ -112,7 +113,7 @@ def compare(one: TokenNats, other: TokenNats) -> Interval:
 
     Raises ValueError where they are not of the same text and vocabulary.
     """
-    if one.text_key != other.text_key:
+    if one.ids_key != other.ids_key:
         raise ValueError("not the same text and vocabulary")
     difference_S = other.by_sentence(other.nats_N) - one.by_sentence(one.nats_N)
     counts_S = one.by_sentence(one.counts_N)

@@ -17,21 +17,21 @@ import numpy as np
 
 from lm1b.evaluation.report.records import RunRecord
 from lm1b.files import atomic_file
-from lm1b.training.evaluations import Evaluation, Weights
+from lm1b.training.evaluations import Evaluation
 
 FINE_TICKS = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0)  # of a perplexity axis of a decade or less
 SMOOTHED_SHARE = 0.02  # of the logged points, on either side
 LONGEST_LABEL = 58  # letters that fit below a panel
 INK = "#010203"
-Levels = dict[str, float]  # label -> perplexity on validation, drawn as a horizontal line
+Levels = list[tuple[str, float]]  # label and perplexity on validation, drawn as a horizontal line
 
 
 class Axis(NamedTuple):
-    """place: of a run's step on it, or None. name: for captions."""
+    """places: of a run's steps on it, or None where the run does not tell. name: for captions."""
 
     name: str
     label: str
-    place: Callable[[RunRecord, int], float | None]
+    places: Callable[[RunRecord, np.ndarray], np.ndarray | None]
 
 
 class Panel(NamedTuple):
@@ -48,21 +48,22 @@ def axes_of(runs: Sequence[RunRecord]) -> list[Axis]:
     longest = max((run.metrics[-1].get("elapsed_seconds") or 0.0 for run in runs if run.metrics), default=0.0)
     unit, size = ("hours", 3600.0) if longest > 7200 else ("minutes", 60.0) if longest > 120 else ("seconds", 1.0)
 
-    def time_at(run: RunRecord, step: int) -> float | None:
-        seconds = run.seconds_at(step)
+    def times_at(run: RunRecord, steps: np.ndarray) -> np.ndarray | None:
+        seconds = run.seconds_at(steps)
         return None if seconds is None else seconds / size
 
     return [
-        Axis("words", "training words and sentence ends", lambda run, step: run.words_at(step)),
-        Axis("steps", "steps", lambda run, step: step),
-        Axis("time", f"{unit} of training", time_at),
+        Axis("words", "training words and sentence ends", lambda run, steps: run.words_at(steps)),
+        Axis("steps", "steps", lambda run, steps: steps),
+        Axis("time", f"{unit} of training", times_at),
     ]
 
 
 def _points(run: RunRecord, axis: Axis, values: Iterable[tuple[int, float | None]]) -> np.ndarray:
     """[2, n]: places on the axis and values, in order. values: with their steps, those of None left out."""
-    found = [(axis.place(run, step), value) for step, value in values if value is not None]
-    return np.array([point for point in found if point[0] is not None], float).reshape(-1, 2).T
+    steps, known = np.array([point for point in values if point[1] is not None], float).reshape(-1, 2).T
+    places = axis.places(run, steps)
+    return np.empty((2, 0)) if places is None else np.array([places, known])
 
 
 def _logged(run: RunRecord, axis: Axis, key: str) -> np.ndarray:
@@ -90,16 +91,17 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 
 def _draw_perplexity(axes: Any, run: RunRecord, color: str, axis: Axis) -> None:
-    series: dict[tuple[Weights, str, str, int], list[Evaluation]] = {}
+    series: dict[tuple[Any, ...], list[Evaluation]] = {}
     for each in run.evaluations:
         if each.split == "validation":
-            series.setdefault((each.weights, each.state, each.precision, each.lanes or 0), []).append(each)
-    for (weights, state, precision, lanes), found in series.items():
+            series.setdefault((each.weights, *each.protocol), []).append(each)
+    for found in series.values():
         in_order = sorted(found, key=lambda each: each.step)
         places, values = _points(run, axis, ((each.step, each.word_perplexity) for each in in_order))
         if len(values):
-            how = f"{weights}, {f'{lanes} lanes' if lanes else state}, {precision}"
-            style = {"ema": "o-", "raw": "s--"}[weights]
+            first = found[0]
+            how = f"{first.weights}, {f'{first.lanes} lanes' if first.lanes else first.state}, {first.precision}"
+            style = {"ema": "o-", "raw": "s--"}[first.weights]
             axes.plot(places, values, style, color=color, markersize=4, label=_short(run.name, f" ({how})"))
 
 
@@ -147,7 +149,7 @@ def draw_panel(axes: Any, panel: Panel, runs: Sequence[RunRecord], axis: Axis, l
     for number, run in enumerate(runs):
         panel.draw(axes, run, f"C{number % 10}", axis)
     is_drawn = bool(axes.lines)
-    for number, (label, perplexity) in enumerate(levels.items() if panel is PERPLEXITY else ()):
+    for number, (label, perplexity) in enumerate(levels if panel is PERPLEXITY else ()):
         axes.axhline(perplexity, color="gray", linestyle=(":", "-.")[number % 2], linewidth=1, label=_short(label, f" ({perplexity:.1f})"))
     if panel.is_log and axes.lines:
         axes.set_yscale("log")

@@ -63,13 +63,13 @@ class _Order:
         totals_C = np.add.reduceat(counts_K, firsts_C) if len(firsts_C) else np.zeros(0, np.int64)
         return cls(keys_K, counts_K, contexts_K[firsts_C], totals_C, types_C)
 
-    def interpolate(self, keys_N: np.ndarray, lower_N: np.ndarray, discount: float, vocabulary_size: int) -> np.ndarray:
+    def interpolate(self, keys_N: np.ndarray, lower_N: np.ndarray, vocabulary_size: int) -> np.ndarray:
         """P of this order from that of the order below, float64 (N,); an unseen context leaves it as it is."""
         counts_N = _look_up(self.keys_K, self.counts_K, keys_N)
         contexts_N = keys_N // vocabulary_size
         totals_N = _look_up(self.contexts_C, self.totals_C, contexts_N)
-        freed_N = discount * _look_up(self.contexts_C, self.types_C, contexts_N)
-        probabilities_N = (np.maximum(counts_N - discount, 0.0) + freed_N * lower_N) / np.maximum(totals_N, 1)
+        freed_N = DISCOUNT * _look_up(self.contexts_C, self.types_C, contexts_N)
+        probabilities_N = (np.maximum(counts_N - DISCOUNT, 0.0) + freed_N * lower_N) / np.maximum(totals_N, 1)
         return np.where(totals_N > 0, probabilities_N, lower_N)
 
 
@@ -106,13 +106,12 @@ class KneserNeyTrigram:
 
     vocabulary_size: int
     end_id: int
-    discount: float
     unigram_V: np.ndarray
     bigrams: _Order
     trigrams: _Order
 
     @classmethod
-    def fit(cls, pieces: Iterable[np.ndarray], vocabulary_size: int, end_id: int, discount: float = DISCOUNT) -> KneserNeyTrigram:
+    def fit(cls, pieces: Iterable[np.ndarray], vocabulary_size: int, end_id: int) -> KneserNeyTrigram:
         """Count n-grams. pieces: integer arrays (n,) of whole sentences, each ending with `end_id`.
 
         Raises ValueError where there is no token or where ids do not fit.
@@ -139,10 +138,10 @@ class KneserNeyTrigram:
         order = np.argsort(bigram_keys_K, kind="stable")
         bigrams = _Order.build(bigram_keys_K[order], bigram_counts_K[order], vocabulary_size)
         contexts_V = np.bincount(bigram_keys_K % size, minlength=vocabulary_size)
-        freed = discount * np.count_nonzero(contexts_V)
-        unigram_V = (np.maximum(contexts_V - discount, 0.0) + freed / vocabulary_size) / contexts_V.sum()
+        freed = DISCOUNT * np.count_nonzero(contexts_V)
+        unigram_V = (np.maximum(contexts_V - DISCOUNT, 0.0) + freed / vocabulary_size) / contexts_V.sum()
         trigrams = _Order.build(trigram_keys_K, trigram_counts_K, vocabulary_size)
-        return cls(vocabulary_size, end_id, discount, unigram_V, bigrams, trigrams)
+        return cls(vocabulary_size, end_id, unigram_V, bigrams, trigrams)
 
     def nats(self, tokens_N: np.ndarray) -> np.ndarray:
         """-log P of each token of whole sentences, float64 (N,)."""
@@ -158,10 +157,10 @@ class KneserNeyTrigram:
         """P(word | earlier, before), float64 (N,); earlier = -1: the history is `before` alone. Arguments: int64 (N,)."""
         size = np.int64(self.vocabulary_size)
         lower_N = self.unigram_V[words_N]
-        lower_N = self.bigrams.interpolate(before_N * size + words_N, lower_N, self.discount, self.vocabulary_size)
+        lower_N = self.bigrams.interpolate(before_N * size + words_N, lower_N, self.vocabulary_size)
         # A negative key is in no table, so a history of one word keeps the bigram's probability.
         keys_N = np.where(earlier_N >= 0, (earlier_N * size + before_N) * size + words_N, -size)
-        return self.trigrams.interpolate(keys_N, lower_N, self.discount, self.vocabulary_size)
+        return self.trigrams.interpolate(keys_N, lower_N, self.vocabulary_size)
 
 
 def fit_baselines(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,17 +42,17 @@ class RunRecord:
             environment if isinstance(environment, dict) else {},
         )
 
-    def words_at(self, step: int) -> int:
-        """Words and sentence ends trained on up to a step, as metrics.jsonl tells; without lines, the tokens of so many steps."""
+    def words_at(self, steps: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Words and sentence ends trained on up to each step, as metrics.jsonl tells; without lines, the tokens of so many steps."""
         points = [(line["step"], line["words"]) for line in self.metrics if line.get("words") is not None]
         if not points:
-            return step * self.config.batches.lanes * self.config.batches.steps
-        return round(np.interp(step, *np.array([(0, 0), *points], float).T))
+            return np.asarray(steps) * self.config.batches.lanes * self.config.batches.steps
+        return np.round(np.interp(steps, *np.array([(0, 0), *points], float).T))
 
-    def seconds_at(self, step: int) -> float | None:
-        """Seconds of training up to a step, as metrics.jsonl tells; None where it tells nothing."""
+    def seconds_at(self, steps: Sequence[int] | np.ndarray) -> np.ndarray | None:
+        """Seconds of training up to each step, as metrics.jsonl tells; None where it tells nothing."""
         points = [(line["step"], line["elapsed_seconds"]) for line in self.metrics if line.get("elapsed_seconds") is not None]
-        return float(np.interp(step, *np.array(points, float).T)) if points else None
+        return np.interp(steps, *np.array(points, float).T) if points else None
 
     def best(self) -> Evaluation | None:
         """The best result on validation by the run's own evaluation settings."""

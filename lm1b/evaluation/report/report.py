@@ -7,31 +7,29 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 from lm1b.evaluation.report.baselines import find_baselines, levels_of
-from lm1b.evaluation.report.curves import HEALTH, LOSS, PERPLEXITY, Levels, axes_of, draw_curves, panel_svg
+from lm1b.evaluation.report.curves import Levels, axes_of, draw_curves, panel_svg
 from lm1b.evaluation.report.page import Charts, render_page
-from lm1b.evaluation.report.perplexities import as_text, baseline_rows, table_rows
+from lm1b.evaluation.report.perplexity_table import as_text, baseline_rows, table_rows
 from lm1b.evaluation.report.records import RunRecord
-from lm1b.evaluation.report.sections import Place, report_parts, title_of
+from lm1b.evaluation.report.sections import ChartsHere, report_parts, title_of
 from lm1b.files import atomic_file
 
-CURVES = "![Training loss and validation perplexity against words, steps and time](curves.png)"
 
-
-def report(run_directories: list[Path], out: Path | None = None) -> str:
-    """Write report.md, curves.png and report.html into `out` (default: the first run's report/). Returns the table as text."""
+def report(run_directories: list[Path], out: Path) -> str:
+    """Write report.md, curves.png and report.html into `out`. Returns the table as text."""
     runs = [RunRecord.read(directory) for directory in run_directories]
-    out = out or runs[0].folder.report
     rows: list[list[str]] = []
     notes: list[str] = []
-    levels: Levels = {}
+    levels: Levels = []
     seen: set[str] = set()
     for run in runs:
         baselines, problems = find_baselines(run, run.folder.baselines)
         notes += problems
-        levels |= levels_of(run, baselines)
+        levels += [level for level in levels_of(run, baselines) if level not in levels]  # runs on the same text share it
         rows += table_rows(run, baselines)
         # Runs on the same text share its baselines: shown once.
         more = {"".join(row[1:]) + label: row for row, label in baseline_rows(run, baselines)}
@@ -46,39 +44,25 @@ def report(run_directories: list[Path], out: Path | None = None) -> str:
     return "\n".join([as_text(rows) if rows else "nothing has been scored yet", *(f"note: {note}" for note in notes)])
 
 
-def _as_markdown(parts: list[str | Place]) -> str:
-    texts = [part if isinstance(part, str) else CURVES if part.charts == "curves" else "" for part in parts]
+def _as_markdown(parts: list[str | ChartsHere]) -> str:
+    texts = [part if isinstance(part, str) else part.picture for part in parts]
     return "\n\n".join(filter(None, texts)) + "\n"
 
 
-def _as_page(runs: list[RunRecord], levels: Levels, parts: list[str | Place]) -> str:
-    words, steps, time = axes_of(runs)
-    wanted = {
-        "curves": [(panel, axis) for panel in (LOSS, PERPLEXITY) for axis in (words, steps, time)],
-        "health": [(panel, words) for panel in HEALTH],
-    }
-    heads = {
-        "curves": (
-            "Against words, steps and time",
-            "The training loss is the sampled softmax's where a run samples, which is no perplexity; thin lines as logged, thick smoothed.",
-        ),
-        "health": (
-            "How it went",
-            "Of several layers the largest spectral radius; a dead ReLU puts out 0 at every position of a step.",
-        ),
-    }
-    number = 0
+def _as_page(runs: list[RunRecord], levels: Levels, parts: list[str | ChartsHere]) -> str:
+    axes = {axis.name: axis for axis in axes_of(runs)}
+    numbers = itertools.count(1)
     page: list[str | Charts] = []
     for part in parts:
         if isinstance(part, str):
             page.append(part)
             continue
-        charts = []
-        for panel, axis in wanted[part.charts]:
-            number += 1
-            svg = panel_svg(panel, runs, axis, levels, number)
-            if svg:
-                charts.append((f"{panel.title}, against {axis.name}", svg))
+        drawn = [
+            (f"{panel.title}, against {name}", panel_svg(panel, runs, axes[name], levels, next(numbers)))
+            for panel in part.panels
+            for name in part.axes
+        ]
+        charts = [(caption, svg) for caption, svg in drawn if svg]
         if charts:
-            page.append(Charts(*heads[part.charts], charts))
+            page.append(Charts(part.title, part.note, charts))
     return render_page(title_of(runs), page)

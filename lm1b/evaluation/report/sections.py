@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Collection
-from typing import Literal
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
+from lm1b.evaluation.report.curves import HEALTH, LOSS, PERPLEXITY, Panel
 from lm1b.evaluation.report.details import render_details
-from lm1b.evaluation.report.perplexities import COLUMNS, LEFT_ALIGNED, is_comparable
+from lm1b.evaluation.report.perplexity_table import COLUMNS, LEFT_ALIGNED, is_comparable
 from lm1b.evaluation.report.published import PUBLISHED
 from lm1b.evaluation.report.records import RunRecord, model_in_words
 from lm1b.evaluation.report.settings import commands_to_repeat, environment_rows, settings_rows
@@ -15,17 +16,34 @@ from lm1b.markdown import literal, markdown_table
 from lm1b.progress import duration
 from lm1b.training.evaluations import count_test_looks
 
-ChartsHere = Literal["curves", "health"]  # charts of how good the runs became, and of how they went
-
-
 LEFT_COLUMNS = [number for number, name in enumerate(COLUMNS) if name in LEFT_ALIGNED]
 
 
-class Place:
-    """Where charts go, between parts of Markdown."""
+class ChartsHere(NamedTuple):
+    """What stands at a place between parts of Markdown: on the page each of the panels against each of the axes, named; picture: of
+    report.md, as Markdown.
+    """
 
-    def __init__(self, charts: ChartsHere) -> None:
-        self.charts = charts
+    title: str
+    note: str
+    panels: Sequence[Panel]
+    axes: Sequence[str]
+    picture: str = ""
+
+
+PROGRESS = ChartsHere(
+    "Against words, steps and time",
+    "The training loss is the sampled softmax's where a run samples, which is no perplexity; thin lines as logged, thick smoothed.",
+    (LOSS, PERPLEXITY),
+    ("words", "steps", "time"),
+    "![Training loss and validation perplexity against words, steps and time](curves.png)",
+)
+HOW_IT_WENT = ChartsHere(
+    "How it went",
+    "Of several layers the largest spectral radius; a dead ReLU puts out 0 at every position of a step.",
+    HEALTH,
+    ("words",),
+)
 
 
 def title_of(runs: list[RunRecord]) -> str:
@@ -33,12 +51,12 @@ def title_of(runs: list[RunRecord]) -> str:
     return "Report: " + ", ".join(run.name for run in runs)
 
 
-def report_parts(runs: list[RunRecord], rows: list[list[str]], notes: list[str]) -> list[str | Place]:
+def report_parts(runs: list[RunRecord], rows: list[list[str]], notes: list[str]) -> list[str | ChartsHere]:
     """The whole report. rows: of the table of perplexities. Raises UserError for kept nats that are damaged."""
     return [
         "# " + literal(title_of(runs)),
         _at_a_glance(runs),
-        Place("curves"),
+        PROGRESS,
         "## Perplexity",
         "Exact perplexities a word, over the whole vocabulary: predictions = words + sentences, each `</S>` is predicted. `<UNK>` is a "
         "word, but where a vocabulary of pieces is open: that spells every word, and its figures do not compare with the others. "
@@ -48,7 +66,7 @@ def report_parts(runs: list[RunRecord], rows: list[list[str]], notes: list[str])
         *(f"Note: {literal(note)}" for note in notes),
         *_published(runs),
         *render_details(runs),
-        Place("health"),
+        HOW_IT_WENT,
         *_settings(runs),
         *_environment(runs),
         *_how_to_repeat(runs),

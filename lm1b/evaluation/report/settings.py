@@ -9,7 +9,7 @@ from typing import Any
 from lm1b.evaluation.report.records import RunRecord
 
 PLACES = ("run.directory", "run.mirror", "tokens.cache_directory")  # where, not what
-FACTS = {
+ENVIRONMENT_FACTS = {
     "git_revision": "revision",
     "started_at": "started",
     "hosts": "hosts",
@@ -63,7 +63,7 @@ def environment_rows(runs: list[RunRecord]) -> list[list[str]]:
     columns = []
     for run in runs:
         versions = run.environment.get("versions") or {}
-        shown = {label: _shown(run.environment.get(key)) for key, label in FACTS.items()}
+        shown = {label: _shown(run.environment.get(key)) for key, label in ENVIRONMENT_FACTS.items()}
         columns.append(shown | {name: _shown(versions.get(name)) for name in VERSIONS})
     rows = [[label, *(column[label] for column in columns)] for label in columns[0]]
     return [row for row in rows if any(row[1:])]
@@ -89,21 +89,10 @@ def commands_to_repeat(run: RunRecord) -> list[str]:
         checkout[0] += "  # and what had been changed since then"
     ranks = run.environment.get("ranks")
     training = shlex.join(["deepspeed", "--num_gpus", str(ranks or 1), "launch/train.py", *options])
-    without_log = _without(options, "--log-format")
     return [
         *checkout,
-        shlex.join(["python", "launch/preprocess.py", *without_log]),
+        shlex.join(["python", "launch/preprocess.py", *options]),
         training,
         shlex.join(["python", "launch/evaluate.py", "--run", run.config.run.directory]),
         shlex.join(["python", "launch/report.py", run.config.run.directory]),
     ]
-
-
-def _without(words: list[str], option: str) -> list[str]:
-    """The words of a command line without an option that takes a value."""
-    found, skip = [], False
-    for word in words:
-        if not skip and word != option and not word.startswith(f"{option}="):
-            found.append(word)
-        skip = word == option
-    return found

@@ -1,7 +1,8 @@
 """Scores of a run's checkpoints on one text, written where the run's results are kept.
 
 1. `Evaluator` holds what stays the same from one checkpoint to the next: the run's config, its vocabulary, the text, the ranks.
-2. Every result goes to evaluations.jsonl, token_nats/ and TensorBoard as soon as it is there.
+2. When a checkpoint has been scored with every kind of weights, its results go to evaluations.jsonl and TensorBoard; the nats of every
+   token have gone to token_nats/ with each kind.
 3. launch/evaluate.py scores one checkpoint (`score_and_say`); watch.py all of them, beside the training.
 
     evaluator = Evaluator(Path("runs/irnn_lm"), config)            # validation, by the config's `evaluation` section
@@ -10,40 +11,37 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import uuid
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from lm1b.config import Config, Split
 from lm1b.console import say
+from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.data.tokens.remote import open_tokens
-from lm1b.devices import best_device
-from lm1b.distributed import Ranks, single_process
+from lm1b.distributed import Ranks, agree, single_process
 from lm1b.errors import UserError
-from lm1b.evaluation.scoring.board import show
+from lm1b.evaluation.scoring.checkpoint_board import show
 from lm1b.evaluation.scoring.perplexity import evaluate_checkpoint
-from lm1b.evaluation.scoring.texts import ScoredText, text_of_files, text_of_split
+from lm1b.evaluation.scoring.texts import ScoredText, digests_of_test, text_of_files, text_of_split
 from lm1b.evaluation.scoring.token_nats import LARGEST_TOKENS, write_token_nats
+from lm1b.evaluation.trained.loading import LoadedModel, load_checkpoint
 from lm1b.files import append_json_line, seal
-from lm1b.launchers import here
-from lm1b.model.products import keep_float32_exact
-from lm1b.peers import naming_the_guilty
 from lm1b.progress import Progress
 from lm1b.training.checkpoints.checkpoint import Checkpoint
 from lm1b.training.evaluations import KINDS, Evaluation, Weights, count_test_looks
 from lm1b.training.run_folder import RunFolder
+from lm1b.training.same_everywhere import check_tokens
 
 
 class Evaluator:
     """Scores checkpoints of one run on one text.
 
-    config: the run's, with the `evaluation` section as asked for. split: of the token directory, or None for `files`.
+    config: the run's, with the `evaluation` section as asked for. split: of the token directory, or None for `files`. A collective, and so
+    is `score`: a mistake that one rank finds is a UserError on all.
     """
 
     def __init__(
@@ -58,9 +56,13 @@ class Evaluator:
         self.folder = RunFolder(run_directory)
         self.config = config
         self.ranks = ranks or single_process()
-        tokens = open_tokens(config.tokens)
+        self.tokens, self.text = agree(self.ranks, lambda: self._open(split, files or []), may_take_long=True)
+        check_tokens(self.ranks, self.tokens)
+
+    def _open(self, split: Split | None, files: list[Path]) -> tuple[TokenDirectory, ScoredText]:
+        tokens = open_tokens(self.config.tokens)
         tokens.verify_once()
-        self.text: ScoredText = text_of_files(tokens.vocabulary, files or []) if split is None else text_of_split(tokens, split)
+        return tokens, text_of_files(tokens.vocabulary, files, digests_of_test(tokens)) if split is None else text_of_split(tokens, split)
 
     def score(self, checkpoint: Checkpoint, kinds: Sequence[Weights] | None = None) -> list[Evaluation]:
         """Score one checkpoint; its lines are written to the run's logs. Raises UserError where it cannot be read.
@@ -70,23 +72,40 @@ class Evaluator:
         settings = self.config.evaluation
         kinds = kinds or KINDS[settings.weights]
         settings = settings.model_copy(update={"weights": "both" if len(kinds) > 1 else kinds[0]})
-        what, total = f"{checkpoint.path.name} on {self.text.split}", len(kinds) * len(self.text.tokens_N)
-        with Progress(what, total, "word", shown=self.ranks.is_first) as bar:
+        what, length = f"{checkpoint.path.name} on {self.text.split}", len(self.text.tokens_N)
+        with Progress(what, length, "token", shown=self.ranks.is_first) as bar:
+
+            def on_scored(n: int, total: int) -> None:
+                bar.total = total  # known once it is seen which weights the checkpoint holds
+                bar.update(n)
+
             found = evaluate_checkpoint(
                 checkpoint,
                 settings,
                 self.text,
                 ranks=self.ranks,
-                on_scored=bar.update,
-                on_nats=self._keep_nats if len(self.text.tokens_N) <= LARGEST_TOKENS else None,
+                on_scored=on_scored,
+                on_nats=self._keep_nats if length <= LARGEST_TOKENS else None,
             )
         if self.ranks.is_first:
             look = uuid.uuid4().hex
             found = [replace(each, look=look) for each in found]
             for each in found:
                 append_json_line(self.folder.evaluations, seal(each.as_line()))
-            show(self.folder.path, self.config, found, with_model=self.text.split == "validation" and self.ranks.size == 1)
+            show(self.folder, self.config, found, self._model_to_show(checkpoint))
         return found
+
+    def _model_to_show(self, checkpoint: Checkpoint) -> LoadedModel | None:
+        """For sentences and its words' rows: the checkpoint read once more, with all rows of both tables in memory at once, where it has
+        been scored. None where neither is wanted, or it has been deleted meanwhile.
+        """
+        is_wanted = self.config.logging.samples or self.config.logging.projector_words
+        if self.text.split != "validation" or self.ranks.size > 1 or not is_wanted:
+            return None
+        try:
+            return load_checkpoint(checkpoint, self.tokens, self.config.evaluation, "ema", self.ranks.device)
+        except UserError:
+            return None
 
     def _keep_nats(self, evaluation: Evaluation, nats: list[np.ndarray]) -> None:
         """For the report's breakdowns; the first rank's."""
@@ -95,37 +114,13 @@ class Evaluator:
 
     def scored(self) -> set[tuple[int, Weights]]:
         """(step, kind of weights) that evaluations.jsonl already has for this text and these settings."""
-        wanted = (self.text.split, self.text.fingerprint, self.text.predictions)
+        wanted = self.text.key
         return {
             (each.step, kind)
             for each in self.folder.read_evaluations()
-            if (each.split, each.vocabulary, each.predictions) == wanted and each.made_with(self.config.evaluation)
+            if each.text_key == wanted and each.made_with(self.config.evaluation)
             for kind in each.stands_for
         }
-
-
-@contextlib.contextmanager
-def evaluating_ranks(device: str | None) -> Generator[Ranks]:
-    """This process alone on `device` (None: a GPU if there is one), or one of the ranks that a launcher has started.
-
-    Ranks hold the vocabulary's rows between them and score the same positions. Raises UserError for a GPU that is not there.
-    """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: no CUDA device found here; use --device cpu")
-    keep_float32_exact()
-    if here().size == 1:
-        yield single_process(device or best_device())
-        return
-    if device == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"  # what `best_device` and DeepSpeed go by
-    from lm1b.training.engine.process_group import start_ranks, stop_ranks  # loads DeepSpeed, which one process does without
-
-    ranks = start_ranks()
-    try:
-        with naming_the_guilty(ranks.peers, lambda: "run the same command again"):
-            yield ranks
-    finally:
-        stop_ranks()
 
 
 def say_result(evaluation: Evaluation) -> None:

@@ -24,13 +24,13 @@ from torch import Tensor
 from lm1b.config import EvaluationConfig
 from lm1b.console import now
 from lm1b.distributed import Ranks, agree, single_process
-from lm1b.evaluation.scoring.scorer import Rows, Scorer, cut_for_scoring
 from lm1b.evaluation.scoring.spectrum import spectral_radii
-from lm1b.evaluation.scoring.texts import ScoredText
-from lm1b.evaluation.trained.open import Trained, open_trained
+from lm1b.evaluation.scoring.texts import ScoredText, cut_for_scoring
+from lm1b.evaluation.trained.open import OpenedCheckpoint, open_checkpoint
+from lm1b.evaluation.trained.scorer import Rows, Scorer
 from lm1b.precision import DTYPES
 from lm1b.training.checkpoints.checkpoint import Checkpoint
-from lm1b.training.evaluations import KINDS, Evaluation, Weights
+from lm1b.training.evaluations import KINDS, Evaluation, Weights, perplexity
 
 
 def evaluate_checkpoint(
@@ -39,12 +39,13 @@ def evaluate_checkpoint(
     text: ScoredText,
     *,
     ranks: Ranks | None = None,
-    on_scored: Callable[[int], object] = lambda n: None,
+    on_scored: Callable[[int, int], object] = lambda n, total: None,
     on_nats: Callable[[Evaluation, list[np.ndarray]], object] | None = None,
 ) -> list[Evaluation]:
     """Score `text` with one checkpoint: one result a kind of weights asked for. A collective.
 
-    on_scored is told of every number of predictions done; on_nats of each result and the nats of every token, sequence by sequence.
+    on_scored is told of every number of tokens done, and of how many there are in all, each kind of weights anew; on_nats of each result
+    and the nats of every token, sequence by sequence.
     Raises UserError where the checkpoint has gone, is damaged, or belongs to another vocabulary.
     """
     ranks = ranks or single_process()
@@ -52,14 +53,18 @@ def evaluate_checkpoint(
     opened = _open(checkpoint, settings, text, ranks)
     sequences = cut_for_scoring(text, settings.state, settings.lanes)
     loading_seconds = time.monotonic() - started_at
-    results = []
-    for kind in opened.kinds(settings):
+    kinds, results = opened.kinds(settings), []
+
+    def scored(n: int) -> None:
+        on_scored(n, len(kinds) * len(text.tokens_N))
+
+    for kind in kinds:
         started_at = time.monotonic()
         opened.scorer.model.load_state_dict(opened.cores[kind])
         if on_nats is None:
-            nats_of_each, nats = [], opened.scorer.nats(sequences, settings.lanes, on_scored)
+            nats_of_each, nats = [], opened.scorer.nats(sequences, settings.lanes, scored)
         else:
-            found = dict(opened.scorer.nats_of_each(sequences, settings.lanes, on_scored))
+            found = dict(opened.scorer.nats_of_each(sequences, settings.lanes, scored))
             nats_of_each = [found[number] for number in range(len(sequences))]
             nats = float(sum(nats_T.sum() for nats_T in nats_of_each))
         result = _result(opened, settings, text, kind, nats)
@@ -73,7 +78,7 @@ def evaluate_checkpoint(
 class _Opened:
     """What has been read of a checkpoint: float32 cores by kind of weights, and a scorer with the rows of the text's words."""
 
-    trained: Trained
+    trained: OpenedCheckpoint
     cores: dict[Weights, dict[str, Tensor]]
     scorer: Scorer
 
@@ -84,10 +89,10 @@ class _Opened:
 
 def _open(checkpoint: Checkpoint, settings: EvaluationConfig, text: ScoredText, ranks: Ranks) -> _Opened:
     """Read the checkpoint, of the input table only the rows of the text's words; a failure of any rank is an error on all."""
-    ids_U = np.union1d(text.tokens_N, [text.end_id]).astype(np.int64)
+    ids_U = text.distinct_ids()
 
-    def read() -> tuple[Trained, Rows, dict[Weights, dict[str, Tensor]]]:
-        with open_trained(checkpoint, text.fingerprint, ranks) as trained:
+    def read() -> tuple[OpenedCheckpoint, Rows, dict[Weights, dict[str, Tensor]]]:
+        with open_checkpoint(checkpoint, text.fingerprint, ranks) as trained:
             return trained, trained.rows(ids_U), trained.cores()
 
     trained, rows, cores = agree(ranks, read)
@@ -115,15 +120,16 @@ def _result(opened: _Opened, settings: EvaluationConfig, text: ScoredText, kind:
         precision=settings.precision,
         weights=kind,
         has_average="ema" in opened.cores,
-        nats=nats if math.isfinite(nats) else None,
+        nats=_finite(nats),
         predictions=text.predictions,
         tokens=len(text.tokens_N),
         words=text.words,
         sentences=text.sentences,
         unknown=text.unknown,
-        word_perplexity=_perplexity(nats, text.predictions),
+        word_perplexity=_finite(perplexity(nats, text.predictions)),
         label=text.label,
         official=text.official,
+        is_test=text.is_test,
         trained_on_official=trained.state.get("corpus", {}).get("official", False),
         vocabulary=text.fingerprint,
         vocabulary_size=trained.architecture.vocabulary_size,
@@ -134,7 +140,6 @@ def _result(opened: _Opened, settings: EvaluationConfig, text: ScoredText, kind:
     )
 
 
-def _perplexity(nats: float, predictions: int) -> float | None:
-    """exp(nats / predictions); None where the model is so wrong (or not finite) that no number says it."""
-    mean = nats / predictions
-    return math.exp(mean) if math.isfinite(mean) and mean < 700 else None
+def _finite(value: float) -> float | None:
+    """As a line keeps it: None where the model is so wrong (or not finite) that no number says it."""
+    return value if math.isfinite(value) else None

@@ -7,6 +7,7 @@ checked, so that a figure said to be on heldout-00000 is on heldout-00000.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -14,19 +15,23 @@ from typing import Literal
 import numpy as np
 
 from lm1b.config import Split
+from lm1b.data.batches import cut_into_lanes
 from lm1b.data.text.benchmark import HELD_OUT_COUNTS, VOCABULARY_SIZE, official_name_of
 from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.data.vocabulary.vocabulary import Label, Vocabulary
 from lm1b.errors import UserError
-from lm1b.training.evaluations import is_test_text
+from lm1b.training.evaluations import TEST_FILE, text_key
+
+LOOKED_AT_TOGETHER = 1 << 20  # ids, which numpy makes int64
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredText:
     """Whole sentences to score. tokens_N: unsigned integers (N,); sentence_ends: int64, exclusive ends in tokens_N.
 
-    fingerprint, end_id, unknown_id, label: of the vocabulary that spells it. official: the benchmark's file that it is. begins_N: bool
-    (N,), where a word begins or a sentence ends; None: everywhere, each id is a word.
+    fingerprint, end_id, unknown_id, label: of the vocabulary that spells it. official: the benchmark's file that it is. is_test: whether to
+    score it is a look at a test text, in whole or in part. begins_N: bool (N,), where a word begins or a sentence ends; None: everywhere,
+    each id is a word.
     """
 
     split: Split | Literal["files"]
@@ -39,6 +44,7 @@ class ScoredText:
     unknown_id: int
     label: Label = "closed"
     official: str | None = None
+    is_test: bool = False
     begins_N: np.ndarray | None = None
 
     @classmethod
@@ -60,6 +66,11 @@ class ScoredText:
         )
 
     @property
+    def key(self) -> str:
+        """As `Evaluation.text_key` of a result on it."""
+        return text_key(self.fingerprint, self.split, self.files, self.predictions, self.unknown)
+
+    @property
     def sentences(self) -> int:
         """Number of sentences, each with one end to predict."""
         return len(self.sentence_ends)
@@ -74,10 +85,20 @@ class ScoredText:
         """Number of words, without the ends of sentences."""
         return self.predictions - self.sentences
 
-    @property
-    def is_test(self) -> bool:
-        """Whether this is a look at a test text."""
-        return is_test_text(self.split, self.official)
+    def distinct_ids(self) -> np.ndarray:
+        """The ids that occur, and that of `</S>`, which stands before the first: int64, rising. No copy of a long text is made."""
+        seen_V = np.zeros(max(int(self.tokens_N.max()), self.end_id) + 1, bool)
+        for start in range(0, len(self.tokens_N), LOOKED_AT_TOGETHER):
+            seen_V[self.tokens_N[start : start + LOOKED_AT_TOGETHER]] = True
+        seen_V[self.end_id] = True
+        return np.flatnonzero(seen_V)
+
+
+def cut_for_scoring(text: ScoredText, state: str, lanes: int) -> list[np.ndarray]:
+    """The text as sequences that start from zero state: `lanes` pieces cut at sentence ends (`carry`), or sentences (`reset`)."""
+    if state == "carry":
+        return cut_into_lanes(text.tokens_N, text.sentence_ends, lanes)
+    return np.split(text.tokens_N, text.sentence_ends[:-1])
 
 
 def text_of_split(tokens: TokenDirectory, name: Split) -> ScoredText:
@@ -89,13 +110,21 @@ def text_of_split(tokens: TokenDirectory, name: Split) -> ScoredText:
     text = ScoredText.of(tokens.vocabulary, name, [shard.name for shard in split.shards], tokens_N, ends, split.num_unknown)
     if text.words != split.num_words:
         raise UserError(f"{tokens.directory}: {name} has {text.words} words, its manifest says {split.num_words}; preprocess again")
-    official_names = [official_name_of(text.md5) for text in tokens.manifest.made_from.texts if text.split == name]
-    return _check_official(text, official_names, tokens.vocabulary)
+    official_names = [_official_name(source.md5) for source in tokens.manifest.made_from.texts if source.split == name]
+    return _check_official(replace(text, is_test=name == "test"), official_names, tokens.vocabulary)
 
 
-def text_of_files(vocabulary: Vocabulary, files: list[Path]) -> ScoredText:
-    """Tokenized text files, one sentence a line, in the given order. Raises UserError: missing, empty or not UTF-8."""
-    parts, ends, official_names, unknown, length = [], [], [], 0, 0
+def digests_of_test(tokens: TokenDirectory) -> set[str | None]:
+    """MD5 of the files that the test split was made from, as far as its manifest tells."""
+    return {source.md5 for source in tokens.manifest.made_from.texts if source.split == "test"}
+
+
+def text_of_files(vocabulary: Vocabulary, files: list[Path], of_test: Collection[str | None] = ()) -> ScoredText:
+    """Tokenized text files, one sentence a line, in the given order. Raises UserError: missing, empty or not UTF-8.
+
+    of_test: `digests_of_test` of the corpus at hand. The benchmark's own test file is known without.
+    """
+    parts, ends, digests, unknown, length = [], [], [], 0, 0
     for path in files:
         try:
             data = Path(path).read_bytes()
@@ -106,11 +135,18 @@ def text_of_files(vocabulary: Vocabulary, files: list[Path]) -> ScoredText:
             raise UserError(f"{path}: no sentence in it; nothing to score")
         ends.append(np.flatnonzero(encoded.ids_N == vocabulary.end_id) + 1 + length)
         parts.append(encoded.ids_N)
-        official_names.append(official_name_of(hashlib.md5(data, usedforsecurity=False).hexdigest()))
+        digests.append(hashlib.md5(data, usedforsecurity=False).hexdigest())
         unknown, length = unknown + encoded.unknown, length + len(encoded.ids_N)
-    names = [str(path) for path in files]
+    names, official_names = [str(path) for path in files], [_official_name(digest) for digest in digests]
     text = ScoredText.of(vocabulary, "files", names, np.concatenate(parts), np.concatenate(ends), unknown)
-    return _check_official(text, official_names, vocabulary)
+    is_test = TEST_FILE in official_names or not set(of_test).isdisjoint(digests)
+    return _check_official(replace(text, is_test=is_test), official_names, vocabulary)
+
+
+def _official_name(md5: str | None) -> str | None:
+    """The benchmark's file that has this MD5, without its folder."""
+    found = official_name_of(md5)
+    return found and found.rsplit("/", 1)[-1]
 
 
 def _check_official(text: ScoredText, names: list[str | None], vocabulary: Vocabulary) -> ScoredText:
@@ -118,7 +154,6 @@ def _check_official(text: ScoredText, names: list[str | None], vocabulary: Vocab
     name = names[0] if len(names) == 1 else None
     if name is None:
         return text
-    name = name.rsplit("/", 1)[-1]
     if name in HELD_OUT_COUNTS:
         found = (text.sentences, text.predictions, text.unknown)
         sentences, predictions, unknown = HELD_OUT_COUNTS[name]

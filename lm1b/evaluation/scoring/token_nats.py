@@ -47,14 +47,23 @@ class TokenNats:
         return np.ones(len(self.ids_N), np.int64) if self.begins_N is None else self.begins_N.astype(np.int64)
 
     @property
-    def text_key(self) -> str:
+    def ids_key(self) -> str:
         """Equal for two evaluations whose tokens may be compared one by one: same vocabulary, same text."""
         return hashlib.sha256(f"{self.facts['vocabulary']}\n".encode() + self.ids_N.astype("<u4").tobytes()).hexdigest()
 
+    def are_of(self, evaluation: Evaluation) -> bool:
+        """Whether they are of this result, and not of another whose place in the run's folder is the same."""
+        is_its = {key: self.facts.get(key) for key in FACTS} == evaluation.only(FACTS)
+        return is_its and int(self.counts_N.sum()) == evaluation.predictions
+
+    @property
+    def sentence_starts(self) -> np.ndarray:
+        """Where each sentence begins: int64."""
+        return np.concatenate([[0], np.flatnonzero(self.ids_N == self.facts["end_id"])[:-1] + 1])
+
     def by_sentence(self, values_N: np.ndarray) -> np.ndarray:
         """Sums of values over the sentences, float64."""
-        starts = np.concatenate([[0], np.flatnonzero(self.ids_N == self.facts["end_id"])[:-1] + 1])
-        return np.add.reduceat(values_N.astype(np.float64), starts)
+        return np.add.reduceat(values_N.astype(np.float64), self.sentence_starts)
 
 
 def path_of(folder: RunFolder, evaluation: Evaluation) -> Path:
@@ -70,7 +79,7 @@ def write_token_nats(
     text: ScoredText,
     nats: Sequence[np.ndarray],
 ) -> None:
-    """Keep the nats of an evaluation. nats: of each token of the text's sequences, in order."""
+    """Keep the nats of an evaluation. nats: of each token of the text's sequences, in order; any float, kept as float32."""
     facts = {**evaluation.only(FACTS), "end_id": text.end_id, "unknown_id": text.unknown_id}
     tensors: dict[str, np.ndarray] = {"nats": np.concatenate(nats).astype(np.float32), "ids": text.tokens_N.astype(np.uint32)}
     if text.begins_N is not None:
@@ -79,14 +88,8 @@ def write_token_nats(
         file.write(save(tensors, {"facts": json.dumps(facts)}))
 
 
-def read_token_nats(folder: RunFolder, evaluation: Evaluation) -> TokenNats | None:
-    """The nats of an evaluation; None where a later evaluation has taken their place, or none were kept.
-
-    Raises UserError for a file that is not whole.
-    """
-    path = path_of(folder, evaluation)
-    if not path.exists():
-        return None
+def read_token_nats(path: Path) -> TokenNats:
+    """The nats of a file of `path_of`. Raises UserError for one that is not whole."""
     try:
         with safe_open(path, "numpy") as file:
             facts = json.loads(file.metadata()["facts"])
@@ -94,6 +97,6 @@ def read_token_nats(folder: RunFolder, evaluation: Evaluation) -> TokenNats | No
             found = TokenNats(file.get_tensor("nats"), file.get_tensor("ids"), facts, begins_N)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: damaged ({error}); evaluate again") from None
-    lengths = {len(found.nats_N), len(found.ids_N), len(found.counts_N)}
-    is_of_line = {key: facts.get(key) for key in FACTS} == evaluation.only(FACTS) and int(found.counts_N.sum()) == evaluation.predictions
-    return found if is_of_line and len(lengths) == 1 else None
+    if not len(found.nats_N) == len(found.ids_N) == len(found.counts_N):
+        raise UserError(f"{path}: damaged (its tensors are not of one length); evaluate again")
+    return found

@@ -25,7 +25,6 @@ from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.data.tokens.remote import open_tokens
 from lm1b.data.vocabulary.files import copy_vocabulary
 from lm1b.errors import UserError
-from lm1b.evaluation.scoring.scorer import dtype_of
 from lm1b.evaluation.trained.export_facts import export_facts, generation_config, hugging_face_config
 from lm1b.evaluation.trained.exported import (
     CONFIG,
@@ -40,11 +39,12 @@ from lm1b.evaluation.trained.exported import (
     is_export,
 )
 from lm1b.evaluation.trained.model_card import model_card
-from lm1b.evaluation.trained.open import Trained, choose_checkpoint, open_trained
+from lm1b.evaluation.trained.open import OpenedCheckpoint, choose_checkpoint, open_checkpoint
+from lm1b.evaluation.trained.scorer import dtype_of
 from lm1b.files import digest_of_file, flush_folder, needing_space, write_json, write_sealed_json
 from lm1b.training.checkpoints.checkpoint import Checkpoint, table_file
 from lm1b.training.checkpoints.tensor_file import DTYPE_NAMES, ELEMENT_BYTES, MatrixInFile, TensorFile, bytes_of
-from lm1b.training.evaluations import Weights
+from lm1b.training.evaluations import Weights, check_weights
 from lm1b.training.run_folder import RunFolder
 
 LARGEST_FILE_BYTES = 2_000_000_000  # more is sharded; a table that is larger has a file of its own
@@ -52,7 +52,7 @@ BLOCK_BYTES = 8 << 20  # of a table in memory at a time
 
 
 @dataclass(frozen=True)
-class Exported:
+class WrittenExport:
     """What has been written. facts: as config.json has them under `lm1b`."""
 
     path: Path
@@ -81,12 +81,13 @@ def export_run(
     weights: Weights = "ema",
     precision: str = "fp32",
     largest_file_bytes: int = LARGEST_FILE_BYTES,
-) -> Exported:
+) -> WrittenExport:
     """Write one checkpoint of a run as a folder `out`. checkpoint: `latest`, `best` or a step. precision: of the files, `fp32` or `bf16`.
 
     Raises UserError where there is no such checkpoint, it is damaged, or `out` holds something already.
     """
     dtype = dtype_of(precision)
+    check_weights(weights)
     run_directory, out = Path(run_directory), Path(os.path.abspath(out))
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out}: there is something already; name a folder that is not there or is empty")
@@ -95,7 +96,7 @@ def export_run(
     folder = RunFolder(run_directory)
     tokens = open_tokens(folder.read_config().tokens)
     partial = out.with_name(f"{out.name}.{os.getpid()}.partial")
-    with open_trained(choose_checkpoint(run_directory, checkpoint), tokens.fingerprint) as trained:
+    with open_checkpoint(choose_checkpoint(run_directory, checkpoint), tokens.fingerprint) as trained:
         core, kind = trained.core(weights)
         facts = export_facts(trained, tokens, kind, precision, folder.read_evaluations())
         sources = _sources(trained, core, dtype)
@@ -106,7 +107,7 @@ def export_run(
             flush_folder(out.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    return Exported(out, num_bytes, facts)
+    return WrittenExport(out, num_bytes, facts)
 
 
 def _write(
@@ -152,7 +153,7 @@ def _write_tensors(folder: Path, sources: dict[str, _Source], largest: int) -> d
     return files
 
 
-def _sources(trained: Trained, core: dict[str, Tensor], dtype: torch.dtype) -> dict[str, _Source]:
+def _sources(trained: OpenedCheckpoint, core: dict[str, Tensor], dtype: torch.dtype) -> dict[str, _Source]:
     """Every tensor by its name in the files. The float32 bias is first, so that all are aligned."""
     architecture, num_words, ranks = trained.architecture, trained.architecture.vocabulary_size, trained.state["ranks"]
 

@@ -7,7 +7,7 @@ from typing import Any
 from lm1b import __version__
 from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.evaluation.trained.exported import FORMAT_VERSION
-from lm1b.evaluation.trained.open import Trained
+from lm1b.evaluation.trained.open import OpenedCheckpoint
 from lm1b.training.evaluations import Evaluation, Weights, count_test_looks
 
 # Of an evaluation; the files' names stay behind.
@@ -22,12 +22,13 @@ def _known_perplexities(evaluations: list[Evaluation], step: int, kind: str, fin
     newest = {}
     for each in evaluations:
         if (each.step, each.weights, each.vocabulary) == (step, kind, fingerprint):
-            text = (each.split, each.predictions, *(each.files if each.is_of_files else ()))
-            newest[text, each.state, each.lanes, each.precision] = each.only(EVALUATION_FACTS)
+            newest[each.text_key, each.protocol] = each.only(EVALUATION_FACTS)
     return list(newest.values())
 
 
-def export_facts(trained: Trained, tokens: TokenDirectory, kind: Weights, precision: str, evaluations: list[Evaluation]) -> dict[str, Any]:
+def export_facts(
+    trained: OpenedCheckpoint, tokens: TokenDirectory, kind: Weights, precision: str, evaluations: list[Evaluation]
+) -> dict[str, Any]:
     """Ours of config.json: whatever tells what the model is and what its figures mean. evaluations: of the run."""
     vocabulary, architecture, step = tokens.vocabulary, trained.architecture, trained.checkpoint.step
     counts = ("num_sentences", "num_words", "num_tokens", "num_unknown")

@@ -29,17 +29,17 @@ from torch import Tensor
 
 from lm1b.data.vocabulary.files import load_vocabulary
 from lm1b.data.vocabulary.vocabulary import VOCABULARY_NAME
-from lm1b.devices import best_device
+from lm1b.devices import chosen_device
 from lm1b.distributed import single_process
 from lm1b.errors import UserError
-from lm1b.evaluation.scoring.scorer import Rows, Scorer, dtype_of
 from lm1b.evaluation.trained.architecture import Architecture
 from lm1b.evaluation.trained.loading import LoadedModel, load_run
+from lm1b.evaluation.trained.scorer import Rows, Scorer, dtype_of
 from lm1b.files import read_json, read_sealed_json
 from lm1b.model.language_model import LanguageModel
 from lm1b.training.checkpoints.checkpoint import damage_of, is_file_list
 from lm1b.training.checkpoints.tensor_file import read_tensor
-from lm1b.training.evaluations import Weights
+from lm1b.training.evaluations import Weights, check_weights
 from lm1b.training.run_folder import RunFolder
 
 FORMAT_VERSION = 1
@@ -59,25 +59,21 @@ def load_model(
     """A run's checkpoint or an exported model, ready to be asked; options as of `load_run`.
 
     An exported model is one checkpoint and one kind of weights: another choice is a UserError. precision: to compute in, whatever
-    the files are in. Raises UserError where there is no such model, or it is damaged.
+    the files are in. Raises UserError where there is no such model, it is damaged, or a choice is none.
     """
+    check_weights(weights)
     if not is_export(Path(path)):
         return load_run(path, checkpoint=checkpoint, weights=weights, precision=precision, device=device)
-    dtype_of(precision)
-    return _load(ExportedModel(Path(path)), checkpoint, weights, precision, device)
-
-
-def _load(export: ExportedModel, checkpoint: str, weights: Weights, precision: str, device: str | None) -> LoadedModel:
+    dtype, ranks = dtype_of(precision), single_process(chosen_device(device))
+    export = ExportedModel(Path(path))
     facts = export.facts
     if checkpoint != "latest" or (weights == "raw" and facts["weights"] != "raw"):
         raise UserError(
             f"{export.path}: an exported model is one checkpoint (step {facts['step']}, {facts['weights']} weights), so no other can be "
             "chosen; leave the choice out, or load the run"
         )
-    dtype, ranks = dtype_of(precision), single_process(device or best_device())
     scorer = Scorer.of(export.core(dtype), export.rows(dtype), end_id=export.vocabulary.end_id, dtype=dtype, ranks=ranks)
-    known = {"export": str(export.path), "checkpoint": f"step_{facts['step']:08d}", "weights": facts["weights"], "precision": precision}
-    return LoadedModel(scorer, export.vocabulary, known)
+    return LoadedModel(scorer, export.vocabulary)
 
 
 class ExportedModel:

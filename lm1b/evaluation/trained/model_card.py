@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from lm1b.markdown import markdown_table
+
 SETTINGS = ("model", "batches", "softmax", "tables", "optimizer", "schedule")  # sections of a config that name no place on a machine
 
 _CORPORA = {
@@ -136,14 +138,10 @@ def _data(facts: dict[str, Any]) -> list[str]:
 def _perplexities(facts: dict[str, Any]) -> list[str]:
     if not facts["evaluations"]:
         return ["These weights have not been scored yet (`launch/evaluate.py` on the run, then export again)."]
-    rows = [
-        "| " + " | ".join(_row(line)) + " |"
-        for line in sorted(facts["evaluations"], key=lambda line: (line["split"], line["state"], line["precision"]))
-    ]
+    lines = sorted(facts["evaluations"], key=lambda line: (line["split"], line["state"], line["precision"]))
+    header = ["text", "state", "computed in", "predictions", "unknown", "word perplexity"]
     return [
-        "| text | state | computed in | predictions | unknown | word perplexity |",
-        "|---|---|---|---|---|---|",
-        *rows,
+        markdown_table(header, [_row(line) for line in lines]),
         "",
         "Per word: exp(nats / predictions) under the full softmax over the whole vocabulary, summed in float64. The end of a sentence is "
         f"predicted and counted, its beginning is not; {_label_in_words(facts)}. "

@@ -1,10 +1,10 @@
 """The one door to a trained model: a checkpoint chosen, held against retention, of the right vocabulary, and whole.
 
 1. `choose_checkpoint` finds the one that is asked for: the latest, the best on validation so far, or that of a step.
-2. `open_trained` leases it, refuses one of another vocabulary, and verifies every file before anything of it is used.
+2. `open_checkpoint` leases it, refuses one of another vocabulary, and verifies every file before anything of it is used.
 3. Who has opened it reads what is needed: the core's weights, raw or averaged, and rows of the tables.
 
-    with open_trained(choose_checkpoint(run, "best"), tokens.fingerprint) as trained:
+    with open_checkpoint(choose_checkpoint(run, "best"), tokens.fingerprint) as trained:
         core, kind = trained.core("ema")
 
 Letters: D embedding, P output width, V vocabulary, U distinct words of a text.
@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lm1b.distributed import Ranks, agree, all_gather_objects, single_process
+from lm1b.distributed import Ranks, from_first, single_process
 from lm1b.errors import UserError
-from lm1b.evaluation.scoring.scorer import Rows
 from lm1b.evaluation.trained.architecture import Architecture
+from lm1b.evaluation.trained.scorer import Rows
 from lm1b.training.checkpoints.checkpoint import Checkpoint, checkpoint_folder, list_checkpoints
 from lm1b.training.checkpoints.retention import lease
 from lm1b.training.evaluations import Weights
@@ -33,8 +33,11 @@ from lm1b.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A checkpoint that is open. state: of state.json. Its tensors are float32, on the CPU; they are read as long as it is open."""
+class OpenedCheckpoint:
+    """A checkpoint whose files are whole. state: of state.json.
+
+    Its tensors, float32 on the CPU, are read inside the block of `open_checkpoint` alone; what else it tells lasts.
+    """
 
     checkpoint: Checkpoint
     state: dict[str, Any]
@@ -75,7 +78,7 @@ class Trained:
 
 
 @contextlib.contextmanager
-def open_trained(checkpoint: Checkpoint, fingerprint: str, ranks: Ranks | None = None) -> Generator[Trained]:
+def open_checkpoint(checkpoint: Checkpoint, fingerprint: str, ranks: Ranks | None = None) -> Generator[OpenedCheckpoint]:
     """A checkpoint, leased for the block, each rank having verified its share of the files. No collective.
 
     fingerprint: of the vocabulary at hand. Raises UserError where the checkpoint has gone, is damaged, or is of another vocabulary.
@@ -90,7 +93,7 @@ def open_trained(checkpoint: Checkpoint, fingerprint: str, ranks: Ranks | None =
                     "expected the token directory that it was trained on"
                 )
             checkpoint.verify(ranks.rank, ranks.size)
-            yield Trained(checkpoint, state, Architecture.of_checkpoint(checkpoint, state), ranks)
+            yield OpenedCheckpoint(checkpoint, state, Architecture.of_checkpoint(checkpoint, state), ranks)
     except FileNotFoundError:
         if checkpoint.path.exists():
             raise
@@ -100,17 +103,15 @@ def open_trained(checkpoint: Checkpoint, fingerprint: str, ranks: Ranks | None =
 
 def choose_checkpoint(run_directory: Path, wanted: str, ranks: Ranks | None = None) -> Checkpoint:
     """`latest`, `best` (by validation so far) or a step; the first rank's choice. Raises UserError that lists what there is."""
-    ranks = ranks or single_process()
-    found = agree(ranks, lambda: _choose(run_directory, wanted))
-    steps = all_gather_objects(found.step, ranks)
-    return Checkpoint(int(str(steps[0])), checkpoint_folder(run_directory, int(str(steps[0]))))
+    step = from_first(ranks or single_process(), lambda: _choose(run_directory, wanted).step)
+    return Checkpoint(step, checkpoint_folder(run_directory, step))
 
 
 def _choose(run_directory: Path, wanted: str) -> Checkpoint:
     best_step = RunFolder(run_directory).best_step() if wanted == "best" else None
     checkpoints = list_checkpoints(run_directory)
     if not checkpoints:
-        raise UserError(f"{run_directory}: no checkpoint to evaluate; train first, or wait for its first checkpoint with --watch")
+        raise UserError(f"{run_directory}: no checkpoint here yet; train first, or wait for the first one")
     if wanted == "latest":
         return checkpoints[-1]
     if wanted == "best" and best_step is None:

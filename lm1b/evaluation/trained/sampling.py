@@ -68,7 +68,7 @@ def sample_sentence(model: LoadedModel, prompt: str, settings: SamplingSettings,
 
 
 def choose(logits_V: Tensor, settings: SamplingSettings, uniform_number: float) -> int:
-    """The id that a number in (0, 1) picks."""
+    """The id that a number in (0, 1) picks. logits_V: float32 (V,), -inf for what is never drawn; one at least is finite."""
     if settings.temperature == 0.0:
         return int(logits_V.argmax())
     kept = min(settings.top_k or len(logits_V), int(torch.isfinite(logits_V).sum()))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lm1b.evaluation.scoring.scorer import POSITIONS
+from lm1b.evaluation.trained.scorer import POSITIONS
 from lm1b.model.full_softmax import full_softmax_part
 from lm1b.precision import DTYPES
 from parts.benchmark.machine import CPU, Ceiling, peak_memory, peak_memory_from_here, seconds_of

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
-import numpy as np
 import torch
 
-from lm1b.evaluation.scoring.scorer import Rows, Scorer, cut_for_scoring
-from lm1b.evaluation.scoring.texts import ScoredText
+from lm1b.evaluation.scoring.texts import ScoredText, cut_for_scoring
 from lm1b.evaluation.trained.architecture import Architecture
+from lm1b.evaluation.trained.scorer import Rows, Scorer
+from lm1b.training.evaluations import perplexity
 from lm1b.training.run import Run
 
 
@@ -31,11 +30,10 @@ def word_perplexity(run: Run, text: ScoredText, dtype: torch.dtype) -> float:
     kind = "ema" if config.training.ema_decay is not None else "weights"
     model = Architecture(config.model, config.softmax, run.tokens.vocabulary.size).core()
     model.load_state_dict({name.split("/", 1)[1]: tensor for name, tensor in core.items() if name.startswith(kind + "/")})
-    ids_U = np.union1d(text.tokens_N, [text.end_id]).astype(np.int64)
+    ids_U = text.distinct_ids()
     tables, block = step.tables, config.evaluation.vocabulary_block
     input_UD = tables.input.rows[torch.from_numpy(ids_U).to(tables.input.rows.device)]  # in the host's memory, perhaps
     rows = Rows(ids_U, input_UD, tables.output and tables.output.rows, tables.bias and tables.bias.rows.flatten())
     scorer = Scorer.of(model, rows, end_id=text.end_id, dtype=dtype, ranks=run.ranks, vocabulary_block=block)
     sequences = cut_for_scoring(text, "carry", config.evaluation.lanes)
-    nats = scorer.nats(sequences, config.evaluation.lanes) / text.predictions
-    return math.exp(nats) if nats < 700 else math.inf
+    return perplexity(scorer.nats(sequences, config.evaluation.lanes), text.predictions)

@@ -1,7 +1,6 @@
 """The exact scorer: -log P of every token of a text, over the whole vocabulary, in float64.
 
-1. The text is cut into *sequences*, each from zero state after `</S>`: with `carry` the text is cut at sentence ends into a few
-   long lanes, with `reset` every sentence is a sequence of its own. Nothing is dropped.
+1. A text comes as *sequences* (`cut_for_scoring` in scoring/texts.py, or sentences), each scored from zero state after `</S>`.
 2. Sequences of like length go through the recurrent layers side by side, a window of steps at a time, so that each
    call of the softmax gets some thousand positions: long matrix products, and no more memory than one window.
 3. What comes out is each position's -log P(target); whoever asks adds them up, by text, by sentence or by word.
@@ -19,10 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lm1b.data.batches import cut_into_lanes
 from lm1b.distributed import Ranks, all_gather_rows, all_reduce_sum
 from lm1b.errors import UserError
-from lm1b.evaluation.scoring.texts import ScoredText
 from lm1b.model.full_softmax import VOCABULARY_BLOCK
 from lm1b.model.language_model import LanguageModel
 from lm1b.model.output_layer import AdaptiveOutput, OutputLayer, TableOutput
@@ -109,20 +106,23 @@ class Scorer:
         output = TableOutput(output_VP, rows.bias_V.to(ranks.device), ranks, vocabulary_block)
         return cls(model, rows.ids_U, input_UD, output, end_id, ranks)
 
-    def nats(self, sequences: Sequence[np.ndarray], side_by_side: int, on_scored: Callable[[int], object] = lambda n: None) -> float:
-        """Nats of all tokens of the sequences, each from zero state after `</S>`; float64. on_scored is told of each N."""
+    def nats(self, sequences: Sequence[np.ndarray], at_least: int, on_scored: Callable[[int], object] = lambda n: None) -> float:
+        """Nats of all tokens of the sequences, each from zero state after `</S>`; float64. See `groups` for at_least.
+
+        on_scored is told of each N.
+        """
         total = 0.0
-        for group in groups(sequences, side_by_side, positions_at_a_time(self.ranks.device)):
+        for group in groups(sequences, at_least, positions_at_a_time(self.ranks.device)):
             for window in self._windows([sequences[i] for i in group]):
                 total += float(window.nats_N.sum())
                 on_scored(len(window.nats_N))
         return total
 
     def nats_of_each(
-        self, sequences: Sequence[np.ndarray], side_by_side: int, on_scored: Callable[[int], object] = lambda n: None
+        self, sequences: Sequence[np.ndarray], at_least: int, on_scored: Callable[[int], object] = lambda n: None
     ) -> Iterator[tuple[int, np.ndarray]]:
         """(number of a sequence, nats of each of its tokens, float64), from the longest sequence to the shortest."""
-        for group in groups(sequences, side_by_side, positions_at_a_time(self.ranks.device)):
+        for group in groups(sequences, at_least, positions_at_a_time(self.ranks.device)):
             found = [np.empty(len(sequences[i])) for i in group]
             for window in self._windows([sequences[i] for i in group]):
                 nats_TB = np.zeros_like(window.real_TB, np.float64)
@@ -179,22 +179,15 @@ def positions_at_a_time(device: torch.device) -> int:
     return POSITIONS if device.type == "cpu" else POSITIONS_GPU
 
 
-def groups(sequences: Sequence[np.ndarray], side_by_side: int, positions: int) -> Iterator[list[int]]:
-    """Numbers of sequences from longest to shortest; short ones in groups that fill a window of so many positions, long ones
-    `side_by_side` at a time."""
+def groups(sequences: Sequence[np.ndarray], at_least: int, positions: int) -> Iterator[list[int]]:
+    """Numbers of sequences, from longest to shortest, that run side by side: as many as fill a window of so many positions, and `at_least`
+    so many where they are long."""
     order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
     start = 0
     while start < len(order):
-        count = max(side_by_side, positions // len(sequences[order[start]]))
+        count = max(at_least, positions // len(sequences[order[start]]))
         yield order[start : start + count]
         start += count
-
-
-def cut_for_scoring(text: ScoredText, state: str, lanes: int) -> list[np.ndarray]:
-    """The text as sequences that start from zero state: `lanes` pieces cut at sentence ends (`carry`), or sentences (`reset`)."""
-    if state == "carry":
-        return [lane for lane in cut_into_lanes(text.tokens_N, text.sentence_ends, lanes) if len(lane)]
-    return np.split(text.tokens_N, text.sentence_ends[:-1])
 
 
 def _gather_dealt(own_TBP: Tensor, num_lanes: int, ranks: Ranks) -> Tensor:

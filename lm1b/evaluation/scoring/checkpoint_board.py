@@ -15,8 +15,7 @@ from google.protobuf import text_format
 from tensorboard.plugins.projector import projector_config_pb2
 
 from lm1b.config import Config
-from lm1b.errors import UserError
-from lm1b.evaluation.trained.loading import LoadedModel, load_run
+from lm1b.evaluation.trained.loading import LoadedModel
 from lm1b.evaluation.trained.sampling import sample_sentence
 from lm1b.evaluation.trained.sampling_settings import SamplingSettings
 from lm1b.files import atomic_file
@@ -31,36 +30,24 @@ ProjectorConfig: Any = projector_config_pb2.ProjectorConfig  # type: ignore[attr
 EMBEDDING, WORDS, PROJECTOR = "input_rows.bytes", "words.tsv", "projector_config.pbtxt"
 
 
-def show(run_directory: Path, config: Config, evaluations: list[Evaluation], *, with_model: bool) -> None:
+def show(folder: RunFolder, config: Config, evaluations: list[Evaluation], model: LoadedModel | None) -> None:
     """Plot one checkpoint's results: perplexity by split, state and weights; spectral radius by layer and weights.
 
-    with_model: its sentences and its words' rows too, which reads the whole checkpoint once more, in the memory that scoring it took;
-    left out where it has been deleted meanwhile.
+    model: for its sentences and its words' rows too.
     """
-    with Board(RunFolder(run_directory).evaluator_board) as board:
+    with Board(folder.evaluator_board) as board:
         for each in evaluations:
             if each.word_perplexity is not None:
                 board.scalar(each.tag, each.word_perplexity, each.step)
             for layer, radius in each.spectral_radius.items():
                 board.scalar(f"{EVALUATED['spectral_radius'].tag}/{layer}, {each.weights}", radius, each.step)
-        if with_model and evaluations:
-            _show_model(board, Path(run_directory), config, evaluations[0].step)
-
-
-def _show_model(board: Board, run_directory: Path, config: Config, step: int) -> None:
-    settings = config.logging
-    if not settings.samples and not settings.projector_words:
-        return
-    try:
-        model = load_run(run_directory, checkpoint=str(step))
-    except UserError:
-        return
-    if settings.samples:
-        drawing = SamplingSettings(seed=config.run.seed, longest=LONGEST_SENTENCE)
-        sentences = [" ".join(sample_sentence(model, "", drawing, number)) for number in range(settings.samples)]
-        board.text("samples", "\n".join(f"{number}. {literal(sentence)}" for number, sentence in enumerate(sentences, 1)), step)
-    if settings.projector_words:
-        write_projector(RunFolder(run_directory).evaluator_board, model, settings.projector_words)
+        if model and config.logging.samples:
+            drawing = SamplingSettings(seed=config.run.seed, longest=LONGEST_SENTENCE)
+            sentences = [" ".join(sample_sentence(model, "", drawing, number)) for number in range(config.logging.samples)]
+            text = "\n".join(f"{number}. {literal(sentence)}" for number, sentence in enumerate(sentences, 1))
+            board.text("samples", text, evaluations[0].step)
+    if model and config.logging.projector_words:
+        _write_projector(folder.evaluator_board, model, config.logging.projector_words)
 
 
 def _one_line(text: str) -> str:
@@ -68,7 +55,7 @@ def _one_line(text: str) -> str:
     return "".join(" " if unicodedata.category(letter).startswith("C") else letter for letter in text)
 
 
-def write_projector(folder: Path, model: LoadedModel, most: int) -> None:
+def _write_projector(folder: Path, model: LoadedModel, most: int) -> None:
     """The input rows of the commonest words, with the words, their ranks and their training counts, in place of those before."""
     vocabulary = model.vocabulary
     ids = [number for number in range(min(most + 3, vocabulary.size)) if number != vocabulary.start_id][:most]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lm1b.data.text.benchmark import HELD_OUT_COUNTS, VOCABULARY_SIZE
-from lm1b.evaluation.report.baselines import Baselines, baseline_key
+from lm1b.evaluation.report.baselines import Baselines
 from lm1b.evaluation.report.records import RunRecord
 from lm1b.training.evaluations import TEST_FILE, Evaluation
 
@@ -17,17 +17,18 @@ LEFT_ALIGNED = {"run", "split", "files", "state", "weights", "precision"}
 def table_rows(run: RunRecord, baselines: Baselines) -> list[list[str]]:
     """One row of COLUMNS a result; the best on validation is marked with a star."""
     best, rows = run.best(), []
-    for each in run.evaluations:
-        beside = baselines.get(baseline_key(each), {})
+    words_seen = run.words_at([each.step for each in run.evaluations])
+    for each, seen in zip(run.evaluations, words_seen, strict=True):
+        beside = baselines.get(each.text_key, {})
         perplexity, epoch = each.word_perplexity, each.epoch
         rows.append([
             run.name,
             str(each.step),
             "" if epoch is None else f"{epoch:.2f}" if isinstance(epoch, float) else str(epoch),
-            f"{run.words_at(each.step):,}",
+            f"{int(seen):,}",
             each.split,
             each.files_in_short,
-            f"carry, {each.lanes} lanes" if each.state == "carry" else each.state,
+            each.state_in_words,
             each.weights,
             each.precision,
             f"{each.predictions:,}",
@@ -41,7 +42,7 @@ def table_rows(run: RunRecord, baselines: Baselines) -> list[list[str]]:
 def baseline_rows(run: RunRecord, baselines: Baselines) -> list[tuple[list[str], str]]:
     """A row of COLUMNS for each baseline on each text that the run was scored on, and which baseline it is."""
     rows = []
-    for key, each in {baseline_key(each): each for each in run.evaluations}.items():
+    for key, each in {each.text_key: each for each in run.evaluations}.items():
         beside = baselines.get(key, {})
         for name, label in (("unigram", "unigram, add one"), ("trigram", "trigram, Kneser-Ney")):
             if beside.get(name) is not None:
@@ -53,9 +54,9 @@ def baseline_rows(run: RunRecord, baselines: Baselines) -> list[tuple[list[str],
     return rows
 
 
-def _unknown(each: Evaluation) -> str:
+def _unknown(evaluation: Evaluation) -> str:
     """Share of a result's predictions; `none (open)` where every word is spelled out."""
-    return "none (open)" if each.label == "open" else f"{each.unknown_percent:.2f} %"
+    return "none (open)" if evaluation.label == "open" else f"{evaluation.unknown_percent:.2f} %"
 
 
 def _ratio(perplexity: float | None, baseline: float | None) -> str:
