@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -101,7 +102,10 @@ class ForkedProcess:
             self.wait()
 
 
-def end_of_all(processes: list[ForkedProcess], timeout: float) -> list[int]:
+Process = ForkedProcess | subprocess.Popen[Any]
+
+
+def end_of_all(processes: Sequence[Process], timeout: float) -> list[int]:
     """Exit statuses, within `timeout` seconds altogether; none is left at work, whatever happens. Raises subprocess.TimeoutExpired."""
     deadline = time.monotonic() + timeout
     try:
@@ -134,14 +138,19 @@ class Ended(NamedTuple):
     stderr: str
 
 
-def run_each(commands: list[list[str]], environments: list[dict[str, str]], folders: list[Path], timeout: float = 120) -> list[Ended]:
-    """The same of ranks that have a command, a folder and files of their own."""
+def run_each(
+    commands: list[list[str]], environments: list[dict[str, str]], folders: list[Path], timeout: float = 240, unforked: int | None = None
+) -> list[Ended]:
+    """The same of ranks that have a command, a folder and files of their own. unforked: a rank that is to have imports of its own."""
     with contextlib.ExitStack() as files:
         outputs = [[files.enter_context(tempfile.TemporaryFile("w+")) for _ in range(2)] for _ in commands]
-        processes = [
-            ForkedProcess(script, arguments, env=env, cwd=folder, stdout=stdout, stderr=stderr)
-            for (script, *arguments), env, folder, (stdout, stderr) in zip(commands, environments, folders, outputs, strict=True)
-        ]
+        processes: list[Process] = []
+        for rank, (command, env, folder, (stdout, stderr)) in enumerate(zip(commands, environments, folders, outputs, strict=True)):
+            where = {"env": env, "cwd": folder, "stdout": stdout, "stderr": stderr}
+            if rank == unforked:
+                processes.append(subprocess.Popen([sys.executable, *command], stdin=subprocess.DEVNULL, **where))
+            else:
+                processes.append(ForkedProcess(command[0], command[1:], **where))
         statuses = end_of_all(processes, timeout)
         return [
             Ended(process.pid, status, *map(read_again, both)) for process, status, both in zip(processes, statuses, outputs, strict=True)
