@@ -20,15 +20,15 @@ def run(
     """Run a command to its end; stdout and stderr apart. stdin: the file that it reads. A Python script runs in a fork, see forked.py."""
     program, *rest = arguments
     with open(stdin) as file:
-        if program == sys.executable and rest[0].endswith(".py"):
+        if program == sys.executable and (rest[0].endswith(".py") or rest[0] == "-c"):
             return run_forked(rest[0], rest[1:], [environment()], cwd, file, timeout)
         return subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=timeout, cwd=cwd, stdin=file)
 
 
-def run_script(*arguments: str, text: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+def run_script(*arguments: str, text: str | bytes = "", **variables: str) -> subprocess.CompletedProcess[str]:
     """The same of a Python script with its arguments, which reads `text` and sees these variables too."""
-    with tempfile.TemporaryFile("w+") as stdin:
-        stdin.write(text)
+    with tempfile.TemporaryFile() as stdin:
+        stdin.write(text.encode() if isinstance(text, str) else text)
         stdin.seek(0)
         return run_forked(arguments[0], list(arguments[1:]), [environment(**variables)], REPOSITORY, stdin)
 
@@ -48,12 +48,3 @@ def fill(folder: Path) -> Path:
     write_corpus(folder / "corpus")
     write_settings(folder, "run", training={"evaluate_alongside": True, "total_steps": 60}, evaluation={"lanes": 4})
     return folder
-
-
-def preprocess_and_train(folder: Path) -> subprocess.CompletedProcess[str]:
-    """By two ranks of the real launcher."""
-    done = run([sys.executable, "launch/preprocess.py", "--config", str(folder / "run.json")])
-    assert done.returncode == 0, done.stderr
-    done = run(launch(folder / "run.json"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done

@@ -23,7 +23,8 @@ from typing import Literal
 from tiny import environment, free_port
 
 START_SECONDS = 60.0
-MADE_ANEW = ("content-length", "transfer-encoding", "connection", "content-range", "etag", "x-amz-checksum-crc32")  # headers of answers
+# Headers of answers that do not go through as they came.
+MADE_ANEW = ("content-length", "transfer-encoding", "connection", "date", "server", "content-range", "etag", "x-amz-checksum-crc32")
 
 
 @dataclass
@@ -113,18 +114,8 @@ def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
 
         def _answer(self, status: int, headers: dict[str, str], data: bytes) -> None:
             self.send_response_only(status)
-            dropped = (
-                "content-length",
-                "transfer-encoding",
-                "connection",
-                "date",
-                "server",
-                "content-range",
-                "etag",
-                "x-amz-checksum-crc32",
-            )
             for name, value in headers.items():
-                if name.lower() not in dropped:
+                if name.lower() not in MADE_ANEW:
                     self.send_header(name, value)
             length = headers.get("Content-Length", "0") if self.command == "HEAD" else str(len(data))
             self.send_header("Content-Length", length)

@@ -1,18 +1,19 @@
-"""The commands of the READMEs, and one of them run as it is printed, with a tiny run's paths put in."""
+"""The commands of the READMEs: who runs which, and one of them run with a tiny run's paths put in."""
 
 from __future__ import annotations
 
 import os
 import re
 import shlex
-import sys
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-from command_runs import DEEPSPEED, run
-from documents import commands_of, documents
-from parts.cluster.needs import what_is_missing
-from tiny import free_port
+from documents import commands_of, documents, section
+from forked import run_forked
+from tiny import REPOSITORY, environment, environments
+
+TIME_LIMIT_SECONDS = 600.0
 
 
 def commands_of_the_readme() -> list[str]:
@@ -25,64 +26,52 @@ def as_the_tiny_run_s(line: str) -> str:
     return re.sub(r"\b(runs|models)/\w+", r"\1/run", re.sub(r"configs/\w+\.json", "configs/run.json", line))
 
 
-README_COMMANDS = list(
-    {
-        as_the_tiny_run_s(line): line
-        for line in commands_of_the_readme()
-        if line.startswith(("python ", "deepspeed "))
-        and not any(part in line for part in ("s3://", "pieces", "runs/gated", "learning_curve"))
-    }.values()
-)  # others: test_remote_commands.py, test_pieces_commands.py, test_learning_curve.py, and those that need ssh: test_readme_cluster.py
+_OF_SECTIONS = {
+    "test_pieces_commands": commands_of(section("Pieces of words, and any corpus")),
+    "test_remote_commands": commands_of(section("Data that is not on the machine")),
+    "test_launching": [line for line in commands_of(section("Other launchers")) if line.startswith("deepspeed ")],
+}
+# The tests that run a command, by what it holds; test_readme_commands.py runs the cell's and all that is left.
+_OF_TOOLS: dict[str, Callable[[str], bool]] = {
+    "test_cluster": lambda line: "--hostfile hostfile" in line or "tools/cluster.py run" in line,
+    "test_cluster_tool": lambda line: "tools/cluster.py" in line and "cluster.py run" not in line,
+    "test_learning_curve": lambda line: "tools/learning_curve.py" in line,
+    "test_readme_tools": lambda line: any(f"tools/{tool}.py" in line for tool in ("benchmark", "scaling_model", "fault_rig")),
+    "test_stopping": lambda line: "tools/supervise.py --run" in line,
+    "the cell of one's own": lambda line: "runs/gated" in line,
+    "test_supervise": lambda line: "tools/supervise.py --" in line and "--run" not in line,
+}
 
 
-def is_for_hosts(line: str) -> bool:
-    """Whether a command is launched on several hosts, by DeepSpeed's own way; others: test_launching.py."""
-    return "--hostfile" in line and "--no_ssh" not in line and "--launcher" not in line
+def who_runs(line: str) -> str:
+    """The one file of tests that runs a command."""
+    found = [name for name, lines in _OF_SECTIONS.items() if line in lines] or [name for name, holds in _OF_TOOLS.items() if holds(line)]
+    assert len(found) < 2, (line, found)
+    return found[0] if found else "test_readme_commands"
 
 
-def is_of_tools(line: str) -> bool:
-    """Whether a command is one of tools/ that stands alone: no cluster, and nothing that a command of launch/ has to make first."""
-    return "tools/" in line and not any(part in line for part in ("--hostfile", "tools/cluster", "tools/paper_results.py keep"))
+def commands_run_by(test: str) -> list[str]:
+    """The commands for one file of tests, at least one: those that start with `python` or `deepspeed`."""
+    lines = [line for line in commands_of_the_readme() if line.startswith(("python ", "deepspeed ")) and who_runs(line) == test]
+    assert lines, test
+    return list({as_the_tiny_run_s(line): line for line in lines}.values())
 
 
-def is_of_launch(line: str) -> bool:
-    """Whether a command is none of the others, on one host."""
-    return not is_of_tools(line) and "--hostfile" not in line and "tools/cluster" not in line
+def put_in(line: str, folder: Path) -> str:
+    """The tiny run's config and directory, which lie in `folder`, in the place of those that a README names."""
+    return re.sub(r"\bruns/\w+", str(folder / "run"), re.sub(r"configs/\w+\.json", str(folder / "run.json"), line))
 
 
-def run_as_printed(line: str, folder: Path, exported: Path, tmp_path: Path) -> None:
-    """Fails where the command does, or warns of something in this package. folder: of the tiny run. exported: its model."""
-    line = re.sub(r"\bmodels/\w+", str(tmp_path / "model" if "launch/export.py" in line else exported), line)
-    if "tools/cluster" in line and (missing := what_is_missing()):
-        pytest.skip(missing)
-    line = line.replace("tools/cluster.py run", f"tools/cluster.py run --shared {folder}")
-    small = ["softmax.samples=60", "model.hidden=32", "model.embedding=32"]
-    if "tools/cluster.py traffic" in line:
-        line += f" --shared {folder} --only bytes --hosts 2 --vocabularies 2000 --lanes 4 --turns 1 --steps 2 --set " + " --set ".join(
-            small
-        )
-    line = line.replace("tools/cluster.py faults --hosts 3", "tools/cluster.py faults --hosts 2 --only killed --on 2 --time-limit 5")
-    sentences = str(folder / "corpus" / "heldout-monolingual.tokenized.shuffled" / "news.en.heldout-00001-of-00002")
-    line = line.replace("--kills 40", "--kills 1 --phases preprocessing --only kills")
-    if "tools/benchmark.py" in line:
-        small.append("batches.lanes=4")
-        line += " --device cpu --repeats 1 --shapes lstm_512 --vocabulary 2000 --only training logging evaluation " + " ".join(
-            f"--set {part}" for part in small
-        )
-    else:
-        line = re.sub(r"configs/\w+\.json", str(folder / "run.json"), line)
-    if "sequence_task.py" in line:
-        tiny = ["training.updates=4", "training.evaluate_every=2", "task.train_size=64", "task.held_out_size=32", "run.seeds=[1]"]
-        line += "".join(f" --set {part}" for part in [*tiny, f"run.directory={folder}/tasks/adding_irnn"])
-    line = line.replace("runs/tasks/", f"{folder}/tasks/")
-    line = line.replace("--into results/papers", f"--into {folder}/kept").replace("--out report", f"--out {folder}/report")
-    line = re.sub(r"\b(out\.json|scaling\.png)", lambda found: str(folder / found[0]), line)
-    line = re.sub(r"\bruns/\w+", str(folder / "run"), line).replace("my_sentences.txt", sentences)
-    line = line.replace("-- deepspeed ", f"-- {shlex.quote(DEEPSPEED)} --master_port {free_port()} ")
+def run_line(line: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a command line in forks, ranks without the launcher (test_commands.py has it). Fails where it does, or warns of our code."""
     line, _, stdin = line.partition(" < ")
-    program, *rest = shlex.split(line)
-    arguments = [sys.executable, *rest] if program == "python" else [DEEPSPEED, "--master_port", str(free_port()), *rest]
-    done = run(arguments, stdin=Path(stdin.strip() or os.devnull))
+    program, *words = shlex.split(line)
+    ranks = environments(2) if program == "deepspeed" else [environment()]
+    if words[0] == "--num_gpus":
+        assert words[1] == "2"
+        words = words[2:]
+    with open(stdin.strip() or os.devnull) as file:
+        done = run_forked(words[0], words[1:], [{**rank, **variables} for rank in ranks], REPOSITORY, file, TIME_LIMIT_SECONDS)
     assert done.returncode == 0, done.stdout + done.stderr
-    ours = [warning for warning in done.stderr.splitlines() if "Warning:" in warning and "/lm1b/" in warning]
-    assert not ours
+    assert not [warning for warning in done.stderr.splitlines() if "Warning:" in warning and "/lm1b/" in warning]
+    return done

@@ -10,7 +10,6 @@ import json
 import math
 import shutil
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +143,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    started_at = time.monotonic()
     main(Path(sys.argv[1]))
-    print(f"{time.monotonic() - started_at:.1f} s")

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from forked import run_forked
 from parts.check_hosts.remote import Remote, Unreachable
 from ssh_server import SshServer, needs_ssh, ssh_server
 from tiny import REPOSITORY, environment, free_port
@@ -30,20 +31,12 @@ def hostfile(tmp_path: Path) -> Path:
     return path
 
 
-def check(server: SshServer, hostfile: Path, *more: str, cwd: Path = REPOSITORY, **variables: str) -> subprocess.CompletedProcess[str]:
+def check(server: SshServer, hostfile: Path, *more: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """The README's command."""
-    command = [sys.executable, str(REPOSITORY / "tools/check_hosts.py"), "--hostfile", str(hostfile), "--ssh_port", str(server.port)]
     meeting = ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
-    variables = {"PATH": server.path(), "PYTHONPATH": str(cwd), **variables}
-    return subprocess.run(
-        [*command, *meeting, *more],
-        env=environment(**variables),
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        stdin=subprocess.DEVNULL,
-    )
+    arguments = ["--hostfile", str(hostfile), "--ssh_port", str(server.port), *meeting, *more]
+    own = environment(**{"PATH": server.path(), "PYTHONPATH": str(REPOSITORY), **variables})
+    return run_forked("tools/check_hosts.py", arguments, [own], REPOSITORY, timeout=120)
 
 
 def problems(done: subprocess.CompletedProcess[str]) -> list[str]:

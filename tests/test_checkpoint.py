@@ -6,14 +6,13 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from command_runs import run_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_run import made_checkpoint, made_config, made_tokens
@@ -92,7 +91,7 @@ def test_the_lease_of_a_reader_that_died_ends(checkpoint: Checkpoint) -> None:
     code = "import os, sys; from pathlib import Path\n"
     code += "from lm1b.training.checkpoints.checkpoint import Checkpoint; from lm1b.training.checkpoints.retention import lease\n"
     code += "with lease(Checkpoint(10, Path(sys.argv[1]))): os.kill(os.getpid(), 9)"
-    subprocess.run([sys.executable, "-c", code, str(checkpoint.path)], check=False)
+    assert run_script("-c", code, str(checkpoint.path)).returncode == -9
     (mark,) = (checkpoint.path.parent / ".leases").iterdir()
     assert not is_leased(checkpoint)
     elsewhere = mark.rename(mark.with_name(f"{checkpoint.path.name}.1@another-host"))

@@ -1,41 +1,45 @@
-"""Several hosts, DeepSpeed's own launcher over ssh, a network between them that breaks: the cluster in a box of tools/cluster.py."""
+"""Training on several hosts by DeepSpeed's own launcher over ssh, on the cluster in a box of tools/cluster.py."""
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
+import shlex
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
+from command_runs import run, train
 from parts.cluster.cluster import Cluster
 from parts.cluster.harm import FAULTS, Trial
+from parts.cluster.host import signal_terminal
 from parts.cluster.needs import what_is_missing
-from parts.cluster.traffic import StepMeter
-from test_preprocess import files_of
-from tiny import REPOSITORY, environment, write_corpus, write_settings
+from parts.cluster.traffic import StepMeter, StepTraffic
+from readme_commands import commands_run_by, put_in, run_line
+from tiny import REPOSITORY, tiny_settings, write_corpus, write_settings
+from training_runs import events, losses
+from waiting import wait_for
 
+from lm1b.config import parse_config
+from lm1b.data.preprocess.preprocess import preprocess
 from lm1b.files import read_json, read_json_lines
+from lm1b.training.run_state import newest_step
 
 MISSING = what_is_missing()
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 
-TOOL = [sys.executable, "tools/cluster.py", "run"]
-STEPS, STEPS_RESUMED = 20, 30
+CHECK, TRAIN, EVALUATE, EXCLUDE, RUN = commands_run_by("test_cluster")
+STEPS, STEPS_RESUMED = 20, 35
 
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that hosts share, with a tiny corpus: not yet preprocessed."""
+    """The folder that hosts share, with a tiny corpus and its tokens."""
     folder = tmp_path_factory.mktemp("shared")
     write_corpus(folder / "corpus")
     write_settings(folder, "run", training={"total_steps": STEPS, "gap_every": None}, evaluation={"lanes": 4})
+    preprocess(parse_config(tiny_settings(folder, "run")), progress=False)
     return folder
 
 
@@ -45,62 +49,98 @@ def cluster(workplace: Path) -> Iterator[Cluster]:
         yield cluster
 
 
-def ran(cluster: Cluster, *arguments: str) -> str:
-    """What a command said that ran well on the first host."""
-    done = cluster.run(list(arguments), 240, REPOSITORY)
+def told(line: str, cluster: Cluster) -> list[str]:
+    """A command of the READMEs for several hosts as words, with the hosts and the tiny run's paths put in."""
+    return shlex.split(put_in(line.replace("--hostfile hostfile", f"--hostfile {cluster.hostfile}"), cluster.workplace))
+
+
+def said_by(cluster: Cluster, line: str, *more: str) -> str:
+    """What such a command said on the first host, where it ran well."""
+    done = cluster.run([*told(line, cluster), *more], 240, REPOSITORY)
     assert done.returncode == 0, done.stdout
     return done.stdout
 
 
-def launch(cluster: Cluster, script: str, *arguments: str) -> str:
-    """The README's command for several hosts."""
-    return ran(cluster, "deepspeed", "--hostfile", cluster.hostfile, script, *arguments)
-
-
-def losses(run: Path) -> list[float]:
-    return [line["nats_per_word"] for line in read_json_lines(run / "metrics.jsonl")]
+# One run's story, by the commands of the READMEs: begun by the tool, gone on with until Ctrl-C, finished without a host, evaluated.
 
 
 @pytest.fixture(scope="module")
-def trained(cluster: Cluster, workplace: Path) -> str:
-    """Preprocessed on one host, trained on both, from the hosts' own launcher; what that said."""
-    ran(cluster, "python", "launch/preprocess.py", "--config", str(workplace / "run.json"))
-    return launch(cluster, "launch/train.py", "--config", str(workplace / "run.json"))
-
-
-@pytest.fixture(scope="module")
-def alone(workplace: Path, trained: str) -> Path:
-    """The run that one process makes of the same tokens, without a launcher."""
-    command = [sys.executable, "launch/train.py", "--config", str(workplace / "run.json")]
-    more = ["--set", f"run.directory={workplace / 'alone'}", "--set", f"training.total_steps={STEPS_RESUMED}"]
-    done = subprocess.run([*command, *more], env=environment(), cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
+def alone(workplace: Path) -> list[float]:
+    """The losses of a run that one process makes of the same tokens."""
+    config = write_settings(workplace, "alone", training={"total_steps": STEPS_RESUMED, "gap_every": None})
+    done = train(config, ranks=1)
     assert done.returncode == 0, done.stderr
-    return workplace / "alone"
+    return losses(workplace, "alone")
 
 
-def test_two_hosts_over_ssh_train_as_one_process_does(workplace: Path, trained: str, alone: Path) -> None:
-    assert f"finished at step {STEPS} of {STEPS}" in trained
+@pytest.fixture(scope="module")
+def begun(workplace: Path) -> str:
+    line = RUN.replace("cluster.py run", f"cluster.py run --shared {workplace}")
+    return run_line(put_in(line, workplace)).stdout
+
+
+def test_two_hosts_over_ssh_train_as_one_process_does(workplace: Path, begun: str, alone: list[float]) -> None:
+    assert f"finished at step {STEPS} of {STEPS}" in begun
     assert read_json(workplace / "run" / "environment.json")["hosts"] == ["node1", "node2"]
-    assert losses(workplace / "run") == pytest.approx(losses(alone)[:STEPS], rel=1e-4)
+    assert losses(workplace, "run") == pytest.approx(alone[:STEPS], rel=1e-4)
 
 
-def test_two_hosts_go_on_and_evaluate_as_one_process_does(cluster: Cluster, workplace: Path, trained: str, alone: Path) -> None:
-    more = ["--set", f"training.total_steps={STEPS_RESUMED}"]
-    said = launch(cluster, "launch/train.py", "--config", str(workplace / "run.json"), *more)
-    assert f"going on at step {STEPS}" in said
-    assert losses(workplace / "run") == pytest.approx(losses(alone), rel=1e-4)
-    said = launch(cluster, "launch/evaluate.py", "--run", str(workplace / "run"))
-    command = [sys.executable, "launch/evaluate.py", "--run", str(alone), "--lanes", "4"]
-    subprocess.run(command, env=environment(), cwd=REPOSITORY, capture_output=True, check=True, timeout=240)
-    (one,), (other,) = (read_json_lines(run / "evaluations.jsonl") for run in (workplace / "run", alone))
-    assert f"word perplexity {one['word_perplexity']:.2f}" in said
-    assert one["predictions"] == other["predictions"]
-    assert one["word_perplexity"] == pytest.approx(other["word_perplexity"], rel=1e-4)
+@pytest.fixture(scope="module")
+def interrupted(cluster: Cluster, workplace: Path, begun: str) -> StepTraffic:
+    """Trained on without an end until Ctrl-C; what a few steps sent."""
+    metrics, output = workplace / "run" / "metrics.jsonl", workplace / "interrupted.output"
+    command = [*told(TRAIN, cluster), "--set", "training.total_steps=1000000", "--set", "checkpoints.every=1000000"]
+    with open(output, "w") as file, StepMeter(cluster, metrics, STEPS + 5, STEPS_RESUMED - 5) as meter:
+        launched = cluster.host(1).start(command, REPOSITORY, stdout=file, stderr=file, start_new_session=True)
+        try:
+            wait_for(lambda: meter.result and len(read_json_lines(metrics)) >= STEPS_RESUMED, 120, output.read_text)
+            signal_terminal(launched, signal.SIGINT)
+            assert cluster.settle(45), "still at work after Ctrl-C"
+        finally:
+            launched.kill()
+            launched.wait()
+    assert meter.result
+    return meter.result
 
 
-def test_two_hosts_preprocess_as_one_does(cluster: Cluster, workplace: Path, trained: str) -> None:
-    launch(cluster, "launch/preprocess.py", "--config", str(workplace / "run.json"), "--set", f"tokens.directory={workplace / 'by_two'}")
-    assert files_of(workplace / "by_two") == files_of(workplace / "tokens")
+def test_two_hosts_go_on_as_one_process_does_and_what_they_send_is_counted(
+    workplace: Path, interrupted: StepTraffic, alone: list[float]
+) -> None:
+    assert any(f"going on at step {STEPS}" in text for text in events(workplace, "run"))
+    assert losses(workplace, "run")[:STEPS_RESUMED] == pytest.approx(alone, rel=1e-4)
+    assert interrupted.first_step >= STEPS + 5
+    for traffic in interrupted.hosts:
+        # At least the half of the core's 4,048 gradients, in float32, there and back.
+        assert traffic.sent / interrupted.steps > 4 * 4048
+        assert traffic.received / interrupted.steps > 4 * 4048
+
+
+def test_ctrl_c_saves_on_all_hosts(workplace: Path, interrupted: StepTraffic) -> None:
+    said = events(workplace, "run")[-1]
+    assert re.search(r"stopped (on request \(\w+\)|because its launcher has gone) at step", said)  # the launcher takes its ssh along
+    assert newest_step(workplace / "run") >= STEPS_RESUMED
+
+
+def test_the_run_goes_on_without_a_host_and_two_evaluate_it_as_one_does(
+    cluster: Cluster, workplace: Path, interrupted: StepTraffic
+) -> None:
+    saved = newest_step(workplace / "run")
+    said = said_by(cluster, EXCLUDE, "--set", f"training.total_steps={saved + 3}")
+    assert f"going on at step {saved}" in said
+    assert f"finished at step {saved + 3}" in said
+    assert read_json(workplace / "run" / "environment.json")["hosts"] == ["node1"]
+    said = said_by(cluster, EVALUATE)
+    done = run([sys.executable, "launch/evaluate.py", "--run", str(workplace / "run")])
+    assert done.returncode == 0, done.stderr
+    two, one = read_json_lines(workplace / "run" / "evaluations.jsonl")
+    assert two["step"] == saved + 3
+    assert f"word perplexity {two['word_perplexity']:.2f}" in said
+    assert two["predictions"] == one["predictions"]
+    assert two["word_perplexity"] == pytest.approx(one["word_perplexity"], rel=1e-6)
+
+
+def test_the_hosts_are_ready(cluster: Cluster) -> None:
+    assert said_by(cluster, CHECK).endswith("2 hosts, 2 ranks: ready\n")
 
 
 def test_hosts_that_do_not_share_the_tokens_directory_are_told_so(cluster: Cluster, workplace: Path) -> None:
@@ -111,149 +151,10 @@ def test_hosts_that_do_not_share_the_tokens_directory_are_told_so(cluster: Clust
     assert "/tmp/own_tokens: rank 1 (on node2) does not see what rank 0 (on node1) writes there" in line
 
 
-def test_four_hosts_train_as_one_process_does_and_what_they_send_is_counted(workplace: Path, trained: str, alone: Path) -> None:
-    run = workplace / "four"
-    with Cluster(hosts=4, workplace=workplace) as cluster, StepMeter(cluster, run / "metrics.jsonl", 5, STEPS - 5) as meter:
-        launch(cluster, "launch/train.py", "--config", str(workplace / "run.json"), "--set", f"run.directory={run}")
-    assert read_json(run / "environment.json")["hosts"] == [f"node{number}" for number in range(1, 5)]
-    assert losses(run) == pytest.approx(losses(alone)[:STEPS], rel=1e-4)
-    measured = meter.result
-    assert measured
-    assert measured.first_step >= 5
-    for traffic in measured.hosts:
-        # At least a share of the core's 4,048 gradients, in float32, there and back.
-        assert traffic.sent / measured.steps > 4 * 4048
-        assert traffic.received / measured.steps > 4 * 4048
-
-
-def test_a_host_that_is_cut_off_is_named_by_the_others_and_the_run_goes_on_without_it(tmp_path: Path) -> None:
+def test_a_host_that_is_cut_off_is_named_by_the_others(tmp_path: Path) -> None:
     with Cluster(hosts=2, workplace=tmp_path, variables={"LM1B_TIMEOUT_SECONDS": "5"}) as cluster:
         trial = Trial(cluster, "run", limit_seconds=45)
         outcome = trial.strike(FAULTS["cut"], 2)
         assert outcome.problem is None, trial.output.read_text()
         assert outcome.launcher not in (0, None)
         assert len(outcome.said["node2"]) == 1, "the host that is cut off ends too"
-        trial.go_on(outcome, [cluster.host(1)])
-    assert outcome.problem is None
-    assert outcome.resumed_at == 20
-
-
-def test_ctrl_c_saves_on_all_hosts(tmp_path: Path) -> None:
-    with Cluster(hosts=2, workplace=tmp_path) as cluster:
-        trial = Trial(cluster, "run", limit_seconds=45)
-        said = trial.interrupt()
-        assert re.search(r"stopped (on request \(\w+\)|because its launcher has gone) at step", said)  # the launcher takes its ssh along
-        assert trial.saved_step() >= 25
-
-
-def test_hosts_share_the_network_and_one_folder_alone(tmp_path: Path) -> None:
-    with Cluster(hosts=2, workplace=tmp_path) as cluster:
-        for host in cluster.hosts:
-            script = f"hostname; hostname -I; ls ~/.ssh | wc -l; echo {host} > /tmp/own; echo {host} > /dev/shm/own; echo {host} >> all"
-            done = host.run(["sh", "-c", script])
-            assert done.stdout.split() == [host.name, host.address, "4"], done.stdout
-        for host in cluster.hosts:
-            assert host.run(["cat", "/tmp/own", "/dev/shm/own", "all"]).stdout.split() == [host.name, host.name, "node1", "node2"]
-        for folder in (REPOSITORY, "/etc", "/usr"):
-            assert cluster.run(["touch", f"{folder}/lm1b-written"]).returncode != 0
-        assert cluster.run(["touch", f"{tmp_path.parent}/lm1b-written"]).returncode == 0  # in its own /tmp
-        assert not (tmp_path.parent / "lm1b-written").exists()
-        seen = cluster.run(["ps", "-e", "-o", "comm="]).stdout.split()
-        assert len(seen) == 3, seen  # the first process, the ssh server, ps
-        assert cluster.run(["ssh", "node2", "hostname"]).stdout == "node2\n"
-        assert (tmp_path / "all").read_text() == "node1\nnode2\n"
-
-
-def test_the_links_keep_their_rate_and_count_what_goes_through(tmp_path: Path) -> None:
-    with Cluster(hosts=2, workplace=tmp_path, rate="40mbit") as cluster:
-        started_at = time.monotonic()
-        done = cluster.run(["sh", "-c", "ssh node2 head -c 5000000 /dev/zero | wc -c"])
-        seconds = time.monotonic() - started_at
-        assert done.stdout.strip() == "5000000"
-        assert seconds > 0.8
-        first, second = cluster.traffic()
-        assert first.received == pytest.approx(5e6, rel=0.1)
-        assert second.sent == pytest.approx(5e6, rel=0.1)
-
-
-# What the tool leaves behind.
-
-
-def links() -> list[str]:
-    return subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout.splitlines()
-
-
-def inside(token: str) -> list[psutil.Process]:
-    """Processes whose command line holds a word that nobody else's does."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if any(token in word for word in process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
-
-
-def networks() -> set[str]:
-    """Of all processes."""
-    found = set()
-    for process in psutil.process_iter():
-        with contextlib.suppress(OSError):
-            found.add(os.readlink(f"/proc/{process.pid}/ns/net"))
-    return found
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_signal_to_the_tool_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
-    before, mounts = links(), Path("/proc/self/mounts").read_text().count("\n")
-    token = f"98765.{os.getpid()}{int(number)}"
-    tool = subprocess.Popen([*TOOL, "--shared", str(tmp_path), "--", "sleep", token], cwd=REPOSITORY, env=environment())
-    try:
-        wait_for(lambda: len([process for process in inside(token) if process.name() == "sleep"]) == 1)
-        (sleeper,) = [process for process in inside(token) if process.name() == "sleep"]
-        network = os.readlink(f"/proc/{sleeper.pid}/ns/net")
-        assert network in networks()
-        tool.send_signal(number)
-        status = tool.wait(60)
-        assert status == {signal.SIGKILL: -9}.get(number, 128 + number)
-        wait_for(lambda: not inside(token) and network not in networks())
-    finally:
-        tool.kill()
-        tool.wait()
-    assert links() == before
-    assert Path("/proc/self/mounts").read_text().count("\n") == mounts
-
-
-def test_the_tool_gives_the_hostfile_and_the_commands_status(tmp_path: Path) -> None:
-    script = tmp_path / "deepspeed"
-    script.write_text('#!/bin/sh\ncat "$2"; exit 7\n')
-    script.chmod(0o755)
-    command = [*TOOL, "--hosts", "3", "--slots", "2", "--delay", "1ms", "--shared", str(tmp_path), "--", str(script), "train.py"]
-    done = subprocess.run(command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=60)
-    assert done.returncode == 7, done.stderr
-    assert "node1 slots=2\nnode2 slots=2\nnode3 slots=2\n" in done.stdout
-    assert "deepspeed --hostfile" in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("enter", "options", "said"),
-    [
-        (["unshare", "--user"], ["--", "true"], "needs root"),
-        (["env", "PATH=/nowhere"], ["--", "true"], "apt-get install"),
-        ([], ["--rate", "fast", "--", "true"], "rate 'fast'"),
-        ([], ["--shared", "/", "--", "true"], "share a folder below"),
-        ([], ["--hosts", "0", "--", "true"], "1 to 64 hosts"),
-        ([], [], "no command given"),
-    ],
-)
-def test_what_the_tool_cannot_do_is_one_line_and_status_2(enter: list[str], options: list[str], said: str) -> None:
-    done = subprocess.run([*enter, *TOOL, *options], cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.count("\n") == 1
-    assert said in done.stderr
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    give_up_at = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < give_up_at
-        time.sleep(0.1)

@@ -1,10 +1,11 @@
-"""The commands of the README, run as a user types them, on the tiny corpus: the real launcher, real processes."""
+"""A run's whole story by its commands, on the tiny corpus: the real launcher at first, forks where it is not what is tested."""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,8 +14,9 @@ import time
 from pathlib import Path
 
 import pytest
-from command_runs import fill, launch, preprocess_and_train, run, train
-from tiny import REPOSITORY, environment, tiny_settings, write_settings
+from command_runs import DEEPSPEED, fill, launch, run, train
+from readme_commands import commands_run_by, put_in
+from tiny import REPOSITORY, environment, free_port, tiny_settings, write_settings
 
 from lm1b.files import read_json, read_json_lines
 from lm1b.training.checkpoints.checkpoint import list_checkpoints
@@ -27,7 +29,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(folder: Path) -> subprocess.CompletedProcess[str]:
-    return preprocess_and_train(folder)
+    """On two ranks of the real launcher, as the README prints it."""
+    done = run([sys.executable, "launch/preprocess.py", "--config", str(folder / "run.json")])
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in commands_run_by("test_readme_commands") if line.startswith("deepspeed --num_gpus 2 launch/train.py")]
+    done = run([DEEPSPEED, "--master_port", str(free_port()), *shlex.split(put_in(line, folder))[1:]])
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
 
 
 def test_train_writes_the_runs_whole_story(folder: Path, trained: subprocess.CompletedProcess[str]) -> None:
@@ -127,7 +135,7 @@ def test_a_mistake_on_two_ranks_is_said_once_and_nobody_waits(
 ) -> None:
     """A rank that waited for the other would wait for ten minutes; this is over long before, however slow the machine."""
     monkeypatch.setenv("LM1B_TIMEOUT_SECONDS", "600")
-    done = run(launch(folder / "run.json", "--set", "model.hidden=25"))  # with its own limit of four minutes
+    done = train(folder / "run.json", "--set", "model.hidden=25")  # with its own limit of four minutes
     assert done.returncode == 2
     assert (done.stdout + done.stderr).count("lm1b: error:") == 1
 

@@ -59,7 +59,7 @@ def test_only_what_may_be_set_is_offered_and_nothing_of_other_programs() -> None
     assert offered("python setup.py --set m") == []
 
 
-def test_pressing_tab_completes_the_word(tmp_path: Path) -> None:
+def test_pressing_tab_completes_the_word() -> None:
     """An interactive bash on a terminal of its own."""
     process, terminal = pty.fork()
     if process == 0:

@@ -116,7 +116,7 @@ def test_nobody_asks_the_device_and_its_shapes_never_change(cell: dict[str, Any]
 
 
 def test_the_adaptive_softmax_asks() -> None:
-    """How many targets a cluster has decides its shapes: see step.py."""
+    """How many targets a cluster has decides its shapes: see training_step.py."""
     steps = OneStep(config_of(softmax={"kind": "adaptive", "cutoffs": [60]}), single_process(META))
     with pytest.raises(NotImplementedError, match="meta"):
         steps.run(0)

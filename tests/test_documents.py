@@ -43,7 +43,7 @@ def test_no_link_was_overlooked(path: Path) -> None:
 
 @pytest.mark.parametrize(("folder", "pattern"), [("results", "*.*"), ("configs", "*.json"), ("launch", "*.py")], ids=str)
 def test_a_readme_names_the_files_it_is_about(folder: str, pattern: str) -> None:
-    readme = DOCUMENTS[REPOSITORY / folder.split("/")[0] / "README.md"]
+    readme = DOCUMENTS[REPOSITORY / folder / "README.md"]
     files = [path.name for path in (REPOSITORY / folder).glob(pattern) if path.name != "README.md"]
     assert files
     assert not [file for file in files if file not in readme and f"`{file.removesuffix('.json')}`" not in readme]

@@ -9,21 +9,22 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from command_runs import train
 from documents import commands_of, section
 from slurm_box import NODES, needs_slurm, slurm_box
 from ssh_server import needs_ssh, ssh_server
 from tiny import REPOSITORY, WITHOUT_MLFLOW, environment, free_port, write_settings
 from training_runs import events, losses
+from waiting import wait_for
 
 from lm1b.files import read_json_lines
 from lm1b.training.run_state import newest_step, run_state, training_ranks
 
-STEPS = 12
+STEPS, ENDLESS = 12, 1_000_000
 BIN = str(Path(sys.executable).parent)
 VARIABLES = {"PYTHONPATH": f"{WITHOUT_MLFLOW}:{REPOSITORY}", "PATH": f"{BIN}:{os.environ['PATH']}"}
 needs_mpi = pytest.mark.skipif(shutil.which("mpirun") is None or shutil.which("ompi_info") is None, reason="needs Debian's openmpi-bin")
@@ -36,16 +37,16 @@ def folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("corpus", "tokens"):
         (folder / name).symlink_to(tiny_folder / name)
     (folder / "hostfile").write_text("127.0.0.1 slots=1\n127.0.0.2 slots=1\n")
-    command = [sys.executable, "launch/train.py", "--config", str(settings(folder, "one"))]
-    subprocess.run(command, env=environment(**VARIABLES), cwd=REPOSITORY, check=True, timeout=120, capture_output=True)
+    done = train(settings(folder, "one"), ranks=1)
+    assert done.returncode == 0, done.stderr
     return folder
 
 
-def settings(folder: Path, run: str) -> Path:
-    return write_settings(folder, run, training={"total_steps": STEPS})
+def settings(folder: Path, run: str, steps: int = STEPS) -> Path:
+    return write_settings(folder, run, training={"total_steps": steps, "gap_every": None}, checkpoints={"every": ENDLESS})
 
 
-def readme_command(folder: Path, run: str, *words: str) -> str:
+def readme_command(folder: Path, run: str, *words: str, steps: int = STEPS) -> str:
     """The one line of launch/cluster.md that holds all these words, for two ranks of this machine and the tiny corpus."""
     lines = commands_of(section("Other launchers"))
     (line,) = [line for line in lines if all(word in line for word in words) and "launch/train.py" in line]
@@ -57,7 +58,13 @@ def readme_command(folder: Path, run: str, *words: str) -> str:
     ):
         line = line.replace(before, after)
     line = line.replace("ntasks-per-node=4", "ntasks-per-node=1").replace("eth0", "lo").replace("-x PATH", "-x PATH -x PYTHONPATH")
-    return re.sub(r"configs/\w+\.json", str(settings(folder, run)), line)
+    return re.sub(r"configs/\w+\.json", str(settings(folder, run, steps)), line)
+
+
+def on_each_host(line: str) -> list[str]:
+    """The same line for both hosts, on a port of its own."""
+    line = line.replace("--master_port 29500", "").replace("--master_addr", f"--master_port {free_port()} --master_addr")
+    return [line, line.replace("--node_rank 0", "--node_rank 1")]
 
 
 def run_all(commands: list[str], variables: dict[str, str]) -> str:
@@ -75,18 +82,13 @@ def run_all(commands: list[str], variables: dict[str, str]) -> str:
 
 
 def assert_learned_the_same(folder: Path, run: str) -> None:
-    assert any(f"{STEPS} steps" in text and "2 ranks" in text for text in events(folder, run))
-    assert len(losses(folder, run)) == STEPS
-    assert losses(folder, run) == pytest.approx(losses(folder, "one"), rel=1e-4)
+    assert any(" steps" in text and "2 ranks" in text for text in events(folder, run))
+    assert losses(folder, run)[:STEPS] == pytest.approx(losses(folder, "one"), rel=1e-4)
 
 
-@pytest.mark.parametrize("words", [("deepspeed ", "--no_ssh "), ("torchrun ",)], ids=["no_ssh", "torchrun"])
-def test_a_command_on_each_host(folder: Path, words: tuple[str, ...]) -> None:
-    run, port = words[0].strip() + "_each", str(free_port())
-    line = readme_command(folder, run, *words)
-    line = line.replace("--master_addr", f"--master_port {port} --master_addr").replace("--master_port 29500", "")
-    said = run_all([line, line.replace("--node_rank 0", "--node_rank 1")], {})
-    assert_learned_the_same(folder, run)
+def test_deepspeed_on_each_host(folder: Path) -> None:
+    said = run_all(on_each_host(readme_command(folder, "no_ssh", "deepspeed ", "--no_ssh ")), {})
+    assert_learned_the_same(folder, "no_ssh")
     assert said.count("lm1b: finished") == 1
 
 
@@ -107,36 +109,40 @@ def test_open_mpi(folder: Path, open_mpi: dict[str, str], words: tuple[str, ...]
     assert_learned_the_same(folder, run)
 
 
-@pytest.mark.parametrize(
-    "launcher",
-    [
-        "torchrun --nproc_per_node 2 --master_port {port}",
-        pytest.param("mpirun -np 2 --oversubscribe --bind-to none python", marks=needs_mpi),
-    ],
-    ids=["torchrun", "mpirun"],
-)
-def test_ranks_whose_launcher_was_killed_save_and_end(folder: Path, launcher: str) -> None:
-    run = f"killed_{launcher.split()[0]}"
-    directory = folder / run
-    config = write_settings(folder, run, training={"total_steps": 1_000_000, "gap_every": None}, checkpoints={"every": 1_000_000})
-    command = shlex.split(f"{launcher.format(port=free_port())} launch/train.py --config {config}")
+def kill_the_first(folder: Path, run: str, commands: list[str]) -> None:
+    """Begin an endless training by its launchers; after STEPS steps the first launcher is killed: the ranks save and end."""
+    directory, output = folder / run, folder / f"{run}.output"
     own = environment(**VARIABLES, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
-    with open(folder / f"{run}.output", "w") as output:
-        process = subprocess.Popen(command, env=own, cwd=REPOSITORY, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
-    said = (folder / f"{run}.output").read_text
+    with open(output, "w") as file:
+        where = {"env": own, "cwd": REPOSITORY, "stdout": file, "stderr": file, "stdin": subprocess.DEVNULL}
+        processes = [subprocess.Popen(shlex.split(command), **where) for command in commands]
     try:
-        wait_for(lambda: len(read_json_lines(directory / "metrics.jsonl")) > 3, 90, said)
+        wait_for(lambda: len(read_json_lines(directory / "metrics.jsonl")) > STEPS, 240, output.read_text)
         ranks = training_ranks(directory)
-        process.kill()
-        wait_for(lambda: all(rank.condition() == "gone" for rank in ranks), 30, said)
+        processes[0].kill()
+        wait_for(lambda: all(rank.condition() == "gone" for rank in ranks), 30, output.read_text)
+        for other in processes[1:]:
+            other.wait(60)
     finally:
-        process.kill()
-        process.wait()
+        for process in processes:
+            process.kill()
+            process.wait()
         for rank in training_ranks(directory):
             rank.send(signal.SIGKILL)
     assert len(ranks) == 2
     assert "stopped because its launcher has gone" in events(folder, run)[-1]
-    assert newest_step(directory) > 3
+    assert newest_step(directory) > STEPS
+
+
+def test_torchrun_on_each_host_whose_first_is_then_killed(folder: Path) -> None:
+    kill_the_first(folder, "torchrun", on_each_host(readme_command(folder, "torchrun", "torchrun ", steps=ENDLESS)))
+    assert_learned_the_same(folder, "torchrun")
+
+
+@needs_mpi
+def test_mpirun_that_was_killed(folder: Path) -> None:
+    config = settings(folder, "killed", ENDLESS)
+    kill_the_first(folder, "killed", [f"mpirun -np 2 --oversubscribe --bind-to none python launch/train.py --config {config}"])
 
 
 @pytest.fixture(scope="module")
@@ -153,13 +159,6 @@ def test_slurm(folder: Path, slurm: dict[str, str], words: tuple[str, ...]) -> N
     assert_learned_the_same(folder, run)
 
 
-def wait_for(condition: Callable[[], object], seconds: float, said: Callable[[], str]) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, said()
-        time.sleep(0.2)
-
-
 @needs_slurm
 @pytest.mark.long
 def test_a_batch_job_goes_back_into_the_queue_before_its_time_limit_until_it_has_finished(
@@ -167,7 +166,7 @@ def test_a_batch_job_goes_back_into_the_queue_before_its_time_limit_until_it_has
 ) -> None:
     """--signal=TERM@55 and the shortest limit that SLURM knows, a minute: the ranks are asked to save a few seconds after the start."""
     directory = folder / "batch"
-    config = write_settings(folder, "batch", training={"total_steps": 1_000_000, "gap_every": None}, checkpoints={"every": 1_000_000})
+    config = settings(folder, "batch", ENDLESS)
     own = environment(**{**VARIABLES, **slurm})
     size = ["--nodes", str(len(NODES)), "--ntasks-per-node", "1", "--gpus-per-node", "0", "--cpus-per-task", "1"]
     options = ["--parsable", "--time", "1", "--signal", "TERM@30", "--output", str(tmp_path / "output"), *size]

@@ -8,9 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,8 +17,9 @@ from typing import Any
 import fsspec
 import pytest
 from command_runs import run_script
+from forked import ForkedProcess
 from loopback_store import Fault, Proxy, in_environment, proxy_to, s3_server
-from tiny import environment, tiny_settings, write_settings
+from tiny import REPOSITORY, environment, tiny_settings, write_settings
 from training_runs import assert_same_end, events, job, launch, losses, run_launches
 
 from lm1b.files import read_json_lines
@@ -243,9 +241,9 @@ def test_killed_while_copying_leaves_no_damaged_checkpoint(tiny_folder: Path, pr
     steps: list[int] = []
     for puts in (3, 8, 14):
         proxy.seen.clear()
-        process = subprocess.Popen(
-            [sys.executable, "launch/train.py", "--config", str(config)], env=environment(), stderr=subprocess.DEVNULL
-        )
+        with open(tmp_path / "output", "wb") as output:
+            arguments = ["--config", str(config)]
+            process = ForkedProcess("launch/train.py", arguments, env=environment(), cwd=REPOSITORY, stdout=output, stderr=output)
         try:
             until = time.monotonic() + 90
             while sum(request.startswith("PUT /runs/kill/checkpoints") for request in list(proxy.seen)) < puts:
@@ -253,8 +251,7 @@ def test_killed_while_copying_leaves_no_damaged_checkpoint(tiny_folder: Path, pr
                 assert time.monotonic() < until
                 time.sleep(0.005)
         finally:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+            process.kill()
         steps.append(max(complete_in("kill", tmp_path / "copy"), default=0))
     assert steps == sorted(steps)
     assert steps[-1] > 0

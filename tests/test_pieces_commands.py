@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import math
 import re
-import shlex
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from command_runs import DEEPSPEED, run
 from documents import commands_of, section
-from tiny import free_port, write_corpus, write_settings
+from readme_commands import put_in, run_line
+from tiny import write_corpus, write_settings
 
 from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.files import read_json_lines
@@ -28,23 +26,16 @@ def test_the_readmes_commands(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus")
     pieces = {"kind": "sentencepiece", "pieces": 290, "closed": True, "minimum_count": 4}
     training = {"total_steps": 40, "evaluate_alongside": False}
-    config = write_settings(tmp_path, "run", vocabulary=pieces, training=training, evaluation={"lanes": 4})
+    write_settings(tmp_path, "run", vocabulary=pieces, training=training, evaluation={"lanes": 4})
     sentences = tmp_path / "corpus" / "heldout-monolingual.tokenized.shuffled" / "news.en.heldout-00001-of-00002"
     text = sentences.read_text() + "\nw1\x00 w2 \x01 \u2581w3\n</S> <UNK> <S>\n" + " ".join(["w5"] * 2000) + "\n"
     (tmp_path / "mine.txt").write_text(text)
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in text.split("\n")))
 
     def tell(line: str) -> str:
-        line = re.sub(r"configs/\w+\.json", str(config), line).replace("my_sentences.txt", str(tmp_path / "mine.txt"))
-        line = re.sub(r"\bmodels/\w+", str(tmp_path / "model"), re.sub(r"\bruns/\w+", str(tmp_path / "run"), line))
-        line = line.replace("data/tokens_mine", str(tmp_path / "tokens_mine")).replace("my_rows/*", str(tmp_path / "*"))
-        line, _, stdin = line.partition(" < ")
-        program, *rest = shlex.split(line)
-        arguments = [sys.executable, *rest] if program == "python" else [DEEPSPEED, "--master_port", str(free_port()), *rest]
-        done = run(arguments, stdin=Path(stdin.strip() or "/dev/null"))
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert not [warning for warning in done.stderr.splitlines() if "Warning:" in warning and "/lm1b/" in warning]
-        return done.stdout
+        line = put_in(line.replace("my_sentences.txt", str(tmp_path / "mine.txt")), tmp_path)
+        line = re.sub(r"\bmodels/\w+", str(tmp_path / "model"), line)
+        return run_line(line.replace("data/tokens_mine", str(tmp_path / "tokens_mine")).replace("my_rows/*", str(tmp_path / "*"))).stdout
 
     preprocess, train, evaluate, own_files, score, sample, export, score_again, other_corpus = commands()
     assert "vocabulary of 290 pieces of words (closed)" in tell(preprocess)

@@ -120,14 +120,14 @@ def test_killed_at_random_moments(folder: Path, whole: dict[str, str], seed: int
 def test_the_command_killed_while_two_processes_work(folder: Path, whole: dict[str, str]) -> None:
     settings = write_settings(folder, "run", tokens={"directory": str(folder / "tokens"), "processes": 2})
     command = [sys.executable, str(REPOSITORY / "launch" / "preprocess.py"), "--config", str(settings)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 30
     while process.poll() is None and time.monotonic() < until and not list((folder / "tokens").glob("unfinished/*.count.json")):
         time.sleep(0.002)
     process.kill()
     process.wait()
     assert not (folder / "tokens" / "manifest.json").exists() or process.returncode == 0
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment())
     assert done.returncode == 0, done.stderr
     assert "vocabulary of" in done.stdout
     assert files_of(folder / "tokens") == whole

@@ -6,19 +6,19 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_runs import DEEPSPEED
+from forked import run_each
 from test_corpus import write_archive
 from test_preprocess import changed_at, files_of, raw_sections, run
-from tiny import REPOSITORY, environment, free_port, write_corpus, write_settings
+from tiny import REPOSITORY, environment, environments, free_port, write_corpus, write_settings
 
 from lm1b.data.text.benchmark import HELD_OUT_FOLDER, TRAINING_FOLDER
 
 LAUNCH = str(REPOSITORY / "launch" / "preprocess.py")
-DEEPSPEED = str(Path(sys.executable).with_name("deepspeed"))
 
 
 @pytest.fixture
@@ -27,26 +27,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def crew(command: list[str], num_ranks: int, folders: list[Path] | None = None, **variables: str) -> list[tuple[int, str]]:
+def crew(command: list[str], num_ranks: int, folders: list[Path] | None = None) -> list[tuple[int, str]]:
     """Run `python *command` as ranks that see each other, rank r in folders[r]. -> each one's exit status and what it printed."""
-    variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(num_ranks), "LOCAL_SIZE": str(num_ranks)}
-    processes, outputs = [], []
-    for rank in range(num_ranks):
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": str(REPOSITORY)}
-        outputs.append(tempfile.TemporaryFile("w+"))  # noqa: SIM115 (no pipe: a rank that nobody reads yet must not be stopped by it)
-        where = {"cwd": folders[rank] if folders else REPOSITORY, "env": environment(**variables, **place)}
-        processes.append(subprocess.Popen([sys.executable, *command], stdout=outputs[-1], stderr=subprocess.STDOUT, text=True, **where))
-    try:
-        statuses = [process.wait(90) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    texts = []
-    for output in outputs:
-        output.seek(0)
-        texts.append(output.read())
-        output.close()
-    return list(zip(statuses, texts, strict=True))
+    ended = run_each([command] * num_ranks, environments(num_ranks), folders or [REPOSITORY] * num_ranks)
+    return [(rank.returncode, rank.stdout + rank.stderr) for rank in ended]
 
 
 def errors(ended: list[tuple[int, str]]) -> list[list[str]]:
@@ -110,12 +94,12 @@ def test_the_deepspeed_launcher_and_a_second_start_that_does_nothing(folder: Pat
     settings = write_settings(folder, "run")
     expected = files_of(run(folder, tokens={"directory": str(folder / "whole")}).directory)
     command = [DEEPSPEED, "--num_gpus", "2", "--master_port", str(free_port()), LAUNCH, "--config", str(settings)]
-    for _ in range(2):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False, env=environment(), cwd=REPOSITORY)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("vocabulary of") == 1
-        assert files_of(folder / "tokens") == expected
-        before = changed_at(folder / "tokens")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment(), cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("vocabulary of") == 1
+    assert files_of(folder / "tokens") == expected
+    before = changed_at(folder / "tokens")
+    made_by(2, settings)
     assert changed_at(folder / "tokens") == before
     (folder / "tokens" / "train-00002.tokens.npy").unlink()
     made_by(2, settings)

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import re
-import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import fsspec
 from documents import commands_of, section
 from loopback_store import in_environment, proxy_to, s3_server
-from tiny import REPOSITORY, environment, free_port, write_corpus, write_settings
+from readme_commands import put_in, run_line
+from tiny import write_corpus, write_settings
 
 from lm1b.files import read_json_lines
-
-DEEPSPEED = str(Path(sys.executable).with_name("deepspeed"))
 
 
 def commands() -> list[str]:
@@ -26,7 +21,7 @@ def commands() -> list[str]:
 
 def test_the_readmes_commands_and_a_fresh_host(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus")
-    config = write_settings(tmp_path, "run", training={"total_steps": 30})
+    write_settings(tmp_path, "run", training={"total_steps": 30})
     with s3_server(tmp_path) as port, proxy_to(port) as proxy:
         home = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
         with in_environment(proxy.environment):
@@ -34,16 +29,8 @@ def test_the_readmes_commands_and_a_fresh_host(tmp_path: Path) -> None:
             fsspec.filesystem("s3").mkdir("lm1b-tests")
 
         def run(line: str) -> str:
-            line = re.sub(r"configs/\w+\.json", str(config), line).replace("BUCKET", "lm1b-tests")
-            line = re.sub(r"\bruns/\w+", str(tmp_path / "run"), line).replace("data/tokens_lm1b", str(tmp_path / "tokens"))
-            program, *rest = shlex.split(line)
-            arguments = [sys.executable, *rest] if program == "python" else [DEEPSPEED, "--master_port", str(free_port()), *rest]
-            done = subprocess.run(
-                arguments, env=environment(**proxy.environment, **home), capture_output=True, text=True, timeout=240, cwd=REPOSITORY
-            )
-            assert done.returncode == 0, done.stdout + done.stderr
-            assert not [warning for warning in done.stderr.splitlines() if "Warning:" in warning and "/lm1b/" in warning]
-            return done.stdout
+            line = put_in(line.replace("BUCKET", "lm1b-tests").replace("data/tokens_lm1b", str(tmp_path / "tokens")), tmp_path)
+            return run_line(line, **proxy.environment, **home).stdout
 
         preprocess, copy, train, evaluate = commands()
         run(preprocess)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import REPOSITORY, environment, free_port, tiny_settings, write_corpus, write_settings
+from forked import Ended, run_each
+from tiny import REPOSITORY, environments, tiny_settings, write_corpus, write_settings
 
 from lm1b.config import parse_config
 from lm1b.data.preprocess.preprocess import preprocess
@@ -21,31 +20,18 @@ WORKER = str(Path(__file__).with_name("same_everywhere_worker.py"))
 HOST = host_name()
 
 
-def run_two(commands: list[list[str]], variables: list[dict[str, str]]) -> list[subprocess.CompletedProcess[str]]:
-    """Two ranks, each with a command and variables of its own, to their end."""
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_SIZE": "2"}
-    processes = []
-    for rank, (command, own) in enumerate(zip(commands, variables, strict=True)):
-        place = environment(**{**meeting, "RANK": str(rank), "LOCAL_RANK": str(rank), **own})
-        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        processes.append(subprocess.Popen([sys.executable, *command], env=place, cwd=REPOSITORY, **pipes))
-    done = []
-    try:
-        for process in processes:
-            output, errors = process.communicate(timeout=120)
-            done.append(subprocess.CompletedProcess(process.args, process.returncode, output, errors))
-    finally:
-        for process in processes:
-            process.kill()
-    return done
+def run_two(commands: list[list[str]], own: dict[str, str], other_code: bool = False) -> list[Ended]:
+    """Two ranks to their end, the second with variables of its own."""
+    first, second = environments(2)
+    return run_each(commands, [first, {**second, **own}], [REPOSITORY] * 2, unforked=1 if other_code else None)
 
 
-def checked(first: dict[str, str], second: dict[str, str], own: dict[str, str]) -> list[dict[str, Any]]:
+def checked(first: dict[str, str], second: dict[str, str], own: dict[str, str], other_code: bool = False) -> list[dict[str, Any]]:
     """What both ranks' checks said; own: variables of the second alone."""
-    done = run_two([[WORKER, json.dumps(first)], [WORKER, json.dumps(second)]], [{}, own])
-    for process in done:
-        assert process.returncode == 0, process.stderr
-    return [json.loads(process.stdout.splitlines()[-1]) for process in done]
+    ended = run_two([[WORKER, json.dumps(first)], [WORKER, json.dumps(second)]], own, other_code)
+    for rank in ended:
+        assert rank.returncode == 0, rank.stderr
+    return [json.loads(rank.stdout.splitlines()[-1]) for rank in ended]
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +67,7 @@ def test_every_difference_is_named_with_where_it_is_and_what_to_do(folder: Path)
     first = {"config": str(write_settings(folder, "one")), "tokens": str(folder / "tokens"), "run": str(folder / "one")}
     other_config = write_settings(folder, "two", training={"total_steps": 51})
     second = {"config": str(other_config), "tokens": str(folder / "other" / "tokens"), "run": str(folder / "two")}
-    one, two = checked(first, second, {"PYTHONPATH": str(folder / "program")})
+    one, two = checked(first, second, {"PYTHONPATH": str(folder / "program")}, other_code=True)
     program = one["program"]
     assert two["program"] == program
     assert f"but 2.10.0 on rank 1 on {HOST}; install the same" in program
@@ -107,7 +93,7 @@ def test_what_does_no_harm_is_a_note(folder: Path) -> None:
 
 def test_a_training_with_other_code_on_one_rank_ends_before_it_starts_with_one_line(folder: Path) -> None:
     command = ["launch/train.py", "--config", str(write_settings(folder, "refused"))]
-    one, two = run_two([command, command], [{}, {"PYTHONPATH": str(folder / "program")}])
+    one, two = run_two([command, command], {"PYTHONPATH": str(folder / "program")}, other_code=True)
     assert (one.returncode, two.returncode) == (2, 2), one.stderr + two.stderr
     assert two.stderr == ""
     assert one.stderr.count("\n") == 1

@@ -90,7 +90,7 @@ def test_a_snapshot_is_the_table_as_it_was_whatever_is_updated_meanwhile(steps: 
 
 
 @pytest.mark.usefixtures("nothing_at_once")
-def test_a_step_waits_where_the_pool_is_full_and_goes_on(tmp_path: Path) -> None:
+def test_a_step_waits_where_the_pool_is_full_and_goes_on() -> None:
     table = made_table()
     picture = Snapshot([table], RowPool(2 * 4 * 4, 4))
     table.before_update = picture.keep

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_runs import run_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_run import made_config, made_run_directory, made_text, made_tokens
@@ -34,9 +35,8 @@ def model(run: Path) -> LoadedModel:
     return lm1b.load(run)
 
 
-def command(run: Path, text: bytes, *options: str) -> subprocess.CompletedProcess[bytes]:
-    arguments = [sys.executable, "launch/score.py", "--run", str(run), *options]
-    return subprocess.run(arguments, input=text, cwd=REPOSITORY, env=environment(), capture_output=True, timeout=120)
+def command(run: Path, text: bytes, *options: str) -> subprocess.CompletedProcess[str]:
+    return run_script("launch/score.py", "--run", str(run), *options, text=text)
 
 
 @pytest.mark.parametrize("weights", ["ema", "raw"])
@@ -123,17 +123,17 @@ def test_what_cannot_be_scored_is_one_line_and_status_2(run: Path, tmp_path: Pat
     ):
         done = command(run, text, *options)
         assert done.returncode == 2
-        assert message in done.stderr.decode()
-        assert done.stderr.count(b"\n") == 1
+        assert message in done.stderr
+        assert done.stderr.count("\n") == 1
     done = command(tmp_path / "none", b"w1\n")
     assert done.returncode == 2
-    assert b"no run here" in done.stderr
+    assert "no run here" in done.stderr
     with pytest.raises(UserError, match="sentence 1: holds a newline"):
         model.score(["w1", "w1\nw2"])
     with pytest.raises(UserError, match="weights must be one of ema, raw, found EMA"):
         lm1b.load(run, weights="EMA")
     assert model.score([]) == []
-    assert command(run, b"").stdout == b""
+    assert command(run, b"").stdout == ""
 
 
 def test_importing_the_package_loads_no_torch() -> None:

@@ -37,7 +37,7 @@ def test_a_step_does_no_more_work_than_it_did(found: dict[str, Any], case: str, 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_step_reads_one_tensor_of_its_own_where_a_gpu_computes(found: dict[str, Any], precision: str) -> None:
-    """Each reading has the host wait for the device. Three in all: see step.py."""
+    """Each reading has the host wait for the device. Three in all: see training_step.py."""
     asked = found["asked"][precision]
     assert {who: times for who, times in asked.items() if who.startswith("lm1b.")} == {"lm1b._reduce_status tolist": 1}
     # DeepSpeed looks at the gradient's norm; `item` reads the optimizer's own count of steps, which torch keeps on the host.

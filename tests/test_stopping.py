@@ -3,52 +3,52 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-from tiny import REPOSITORY, environment, free_port, run_ranks, tiny_settings
+from command_runs import DEEPSPEED, run_script
+from forked import ForkedProcess, Process, end_of_all, run_each
+from readme_commands import commands_run_by, run_line
+from tiny import REPOSITORY, environment, environments, run_ranks, settings_in
+from waiting import wait_for
 
 from lm1b.files import read_json_lines
 from lm1b.processes import RankProcess
 from lm1b.training.checkpoints.checkpoint import list_checkpoints
 from lm1b.training.run_state import endings, run_state, training_ranks
 
-DEEPSPEED = str(Path(sys.executable).with_name("deepspeed"))
 ENDLESS = 1_000_000
 
 
 class Started:
-    """Real processes of a tiny run of two ranks, and what they say."""
+    """Real processes of a tiny run of two ranks, and what they say: forks that nobody has launched, or DeepSpeed's launcher."""
 
-    def __init__(self, config: Path, directory: Path, launched: bool = True, **variables: str):
-        self.directory, self.output = directory, directory.with_suffix(".output")
-        command = [sys.executable, "-u", "launch/train.py", "--config", str(config)]
+    def __init__(self, config: Path, directory: Path, launched: bool = False, **variables: str):
+        self.config, self.directory, self.output = config, directory, directory.with_suffix(".output")
         self.file = open(self.output, "w")  # noqa: SIM115
-        self.processes: list[subprocess.Popen[bytes]] = []
+        self.processes: list[Process] = []
+        places = environments(2)
+        self.port = places[0]["MASTER_PORT"]
+        files = {"stdout": self.file, "stderr": self.file, "cwd": REPOSITORY}
+        variables["PYTHONUNBUFFERED"] = "1"
         if launched:
-            self._start([DEEPSPEED, "--num_gpus", "2", "--master_port", str(free_port()), *command[2:]], variables)
-            return
-        variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_SIZE": "2"}
-        for rank in range(2):
-            self._start(command, {**variables, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-
-    def _start(self, command: list[str], variables: dict[str, str]) -> None:
-        where = {"env": environment(**variables), "cwd": REPOSITORY, "stdin": subprocess.DEVNULL}
-        self.processes.append(subprocess.Popen(command, stdout=self.file, stderr=self.file, start_new_session=True, **where))
+            command = [DEEPSPEED, "--num_gpus", "2", "--master_port", self.port, "launch/train.py", "--config", str(config)]
+            own = {"env": environment(**variables), "stdin": subprocess.DEVNULL, "start_new_session": True}
+            self.processes.append(subprocess.Popen(command, **own, **files))
+        else:
+            for place in places:
+                self.processes.append(ForkedProcess("launch/train.py", ["--config", str(config)], env={**place, **variables}, **files))
 
     def ranks(self, after_steps: int = 5) -> list[RankProcess]:
         """Its ranks, once it has logged that many steps."""
-        wait_for(lambda: len(read_json_lines(self.directory / "metrics.jsonl")) >= after_steps, 60, self.text)
+        wait_for(lambda: len(read_json_lines(self.directory / "metrics.jsonl")) >= after_steps, 180, self.text)
         return training_ranks(self.directory)
 
     def text(self) -> str:
@@ -65,30 +65,17 @@ class Started:
         for member in training_ranks(self.directory):
             member.send(signal.SIGKILL)
         for process in self.processes:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait(20)
+            if isinstance(process, subprocess.Popen):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait(20)
+            else:
+                process.kill()
         self.file.close()
-
-
-def wait_for(condition: Callable[[], object], seconds: float, explain: Callable[[], str] = str) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, explain()
-        time.sleep(0.1)
 
 
 def all_gone(ranks: list[RankProcess]) -> bool:
     return all(rank.condition() == "gone" for rank in ranks)
-
-
-def settings_in(tiny_folder: Path, directory: Path, **sections: Any) -> Path:
-    """A config of the tiny corpus whose run lies in `directory`, as a file beside it."""
-    settings = tiny_settings(tiny_folder, "unused", **sections)
-    settings["run"]["directory"] = str(directory)
-    path = directory.with_suffix(".json")
-    path.write_text(json.dumps(settings))
-    return path
 
 
 Start = Callable[..., Started]
@@ -99,7 +86,7 @@ def start(tiny_folder: Path, tmp_path: Path) -> Iterator[Start]:
     """Starts runs in a directory of their own, and leaves no process behind."""
     started: list[Started] = []
 
-    def begin(name: str = "run", *, launched: bool = True, every: int = ENDLESS, variables: dict[str, str] | None = None) -> Started:
+    def begin(name: str = "run", *, launched: bool = False, every: int = ENDLESS, variables: dict[str, str] | None = None) -> Started:
         config = settings_in(
             tiny_folder, tmp_path / name, training={"total_steps": ENDLESS, "gap_every": None}, checkpoints={"every": every}
         )
@@ -112,12 +99,12 @@ def start(tiny_folder: Path, tmp_path: Path) -> Iterator[Start]:
 
 
 def test_a_runner_that_is_terminated_leaves_no_orphans_and_its_ranks_save(start: Start) -> None:
-    run = start()
+    run = start(launched=True)
     ranks = run.ranks()
     below = {process.pid for process in psutil.Process(run.processes[0].pid).children(recursive=True)}
     assert [rank.rank for rank in ranks] == [0, 1]
     assert {rank.pid for rank in ranks} <= below
-    run.processes[0].send_signal(signal.SIGTERM)  # the runner alone: DeepSpeed passes nothing on
+    os.kill(run.processes[0].pid, signal.SIGTERM)  # the runner alone: DeepSpeed passes nothing on
     run.end()
     wait_for(lambda: all_gone(ranks), 30, run.text)
     assert "stopped because its launcher has gone" in run.text()
@@ -130,7 +117,7 @@ def test_a_runner_that_is_terminated_leaves_no_orphans_and_its_ranks_save(start:
 
 
 def test_a_launcher_that_is_killed_leaves_no_orphans_and_its_ranks_save(start: Start) -> None:
-    run = start()
+    run = start(launched=True)
     ranks = run.ranks()
     (launcher,) = psutil.Process(run.processes[0].pid).children()
     launcher.kill()
@@ -140,7 +127,7 @@ def test_a_launcher_that_is_killed_leaves_no_orphans_and_its_ranks_save(start: S
 
 
 def test_a_signal_to_one_rank_stops_all_with_status_0_and_those_right_after_it_count_as_the_same(start: Start) -> None:
-    run = start(launched=False)
+    run = start()
     ranks = run.ranks()
     ranks[1].send(signal.SIGINT)
     for rank in ranks:
@@ -153,25 +140,24 @@ def test_a_signal_to_one_rank_stops_all_with_status_0_and_those_right_after_it_c
     assert "Traceback" not in run.text()
 
 
-@pytest.mark.parametrize("killed", [0, 1])
-def test_a_killed_rank_is_named_by_the_other(start: Start, killed: int) -> None:
+@pytest.mark.parametrize(("killed", "launched"), [(0, False), (1, True)])
+def test_a_killed_rank_is_named_by_the_other(start: Start, killed: int, launched: bool) -> None:
     shared_memory = set(os.listdir("/dev/shm"))
-    run = start(every=3)
+    run = start(launched=launched, every=3)
     ranks = run.ranks()
     wait_for(lambda: list_checkpoints(run.directory), 60, run.text)
     started_at = time.monotonic()
     ranks[killed].send(signal.SIGKILL)
-    (status,) = run.end()
+    statuses = run.end()
     assert time.monotonic() - started_at < 30
-    assert status != 0
+    assert 0 not in statuses
     (line,) = run.errors()
     assert f"rank {killed} (pid {ranks[killed].pid} on {ranks[killed].host}) has died, so rank {1 - killed} ends too" in line
     assert f"the newest checkpoint is {list_checkpoints(run.directory)[-1].path}" in line
     assert "Traceback" not in run.text()
     assert all_gone(ranks)
     assert run_state(run.directory) == "dead"
-    port = run.text().split("--master_port=")[1].split()[0]  # others may run here too
-    assert not [name for name in set(os.listdir("/dev/shm")) - shared_memory if port in name]
+    assert not [name for name in set(os.listdir("/dev/shm")) - shared_memory if run.port in name]  # others may run here too
 
 
 FAILING = """
@@ -189,28 +175,18 @@ with naming_the_guilty(ranks.peers, lambda: "go on"):
 
 @pytest.mark.parametrize("failing", [0, 1])
 def test_a_ranks_own_error_is_told_by_the_others_in_one_line(failing: int) -> None:
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_SIZE": "2"}
-    command, pipes = [sys.executable, "-c", FAILING, str(failing)], {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    processes = [
-        subprocess.Popen(command, env=environment(**place, RANK=str(rank), LOCAL_RANK=str(rank)), cwd=REPOSITORY, **pipes)
-        for rank in range(2)
-    ]
-    try:
-        said = [process.communicate(timeout=60)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [1, 1], said
-    guilty, other = said[failing], said[1 - failing]
+    ended = run_each([["-c", FAILING, str(failing)]] * 2, environments(2), [REPOSITORY] * 2)
+    assert [rank.returncode for rank in ended] == [1, 1], ended
+    guilty, other = ended[failing].stderr, ended[1 - failing].stderr
     assert "KeyError: 'a mistake of ours'" in guilty
     (line,) = [line for line in other.splitlines() if "lm1b: error:" in line]
-    assert f"rank {failing} (pid {processes[failing].pid}" in line
+    assert f"rank {failing} (pid {ended[failing].pid}" in line
     assert "has failed: KeyError: 'a mistake of ours', so rank" in line
     assert "Traceback" not in other
 
 
 def test_a_hung_rank_is_named_after_the_time_limit(start: Start) -> None:
-    run = start(launched=False, variables={"LM1B_TIMEOUT_SECONDS": "4"})
+    run = start(variables={"LM1B_TIMEOUT_SECONDS": "4"})
     ranks = run.ranks()
     ranks[1].send(signal.SIGSTOP)
     assert run.processes[0].wait(25) == 1
@@ -222,7 +198,7 @@ def test_a_hung_rank_is_named_after_the_time_limit(start: Start) -> None:
 
 
 def test_the_hung_keeper_of_the_meeting_point_is_named(start: Start) -> None:
-    run = start(launched=False, variables={"LM1B_TIMEOUT_SECONDS": "4"})
+    run = start(variables={"LM1B_TIMEOUT_SECONDS": "4"})
     ranks = run.ranks()
     ranks[0].send(signal.SIGSTOP)
     assert run.processes[1].wait(25) == 1
@@ -231,34 +207,32 @@ def test_the_hung_keeper_of_the_meeting_point_is_named(start: Start) -> None:
 
 
 def test_the_next_start_notices_an_unclean_end_and_a_second_start_is_refused_by_name(start: Start) -> None:
-    run = start(launched=False, every=3)
+    run = start(every=3)
     ranks = run.ranks()
-    second = subprocess.run(
-        [sys.executable, "launch/train.py", "--config", str(run.processes[0].args[-1])],  # type: ignore[index]
-        env=environment(), cwd=REPOSITORY, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+    second = run_script("launch/train.py", "--config", str(run.config))
     assert second.returncode == 2
     assert f"another training is at work here: pid {ranks[0].pid} on {ranks[0].host} since" in second.stderr
     for rank in ranks:
         rank.send(signal.SIGKILL)
     run.end()
     assert run_state(run.directory) == "dead"
-    again = start(launched=False)
+    again = start()
     wait_for(lambda: "going on at step" in again.text(), 60, again.text)
     texts = [line["text"] for line in read_json_lines(run.directory / "events.jsonl")]
     assert any(f"(pid {ranks[0].pid} on {ranks[0].host}, started" in text and "did not end cleanly" in text for text in texts)
-    assert run_state(run.directory) == "running"
+    state, stop = (line.replace("runs/irnn_lm", str(run.directory)) for line in commands_run_by("test_stopping"))
+    assert run_line(state).stdout == "running\n"
+    assert run_line(stop).stdout == "stopped\n"
+    assert again.end() == [0, 0]
 
 
-def test_output_that_nobody_reads_any_more_does_not_end_the_run(start: Start, tiny_folder: Path, tmp_path: Path) -> None:
+def test_output_that_nobody_reads_any_more_does_not_end_the_run(tiny_folder: Path, tmp_path: Path) -> None:
     config = settings_in(tiny_folder, tmp_path / "pipe", training={"total_steps": 40})
-    command = [sys.executable, "launch/train.py", "--config", str(config)]
-    process = subprocess.Popen(command, env=environment(), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout
-    assert process.stderr
-    process.stdout.close()
-    process.stderr.close()
-    assert process.wait(60) == 0
+    reading, writing = os.pipe()
+    with open(writing, "wb") as pipe:
+        process = ForkedProcess("launch/train.py", ["--config", str(config)], env=environment(), cwd=REPOSITORY, stdout=pipe, stderr=pipe)
+    os.close(reading)
+    assert end_of_all([process], 60) == [0]
     assert run_state(tmp_path / "pipe") == "finished"
 
 
@@ -286,7 +260,7 @@ def test_logs_on_a_full_disk_stop_all_ranks_with_one_line(start: Start, small_di
     else:
         target.touch()
     (directory / full).symlink_to(target)
-    run = start("logs", launched=False)
+    run = start("logs")
     wait_for(lambda: (directory / "metrics.jsonl").exists() and len(read_json_lines(directory / "metrics.jsonl")) >= 5, 60, run.text)
     with contextlib.suppress(OSError), open(small_disk / "filler", "wb") as filler:
         while True:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -190,7 +190,7 @@ def test_a_service_that_is_not_installed_is_a_mistake_before_training(tiny_folde
 @pytest.mark.parametrize("service", ["wandb", "mlflow"])
 def test_a_service_is_told_every_line(tiny_folder: Path, told: list[dict[str, Any]], tmp_path: Path, service: str) -> None:
     """With the real client, offline, into files."""
-    if importlib.util.find_spec(service) is None:
+    if not list(importlib.metadata.distributions(name=service)):  # the module that is found may be without_mlflow's
         pytest.skip(f"{service} is not installed")
     where = {
         "WANDB_MODE": "offline",

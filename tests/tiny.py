@@ -68,6 +68,15 @@ def write_settings(folder: Path, run: str, **sections: dict[str, Any]) -> Path:
     return path
 
 
+def settings_in(tiny_folder: Path, directory: Path, **sections: Any) -> Path:
+    """A config of the tiny corpus whose run lies in `directory`, as a file beside it."""
+    settings = tiny_settings(tiny_folder, "unused", **sections)
+    settings["run"]["directory"] = str(directory)
+    path = directory.with_suffix(".json")
+    path.write_text(json.dumps(settings))
+    return path
+
+
 def free_port() -> int:
     """A port that was free a moment ago."""
     with socket.socket() as listener:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import importlib
 import json
 import multiprocessing
 import os
@@ -32,7 +31,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import deepspeed.ops
 import torch
 from tiny import environment, free_port
 
@@ -203,11 +201,6 @@ def finish(processes: list[BaseProcess], kill_at: str | None) -> None:
 
 def main(plan_file: str, report_file: str) -> None:
     warnings.filterwarnings("error", module=r"lm1b\.")  # ours; those of torch and DeepSpeed are not
-    # What every rank of every launch would do otherwise, five seconds each.
-    for slow_import in ("pandas", "deepspeed.ops", "deepspeed.runtime.zero.muon.muon_optimizer", "torch._dynamo"):
-        importlib.import_module(slow_import)
-    _ = deepspeed.ops.__compatible_ops__  # probes the compiler
-    gc.freeze()  # DeepSpeed collects garbage several times a start: leave out all these modules
     forks = multiprocessing.get_context("fork")
     report = []
     for number, launch in enumerate(json.loads(Path(plan_file).read_text())):
