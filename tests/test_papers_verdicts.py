@@ -10,6 +10,7 @@ import pytest
 from made_papers import ADDING_150, FAILS, SOLVES, keep_made_results, made_language_models, made_result
 from tiny import REPOSITORY
 
+from lm1b.distributed import single_process
 from lm1b.errors import UserError
 from lm1b.files import write_json
 from lm1b.sequence_tasks.config import load_task_experiment
@@ -294,6 +295,7 @@ def test_a_command_is_kept_as_anyone_may_type_it() -> None:
     )
 
 
+ALONE = single_process()
 TINY = ["task.steps=8", "task.train_size=64", "task.held_out_size=32", "training.updates=4", "training.evaluate_every=2", "search=null"]
 
 
@@ -301,12 +303,12 @@ def test_results_keep_their_provenance_when_the_same_command_finds_them_done(tmp
     sets = [*TINY, "run.seeds=[1]", f"run.directory={tmp_path / 'tiny'}"]
     config = load_task_experiment(REPOSITORY / "configs" / "tasks" / "adding_irnn.json", sets)
     with Workers(1) as workers:
-        first = CellSearch(config, workers, lambda line: None, command="the first command").run()
+        first = CellSearch(config, workers, lambda line: None, ALONE, "the first command").run()
         before = (tmp_path / "tiny" / "results.json").read_bytes()
-        again = CellSearch(config, workers, lambda line: None, command="another command").run()
+        again = CellSearch(config, workers, lambda line: None, ALONE, "another command").run()
         assert again == first == json.loads(before)
         assert (tmp_path / "tiny" / "results.json").read_bytes() == before
         assert first["provenance"]["command"] == "the first command"
         assert first["task"]["name"] == "adding, T = 8"
         more = load_task_experiment(REPOSITORY / "configs" / "tasks" / "adding_irnn.json", [*sets, "run.seeds=[1, 2]"])
-        assert CellSearch(more, workers, lambda line: None, command="a third").run()["provenance"]["command"] == "a third"
+        assert CellSearch(more, workers, lambda line: None, ALONE, "a third").run()["provenance"]["command"] == "a third"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from lm1b.console import now
 from lm1b.processor import cpu_name
 from lm1b.sequence_tasks.data.task import Task
 from lm1b.training.log.run_log import git_revision
+from lm1b.workers import usable_cores
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 ELSEWHERE = "PATH"  # stands for the folders above a file outside the repository
@@ -40,7 +40,7 @@ def neutral_command(script: str, config: str, overrides: list[str]) -> str:
 
 def machine() -> str:
     """The processor, and how many of its cores there are for this process."""
-    return f"{len(os.sched_getaffinity(0))} cores of {cpu_name()}"
+    return f"{usable_cores()} cores of {cpu_name()}"
 
 
 def provenance(command: str | None) -> dict[str, Any]:

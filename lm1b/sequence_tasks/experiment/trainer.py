@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lm1b.distributed import Ranks, all_reduce_sum, single_process
+from lm1b.distributed import Ranks, all_reduce_sum
 from lm1b.errors import UserError
 from lm1b.precision import DTYPES
 from lm1b.randomness import derive_key, permutation
@@ -47,10 +47,10 @@ class SequenceRun:
 
     optimizer: torch.optim.Optimizer
 
-    def __init__(self, config: TaskExperiment, task: Task, seed: int, learning_rate: float, ranks: Ranks | None = None) -> None:
-        """Raises UserError where the ranks do not divide a batch. ranks None: one process, on the CPU."""
+    def __init__(self, config: TaskExperiment, task: Task, seed: int, learning_rate: float, ranks: Ranks) -> None:
+        """Raises UserError where the ranks do not divide a batch."""
         self.config, self.task, self.seed = config, task, seed
-        self.learning_rate, self.ranks = learning_rate, ranks or single_process()
+        self.learning_rate, self.ranks = learning_rate, ranks
         self.batch_size = min(config.training.batch, len(task.train))
         if self.batch_size % self.ranks.size:
             raise UserError(
@@ -203,8 +203,8 @@ class SequenceRun:
 
     def go_on(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
         """From what `kept` has given, whatever the number of ranks then and now. Collective."""
-        for name, value in progress.items():
-            setattr(self, name, value)
+        for name in PROGRESS:
+            setattr(self, name, progress[name])
         kinds: dict[str, dict[str, Tensor]] = {"weights": {}, "best": {}, "optimizer": {}}
         for name, value in tensors.items():
             kind, _, rest = name.partition("/")
@@ -230,13 +230,13 @@ class SequenceRun:
             "curve": self.curve,
         }
 
-    def look_at_test(self) -> dict[str, float]:
-        """Loss and error on test, with the weights that were best on dev; the present ones are put back. Collective."""
+    def look_at_test(self) -> dict[str, float | None]:
+        """Loss and error on test, with the weights that were best on dev; the present ones are put back. None: not finite. Collective."""
         present = {name: parameter.detach().clone() for name, parameter in self.network.named_parameters()}
         self.network.load_state_dict(self.best_weights)
         loss, error = self.evaluate(self.task.test)
         self.network.load_state_dict(present)
-        return {"test_loss": loss, "test_error": error}
+        return {"test_loss": _finite(loss), "test_error": _finite(error)}
 
 
 def _finite(value: float) -> float | None:

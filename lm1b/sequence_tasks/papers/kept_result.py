@@ -129,8 +129,8 @@ class KeptResult:
 
     @property
     def errors(self) -> list[float]:
-        """Test error of every seed, ascending; infinite where it diverged."""
-        return sorted(math.inf if run["diverged"] else run["test_error"] for run in self.seeds)
+        """Test error of every seed, ascending; infinite where it diverged, or where the error itself is not finite."""
+        return sorted(math.inf if run["diverged"] or run["test_error"] is None else run["test_error"] for run in self.seeds)
 
     @property
     def dev_errors(self) -> list[float]:
