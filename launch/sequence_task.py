@@ -67,7 +67,7 @@ def main() -> None:
         print(line, flush=True)
 
     with ranks_of(configs) as ranks, Workers(processes, if_killed="the same command goes on from there") as workers:
-        commands = [neutral_command("launch/sequence_task.py", path, arguments.set) for path in arguments.config]
+        commands = [neutral_command(path, arguments.set) for path in arguments.config]
         # All of them before the first one trains: a folder that holds something else is refused at once.
         searches = [CellSearch(config, workers, say, ranks, command) for config, command in zip(configs, commands, strict=True)]
         for search in searches:

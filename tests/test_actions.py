@@ -60,7 +60,7 @@ def ucf(tmp_path: Path) -> Path:
 
 def everything(task: Task, split: SplitName) -> tuple[torch.Tensor, torch.Tensor]:
     """x_TBD and the labels of a whole split."""
-    stored = task.split(split)
+    stored = getattr(task, split)
     batch = stored.batch(torch.arange(len(stored)))
     return batch.x_TBD, batch.targets
 
@@ -145,7 +145,7 @@ def test_pieces_hold_every_step_once_and_none_is_shorter_than_half_of_longest(
             np.save(folder / action / f"v_{action}_{group}_c01.npy", recording)
     task = task_of(folder, longest=longest)
     for name in SPLITS:
-        split = task.split(name)
+        split = getattr(task, name)
         batch = split.batch(torch.arange(len(split)))
         assert len(split) == 2 * -(-steps // longest)
         assert int(batch.lengths_B.max()) <= longest

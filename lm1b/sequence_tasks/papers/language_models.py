@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lm1b.errors import UserError
+from lm1b.markdown import markdown_table
 from lm1b.sequence_tasks.papers.published import LANGUAGE_MODELS, LE
-from lm1b.sequence_tasks.papers.tables import link, markdown_table
+from lm1b.sequence_tasks.papers.tables import link
 
 LABELS = {
     "lstm_256": "LSTM 256",

@@ -16,7 +16,7 @@ TALATHI = "Talathi, Vartak 2015 (arXiv 1511.03771)"
 READ, SUMMARY, RECALLED, UNKNOWN = "read", "read in a summary", "recalled", "not known"
 NOT_KNOWN = "not known to us: read the paper"
 
-Unit = Literal["squared error", "accuracy", "error rate", "perplexity"]
+Unit = Literal["squared error", "accuracy", "error rate"]
 
 
 class Row(NamedTuple):
@@ -26,7 +26,7 @@ class Row(NamedTuple):
     system: str
     figure: str = NOT_KNOWN
     certainty: str = UNKNOWN
-    share: float | None = None  # the figure as a share of wrong answers on test, where it is one
+    test_error: float | None = None  # the figure as a share of wrong answers on test, where it is one
 
 
 class Claim(NamedTuple):
