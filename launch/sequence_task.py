@@ -60,8 +60,8 @@ def main() -> None:
     processes = 1 if here().size > 1 else arguments.processes or usable_cores()
 
     # After the configs: a misspelt key is answered at once, before torch is loaded.
+    from lm1b.sequence_tasks.experiment.cell_runs import CellRuns
     from lm1b.sequence_tasks.experiment.provenance import neutral_command
-    from lm1b.sequence_tasks.experiment.search import CellSearch
 
     def say(line: str) -> None:
         print(line, flush=True)
@@ -69,11 +69,11 @@ def main() -> None:
     with ranks_of(configs) as ranks, Workers(processes, if_killed="the same command goes on from there") as workers:
         commands = [neutral_command(path, arguments.set) for path in arguments.config]
         # All of them before the first one trains: a folder that holds something else is refused at once.
-        searches = [CellSearch(config, workers, say, ranks, command) for config, command in zip(configs, commands, strict=True)]
-        for search in searches:
-            result = search.run()
+        cells = [CellRuns(config, workers, say, ranks, command) for config, command in zip(configs, commands, strict=True)]
+        for cell in cells:
+            result = cell.run()
             if ranks.is_first:
-                say(f"{search.folder}: learning rate {result['learning_rate']:g}, error on test {result['summary']}")
+                say(f"{cell.folder}: learning rate {result['learning_rate']:g}, error on test {result['summary']}")
 
 
 if __name__ == "__main__":

@@ -115,8 +115,8 @@ def do_case(name: str, ranks: Ranks, folder: Path) -> dict[str, Any]:
 
 
 def main(folder: Path) -> None:
+    from lm1b.sequence_tasks.experiment.cell_runs import CellRuns, _load_everywhere
     from lm1b.sequence_tasks.experiment.ranks import ranks_together
-    from lm1b.sequence_tasks.experiment.search import CellSearch, _load_everywhere
     from lm1b.workers import Workers
 
     with ranks_together() as ranks:
@@ -139,7 +139,7 @@ def main(folder: Path) -> None:
         config, _ = case("number", search=search, run={"directory": str(here / "searched"), "seeds": [1, 2]})
         report["said"] = []
         with Workers(1) as workers:
-            report["searched"] = CellSearch(config, workers, report["said"].append, ranks).run()
+            report["searched"] = CellRuns(config, workers, report["said"].append, ranks).run()
         (folder / f"report_{ranks.rank}.json").write_text(json.dumps(report))
 
 

@@ -14,8 +14,8 @@ from lm1b.distributed import single_process
 from lm1b.errors import UserError
 from lm1b.files import write_json
 from lm1b.sequence_tasks.config import load_task_experiment
+from lm1b.sequence_tasks.experiment.cell_runs import CellRuns
 from lm1b.sequence_tasks.experiment.provenance import neutral_command
-from lm1b.sequence_tasks.experiment.search import CellSearch
 from lm1b.sequence_tasks.papers.kept import LARGEST_KEPT_BYTES, read_kept, rounded, shorten, write_kept
 from lm1b.sequence_tasks.papers.kept_result import KeptResult
 from lm1b.sequence_tasks.papers.language_models import judge_ratio, judge_spread, read_groups
@@ -336,12 +336,12 @@ def test_results_keep_their_provenance_when_the_same_command_finds_them_done(tmp
     sets = [*TINY, "run.seeds=[1]", f"run.directory={tmp_path / 'tiny'}"]
     config = load_task_experiment(REPOSITORY / "configs" / "tasks" / "adding_irnn.json", sets)
     with Workers(1) as workers:
-        first = CellSearch(config, workers, lambda line: None, ALONE, "the first command").run()
+        first = CellRuns(config, workers, lambda line: None, ALONE, "the first command").run()
         before = (tmp_path / "tiny" / "results.json").read_bytes()
-        again = CellSearch(config, workers, lambda line: None, ALONE, "another command").run()
+        again = CellRuns(config, workers, lambda line: None, ALONE, "another command").run()
         assert again == first == json.loads(before)
         assert (tmp_path / "tiny" / "results.json").read_bytes() == before
         assert first["provenance"]["command"] == "the first command"
         assert first["task"]["name"] == "adding, T = 8"
         more = load_task_experiment(REPOSITORY / "configs" / "tasks" / "adding_irnn.json", [*sets, "run.seeds=[1, 2]"])
-        assert CellSearch(more, workers, lambda line: None, ALONE, "a third").run()["provenance"]["command"] == "a third"
+        assert CellRuns(more, workers, lambda line: None, ALONE, "a third").run()["provenance"]["command"] == "a third"

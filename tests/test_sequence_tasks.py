@@ -29,10 +29,10 @@ from lm1b.processor import cpu_name
 from lm1b.sequence_tasks.config import NetworkConfig, TaskExperiment, load_task_experiment
 from lm1b.sequence_tasks.data.load import load_task
 from lm1b.sequence_tasks.data.task import NO_LABEL, Batch, constant_answer_nats, stored
+from lm1b.sequence_tasks.experiment.cell_runs import CellRuns, describe, summarize
 from lm1b.sequence_tasks.experiment.network import SequenceNetwork, loss_of, norm_stabilizer, turn_around
 from lm1b.sequence_tasks.experiment.provenance import machine
 from lm1b.sequence_tasks.experiment.resumable_run import Job, train_run
-from lm1b.sequence_tasks.experiment.search import CellSearch, describe, summarize
 from lm1b.sequence_tasks.experiment.trainer import SequenceRun
 from lm1b.strict import override, parse
 from lm1b.workers import Workers
@@ -310,7 +310,7 @@ def test_an_lstm_learns_to_add_a_few_numbers(tmp_path: Path) -> None:
 def run_experiment(config: TaskExperiment, processes: int = 1) -> tuple[dict[str, Any], list[str]]:
     said: list[str] = []
     with Workers(processes) as workers:
-        return CellSearch(config, workers, said.append, ALONE).run(), said
+        return CellRuns(config, workers, said.append, ALONE).run(), said
 
 
 def test_the_better_half_goes_on_and_the_best_is_trained_with_every_seed(tmp_path: Path) -> None:

@@ -35,6 +35,11 @@ class Job(NamedTuple):
     folder: Path
     looks_at_test: bool = False
 
+    @property
+    def result(self) -> Path:
+        """Where what has come of it is kept."""
+        return self.folder / f"result_{self.updates}.json"
+
 
 def train_run(config: TaskExperiment, task: Task, job: Job, ranks: Ranks) -> dict[str, Any]:
     """Train to `job.updates`, or read what has come of it already: SequenceRun.result, with `test_loss` and `test_error` where asked.
@@ -42,8 +47,8 @@ def train_run(config: TaskExperiment, task: Task, job: Job, ranks: Ranks) -> dic
     Collective: what lies in the first rank's folder decides, and it alone writes there. Raises UserError for a run that cannot be gone
     on with, or that has gone further already.
     """
-    done, kept = job.folder / f"result_{job.updates}.json", job.folder / "run.safetensors"
-    result = from_first(ranks, lambda: read_json(done) if done.exists() else None)
+    kept = job.folder / "run.safetensors"
+    result = from_first(ranks, lambda: read_json(job.result) if job.result.exists() else None)
     if result is not None:
         _check_not_beyond(job, result["updates"])
         return result
@@ -65,7 +70,7 @@ def train_run(config: TaskExperiment, task: Task, job: Job, ranks: Ranks) -> dic
     if job.looks_at_test and not run.has_diverged:
         result |= run.look_at_test()
     run.close()
-    agree(ranks, lambda: write_json(done, result, outlives_power=False) if ranks.is_first else None)
+    agree(ranks, lambda: write_json(job.result, result, outlives_power=False) if ranks.is_first else None)
     return from_first(ranks, lambda: result)
 
 

@@ -14,7 +14,7 @@ from lm1b.distributed import single_process
 from lm1b.errors import UserError
 from lm1b.sequence_tasks.config import MNIST_WHEEL, GeneratedConfig, MnistConfig, TaskExperiment, load_task_experiment
 from lm1b.sequence_tasks.data.mnist import WHEEL
-from lm1b.sequence_tasks.experiment.search import CellSearch
+from lm1b.sequence_tasks.experiment.cell_runs import CellRuns
 from lm1b.strict import override
 from lm1b.workers import Workers
 
@@ -66,5 +66,5 @@ def run_smoke(configs: list[TaskExperiment], workers: Workers, say: Callable[[st
     found, ranks = [], single_process(best_device())
     for config in configs:
         say(f"smoke: {Path(config.run.directory).name}")
-        found.append(CellSearch(config, workers, lambda line: None, ranks).run())
+        found.append(CellRuns(config, workers, lambda line: None, ranks).run())
     return found

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from lm1b.console import now
-from lm1b.neutral_path import neutral_path
+from lm1b.sequence_tasks.experiment.provenance import neutral_path
 from lm1b.training.log.run_log import git_revision
 
 

@@ -65,7 +65,7 @@ def rate_name(rate: float) -> str:
     return f"{rate:g}" if float(f"{rate:g}") == rate else repr(rate)
 
 
-class CellSearch:
+class CellRuns:
     """One cell on one task, in its folder: config.json from the start, results.json in the end."""
 
     def __init__(
@@ -95,7 +95,8 @@ class CellSearch:
 
         Raises UserError for data or a run's file that cannot be used.
         """
-        _load_everywhere(self.config.task, self._ranks)
+        if self._ranks.size > 1:
+            _load_everywhere(self.config.task, self._ranks)
         search = self._search() if self.config.search else {}
         best = search.get("best", self.config.optimizer.learning_rate)
         folder = self.folder / "seeds" / f"rate_{rate_name(best)}"  # of this rate: another search may find another one
@@ -131,6 +132,8 @@ class CellSearch:
     def _train(self, jobs: list[Job]) -> list[dict[str, Any]]:
         if self._ranks.is_first:
             self._say(f"{self.folder.name}: {len(jobs)} runs to {jobs[0].updates:,} updates each; a line as each ends")  # minutes may pass
+        if self._ranks.size == 1 and not all(job.result.exists() for job in jobs):
+            fetch(self.config.task)  # by this process, before workers that all need it start
         found, config_json = [], json.dumps(self.config.as_json())
         for run in self._workers.run(_train_one, ((config_json, job, self._ranks) for job in jobs)):
             if self._ranks.is_first:
@@ -140,13 +143,7 @@ class CellSearch:
 
 
 def _load_everywhere(config: TaskConfig, ranks: Ranks) -> None:
-    """Have the data before anything is trained: a process alone fetches what its workers will all need, ranks load them.
-
-    The first rank of each host before the others, since a download may go with it. Raises UserError.
-    """
-    if ranks.size == 1:
-        fetch(config)
-        return
+    """Every rank loads the task, the first of each host before the others, since a download may go with it. Raises UserError."""
     for is_turn in (local_rank() == 0, local_rank() != 0):
         agree(ranks, lambda is_turn=is_turn: _data(config) if is_turn else None, may_take_long=True)
     task = _data(config)
