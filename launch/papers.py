@@ -24,11 +24,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/papers_smoke"), help="for --smoke: where they run")
     arguments = parser.parse_args()
 
-    from lm1b.sequence_tasks.experiment.smoke import (  # after the arguments: torch takes seconds to load
-        find_mnist,
-        run_smoke,
-        smoke_configs,
-    )
+    from lm1b.sequence_tasks.papers.kept import read_kept
     from lm1b.sequence_tasks.papers.report import render
 
     def say(line: str) -> None:
@@ -36,6 +32,9 @@ def main() -> None:
 
     smoke = []
     if arguments.smoke:
+        from lm1b.sequence_tasks.experiment.smoke import find_mnist, run_smoke, smoke_configs  # torch takes seconds to load
+
+        read_kept(arguments.results)  # what cannot be rendered is refused before minutes of runs
         configs = smoke_configs(arguments.configs, arguments.work, find_mnist(arguments.mnist, say))
         with Workers(usable_cores(), if_killed="the same command goes on from there") as workers:
             smoke = run_smoke(configs, workers, say)

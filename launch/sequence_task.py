@@ -28,10 +28,13 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def ranks_of(configs: list[TaskExperiment]) -> Generator[Ranks | None]:
-    """The ranks of a launcher, or None for a process on its own."""
+def ranks_of(configs: list[TaskExperiment]) -> Generator[Ranks]:
+    """The ranks of a launcher, or a process on its own."""
     if here().size == 1:
-        yield None
+        from lm1b.devices import best_device
+        from lm1b.distributed import single_process
+
+        yield single_process(best_device())
         return
     from lm1b.sequence_tasks.experiment.ranks import ranks_together
     from lm1b.training.same_everywhere import check_program
@@ -52,21 +55,25 @@ def main() -> None:
     configs = [load_task_experiment(path, arguments.set) for path in arguments.config]
     if arguments.processes and here().size > 1:
         raise UserError("--processes: several ranks train one run together; leave it out, or start without a launcher")
+    if arguments.processes is not None and arguments.processes < 1:
+        raise UserError(f"--processes must be 1 or more, found {arguments.processes}")
     processes = 1 if here().size > 1 else arguments.processes or usable_cores()
 
     # After the configs: a misspelt key is answered at once, before torch is loaded.
+    from lm1b.sequence_tasks.experiment.cell_runs import CellRuns
     from lm1b.sequence_tasks.experiment.provenance import neutral_command
-    from lm1b.sequence_tasks.experiment.search import CellSearch
 
     def say(line: str) -> None:
         print(line, flush=True)
 
     with ranks_of(configs) as ranks, Workers(processes, if_killed="the same command goes on from there") as workers:
-        for path, config in zip(arguments.config, configs, strict=True):
-            command = neutral_command("launch/sequence_task.py", path, arguments.set)
-            result = CellSearch(config, workers, say, ranks, command).run()
-            if ranks is None or ranks.is_first:
-                say(f"{config.run.directory}: learning rate {result['learning_rate']:g}, error on test {result['summary']}")
+        commands = [neutral_command(path, arguments.set) for path in arguments.config]
+        # All of them before the first one trains: a folder that holds something else is refused at once.
+        cells = [CellRuns(config, workers, say, ranks, command) for config, command in zip(configs, commands, strict=True)]
+        for cell in cells:
+            result = cell.run()
+            if ranks.is_first:
+                say(f"{cell.folder}: learning rate {result['learning_rate']:g}, error on test {result['summary']}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ The layers, each imports only from those before it (tests/test_layers.py sees to
 0. what all layers share, and none of it knows another layer:
    errors.py          what a user's mistake looks like: one line, exit status 2
    files.py           files that are whole or not there; hashes; JSON
+   neutral_path.py    paths as anyone may read them, without this machine's folders
    randomness.py      counter-based random numbers: no state, equal on every device and for any number of ranks
    console.py         what a command says, as text or JSON
    progress.py        how far something is

@@ -82,7 +82,7 @@ SOLVES, FAILS = [0.001, 0.002, 0.0015, 0.003, 0.004], [0.166, 0.167, 0.165, 0.16
 
 
 def keep_made_results(folder: Path) -> None:
-    """A folder of kept results: one or more a task, some with seeds that diverged, a guard, bf16, and one marked smoke."""
+    """A folder of kept results: one or more a task, some with seeds that diverged, a guard, bf16."""
     two_layers, both_ways = {"layers": 2, "hidden": 500}, {"layers": 5, "hidden": 500, "bidirectional": True}
     results = {
         "adding_150_irnn": made_result(ADDING_150, "irnn", SOLVES),
@@ -110,8 +110,6 @@ def keep_made_results(folder: Path) -> None:
     results["phones_irnn_identity"] = made_result(PHONES, "irnn", [0.5, 0.52], model=two_layers)
     for name, result in results.items():
         write_kept(folder / f"{name}.json", shorten(result, name))
-    smoke = made_result({"kind": "adding", "steps": 20}, "irnn", [0.1618], training={"updates": 77})
-    write_kept(folder / "tiny_adding.json", shorten(smoke, "tiny_adding", smoke=True))
 
 
 def made_language_models(seeds: int, epochs: float | None = None) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from lm1b.sequence_tasks.config import TaskExperiment
 from lm1b.sequence_tasks.data.load import load_task
 from lm1b.sequence_tasks.data.task import Batch, Task, constant_answer_nats, stored
 from lm1b.sequence_tasks.experiment.engine_run import EngineRun
-from lm1b.sequence_tasks.experiment.resumable_run import train_run
+from lm1b.sequence_tasks.experiment.resumable_run import Job, train_run
 from lm1b.sequence_tasks.experiment.trainer import SequenceRun
 from lm1b.strict import parse
 
@@ -97,7 +97,7 @@ def do_case(name: str, ranks: Ranks, folder: Path) -> dict[str, Any]:
     config, task = case(name)
 
     def train(where: str, updates: int, rate: float = RATE, config: TaskExperiment = config) -> dict[str, Any]:
-        return train_run(config, task, 1, rate, updates, folder / name / where, look_at_test=updates == UPDATES, ranks=ranks)
+        return train_run(config, task, Job(1, rate, updates, folder / name / where, updates == UPDATES), ranks)
 
     found = {"whole": train("whole", UPDATES)}
     train("parts", HALF)
@@ -114,8 +114,8 @@ def do_case(name: str, ranks: Ranks, folder: Path) -> dict[str, Any]:
 
 
 def main(folder: Path) -> None:
+    from lm1b.sequence_tasks.experiment.cell_runs import CellRuns, _load_everywhere
     from lm1b.sequence_tasks.experiment.ranks import ranks_together
-    from lm1b.sequence_tasks.experiment.search import CellSearch, _load_everywhere
     from lm1b.workers import Workers
 
     with ranks_together() as ranks:
@@ -131,14 +131,14 @@ def main(folder: Path) -> None:
         if ranks.is_first:
             shutil.copytree(here / "number" / "begun_by_ranks", cut_off)
             (cut_off / "run.safetensors").write_bytes((cut_off / "run.safetensors").read_bytes()[:-100])
-        report["cut off"] = message_of(lambda: train_run(*case("number"), 1, RATE, UPDATES, cut_off, look_at_test=False, ranks=ranks))
-        other = json.dumps(case("number", task={"seed": 1 + ranks.rank})[0].as_json())
+        report["cut off"] = message_of(lambda: train_run(*case("number"), Job(1, RATE, UPDATES, cut_off), ranks))
+        other = case("number", task={"seed": 1 + ranks.rank})[0].task
         report["data"] = message_of(lambda: _load_everywhere(other, ranks))
         search = {"learning_rates": [0.001, RATE], "shares": [0.5, 1.0]}
         config, _ = case("number", search=search, run={"directory": str(here / "searched"), "seeds": [1, 2]})
         report["said"] = []
         with Workers(1) as workers:
-            report["searched"] = CellSearch(config, workers, report["said"].append, ranks).run()
+            report["searched"] = CellRuns(config, workers, report["said"].append, ranks).run()
         (folder / f"report_{ranks.rank}.json").write_text(json.dumps(report))
 
 

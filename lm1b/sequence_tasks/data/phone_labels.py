@@ -59,7 +59,7 @@ def read_phn(path: Path, num_samples: int) -> list[tuple[int, int, str]]:
         fields = line.split()
         if not fields:
             continue
-        if len(fields) != 3 or not (fields[0].isdecimal() and fields[1].isdecimal()):
+        if len(fields) != 3 or not all(field.isdecimal() and len(field) < 12 for field in fields[:2]):
             raise UserError(f"{path}, line {number}: expected `first_sample end_sample phone`, found {line[:60]!r}")
         start, end, phone = int(fields[0]), int(fields[1]), fields[2].lower()
         if phone not in PHONES:

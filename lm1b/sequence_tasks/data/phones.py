@@ -21,7 +21,15 @@ from torch import Tensor
 from lm1b.errors import UserError
 from lm1b.sequence_tasks.config import PhonesConfig
 from lm1b.sequence_tasks.data.phone_labels import label_numbers, labels_at, read_phn
-from lm1b.sequence_tasks.data.speech_features import NUM_FEATURES, features_of, frame_centres, library_versions, load_library, read_audio
+from lm1b.sequence_tasks.data.speech_features import (
+    LIBRARIES,
+    NUM_FEATURES,
+    features_of,
+    frame_centres,
+    library_versions,
+    load_library,
+    read_audio,
+)
 from lm1b.sequence_tasks.data.task import NO_LABEL, SPLITS, Task, constant_answer_nats, stored
 from lm1b.sequence_tasks.data.timit import Utterance, find_timit
 
@@ -32,7 +40,7 @@ def phones_task(config: PhonesConfig) -> Task:
     Nothing is kept on disk: an utterance takes about 5 ms, the sample's 128 less than a second.
     Raises UserError for a missing library, a folder that is not TIMIT, and audio or `.phn` files that cannot be used.
     """
-    for library in ("soundfile", "kaldi-native-fbank"):
+    for library in LIBRARIES:
         load_library(library)
     timit = find_timit(Path(config.path), config.split_seed)
     numbers = label_numbers(config.labels)

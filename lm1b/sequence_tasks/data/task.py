@@ -23,7 +23,7 @@ from torch import Tensor
 Asked = Literal["number", "label", "label_per_step"]
 SplitName = Literal["train", "dev", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "dev", "test")
-NO_LABEL = -1  # of a step after a sequence's end
+NO_LABEL = -1  # of a step after a sequence's end, and of one that is not asked for (phones: q)
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Batch:
     """Sequences side by side.
 
     x_TBD: float32, zero after a sequence's end. lengths_B: int64, at least 1.
-    targets: `number`: float32 [B]. `label`: int64 [B]. `label_per_step`: int64 [T, B], NO_LABEL after the end.
+    targets: `number`: float32 [B]. `label`: int64 [B]. `label_per_step`: int64 [T, B], NO_LABEL where nothing is asked.
     """
 
     x_TBD: Tensor
@@ -70,10 +70,6 @@ class Task:
     test: Split
     baseline_loss: float
     sources: dict[str, str]
-
-    def split(self, name: SplitName) -> Split:
-        """One of the three, by its name."""
-        return {"train": self.train, "dev": self.dev, "test": self.test}[name]
 
 
 @dataclass(frozen=True)

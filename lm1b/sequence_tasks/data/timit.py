@@ -85,9 +85,10 @@ def _utterances(speaker_folders: list[Path]) -> tuple[list[Utterance], int]:
     """All utterances but sa1 and sa2, and how many of those were left out."""
     utterances, num_left_out = [], 0
     for folder in speaker_folders:
-        files = {path.name.lower(): path for path in sorted(folder.iterdir())} if folder.is_dir() else {}
+        paths = sorted(folder.iterdir()) if folder.is_dir() else []
+        files = {path.name.lower(): path for path in paths if not path.name.startswith(".")}  # `._SX127.WAV`: a Mac's note on a file
         # Some copies hold every sentence twice: SX127.WAV, and a RIFF version named SX127.WAV.wav.
-        for sentence in sorted({name.split(".")[0] for name in files if name.endswith((".wav", ".phn"))}):
+        for sentence in sorted({_sentence(name) for name in files if name.endswith((".wav", ".phn"))}):
             if SHARED_SENTENCES.fullmatch(sentence):
                 num_left_out += 1
                 continue
@@ -96,8 +97,16 @@ def _utterances(speaker_folders: list[Path]) -> tuple[list[Utterance], int]:
             if wav is None or phn is None:
                 found, missing = (phn, "wav") if wav is None else (wav, "phn")
                 raise UserError(f"{found} has no .{missing} file beside it: expected {sentence}.{missing} in the same folder")
-            utterances.append(Utterance(folder.name.lower().split("-")[-1], wav, phn))
+            speaker = folder.name.lower().split("-")[-1]
+            if not speaker:
+                raise UserError(f"{folder} names no speaker: expected a folder such as dr1-fvmh0")
+            utterances.append(Utterance(speaker, wav, phn))
     return utterances, num_left_out
+
+
+def _sentence(name: str) -> str:
+    """Which sentence a file is of: sx127 for sx127.wav, sx127.wav.wav and sx127.phn."""
+    return name.removesuffix(".phn") if name.endswith(".phn") else name.removesuffix(".wav").removesuffix(".wav")
 
 
 def _of_all_speakers(utterances: list[Utterance], speakers: frozenset[str], folder: Path) -> list[Utterance]:

@@ -20,7 +20,7 @@ from lm1b.model.initial_weights import glorot_uniform
 from lm1b.model.recurrent import RecurrentStack
 from lm1b.randomness import derive_key
 from lm1b.sequence_tasks.config import NetworkConfig
-from lm1b.sequence_tasks.data.task import Asked, Batch
+from lm1b.sequence_tasks.data.task import NO_LABEL, Asked, Batch
 
 LEFT_TO_RIGHT, RIGHT_TO_LEFT = "left_to_right", "right_to_left"
 
@@ -35,11 +35,13 @@ class Answers(NamedTuple):
 class SequenceNetwork(nn.Module):
     """One cell's network for one task. Every weight comes from a key of (seed, its name)."""
 
-    def __init__(self, config: NetworkConfig, input_width: int, asked: Asked, outputs: int, seed: int) -> None:
-        """input_width: D. outputs: C. Float32 until `dtype` says otherwise. The read-out starts from Glorot's uniform and bias 0."""
+    def __init__(
+        self, config: NetworkConfig, input_width: int, asked: Asked, outputs: int, seed: int, dtype: torch.dtype = torch.float32
+    ) -> None:
+        """input_width: D. outputs: C. dtype: of the recurrent layers' computing. The read-out starts from Glorot's uniform and bias 0."""
         super().__init__()
         self.asked: Asked = asked
-        self.dtype = torch.float32
+        self.dtype = dtype
         one_layer = config.model_copy(update={"layers": 1})
         directions = (LEFT_TO_RIGHT, RIGHT_TO_LEFT) if config.bidirectional else (LEFT_TO_RIGHT,)
         self.layers = nn.ModuleList()
@@ -101,8 +103,8 @@ def loss_of(answers: Answers, batch: Batch, asked: Asked) -> tuple[Tensor, Tenso
         squared_B = (answers.values.squeeze(1) - batch.targets) ** 2
         return squared_B.sum(), squared_B.detach().double().sum(), len(squared_B)
     values, targets = answers.values.flatten(0, -2), batch.targets.flatten()
-    is_asked = targets >= 0
-    nats = nn.functional.cross_entropy(values, targets, reduction="sum", ignore_index=-1)
+    is_asked = targets != NO_LABEL
+    nats = nn.functional.cross_entropy(values, targets, reduction="sum", ignore_index=NO_LABEL)
     wrong = ((values.detach().argmax(1) != targets) & is_asked).sum()
     return nats, wrong.double(), int(is_asked.sum())
 

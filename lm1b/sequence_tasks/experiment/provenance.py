@@ -1,36 +1,26 @@
-"""Where a result comes from: the command that anyone may type again, the revision, the versions, the machine, the data. No path in it."""
+"""Where a result comes from: the command, the revision, the versions, the machine, the data. No path of this machine in it.
+
+The command is that of one process, which finds what ranks under a launcher find but for rounding. How many there were is not told.
+"""
 
 from __future__ import annotations
 
-import os
 import shlex
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from lm1b.console import now
+from lm1b.neutral_path import neutral_path
 from lm1b.processor import cpu_name
 from lm1b.sequence_tasks.data.task import Task
 from lm1b.training.log.run_log import git_revision
-
-REPOSITORY = Path(__file__).resolve().parents[3]
-ELSEWHERE = "PATH"  # stands for the folders above a file outside the repository
+from lm1b.workers import usable_cores
 
 
-def neutral_path(path: str) -> str:
-    """A path relative to the repository; of one elsewhere the last name alone, `PATH/mnist`. What is no absolute path stays."""
-    if not path.startswith("/"):
-        return path
-    try:
-        return str(Path(path).resolve().relative_to(REPOSITORY))
-    except ValueError:
-        return f"{ELSEWHERE}/{Path(path).name}"
-
-
-def neutral_command(script: str, config: str, overrides: list[str]) -> str:
+def neutral_command(config: str, overrides: list[str]) -> str:
     """The command as a user would type it in the repository. overrides: `a.b=value`; where results go is left out."""
-    words = ["python", neutral_path(script), "--config", neutral_path(config)]
+    words = ["python", "launch/sequence_task.py", "--config", neutral_path(config)]
     for override in overrides:
         name, _, value = override.partition("=")
         if name != "run.directory":
@@ -40,7 +30,7 @@ def neutral_command(script: str, config: str, overrides: list[str]) -> str:
 
 def machine() -> str:
     """The processor, and how many of its cores there are for this process."""
-    return f"{len(os.sched_getaffinity(0))} cores of {cpu_name()}"
+    return f"{usable_cores()} cores of {cpu_name()}"
 
 
 def provenance(command: str | None) -> dict[str, Any]:

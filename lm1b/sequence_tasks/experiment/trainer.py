@@ -1,7 +1,8 @@
 """One run: one network, one seed, one learning rate, to a number of updates. The small trainer of all tasks.
 
 1. The order of the training sequences is a function of (seed, epoch); an update takes the next `batch` of them.
-2. An update whose gradient is not finite is skipped and counted; `max_skipped` of them in a row end the run as diverged.
+2. An update whose gradient's norm is not finite is skipped and counted; `max_skipped` of them in a row end the run as diverged. Clipping
+   by value comes before that, and makes an infinite element finite.
 3. Before the first and every `evaluate_every` updates the loss and the error on dev go into the curve, and everything into one file,
    from which a run that was stopped goes on bit for bit.
 4. What counts is the point of the curve with the least error on dev: its weights are kept, and test is looked at with them, once, where
@@ -19,17 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lm1b.distributed import Ranks, all_reduce_sum, single_process
+from lm1b.distributed import Ranks, all_reduce_sum
 from lm1b.errors import UserError
 from lm1b.precision import DTYPES
 from lm1b.randomness import derive_key, permutation
-from lm1b.sequence_tasks.config import OptimizerConfig, TaskExperiment
+from lm1b.sequence_tasks.config import DIVERGED_LOSS, OptimizerConfig, TaskExperiment
 from lm1b.sequence_tasks.data.task import Batch, Split, Task
 from lm1b.sequence_tasks.experiment.network import Answers, SequenceNetwork, loss_of, norm_stabilizer
 
 EVALUATED_TOGETHER = 128
 
-DIVERGED_LOSS = 2.0  # times a constant answer's
 PROGRESS = ("updates", "skipped", "skipped_in_a_row", "curve", "cpu_seconds")  # kept in the run's file beside the tensors
 
 
@@ -47,18 +47,18 @@ class SequenceRun:
 
     optimizer: torch.optim.Optimizer
 
-    def __init__(self, config: TaskExperiment, task: Task, seed: int, learning_rate: float, ranks: Ranks | None = None) -> None:
-        """Raises UserError where the ranks do not divide a batch. ranks None: one process, on the CPU."""
+    def __init__(self, config: TaskExperiment, task: Task, seed: int, learning_rate: float, ranks: Ranks) -> None:
+        """Raises UserError where the ranks do not divide a batch."""
         self.config, self.task, self.seed = config, task, seed
-        self.learning_rate, self.ranks = learning_rate, ranks or single_process()
+        self.learning_rate, self.ranks = learning_rate, ranks
         self.batch_size = min(config.training.batch, len(task.train))
         if self.batch_size % self.ranks.size:
             raise UserError(
                 f"a batch of {self.batch_size} sequences must be divisible by the number of ranks (={self.ranks.size}); "
                 "use another --num_gpus or --set training.batch="
             )
-        self.network = SequenceNetwork(config.model, task.input_width, task.asked, task.outputs, seed)
-        self.network.dtype = DTYPES[config.training.precision]
+        dtype = DTYPES[config.training.precision]
+        self.network = SequenceNetwork(config.model, task.input_width, task.asked, task.outputs, seed, dtype)
         self.parameters = list(self.network.parameters())
         self.updates = 0
         self.skipped, self.skipped_in_a_row = 0, 0
@@ -82,7 +82,7 @@ class SequenceRun:
         return self.network(batch)
 
     def step(self, loss: Tensor) -> float | None:
-        """Follow the gradient of a loss of which this is the rank's share -> the gradient's norm before clipping; None: skipped."""
+        """Follow the gradient of a loss of which this is the rank's share -> the gradient's norm before it is clipped; None: skipped."""
         settings = self.config.optimizer
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -169,7 +169,7 @@ class SequenceRun:
     def look_at_dev(self) -> None:
         """Put a point on the curve, and keep the weights where it is the best one so far. Collective.
 
-        train_loss: mean over the updates since the last point; gradient_norm: their median, before clipping. None: not finite.
+        train_loss: mean over the updates since the last point; gradient_norm: their median, before clipping by norm. None: not finite.
         """
         dev_loss, dev_error = self.evaluate(self.task.dev)
         losses, norms = zip(*self._interval, strict=True) if self._interval else ((math.nan,), (math.nan,))  # nan: all were skipped
@@ -203,8 +203,8 @@ class SequenceRun:
 
     def go_on(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
         """From what `kept` has given, whatever the number of ranks then and now. Collective."""
-        for name, value in progress.items():
-            setattr(self, name, value)
+        for name in PROGRESS:
+            setattr(self, name, progress[name])
         kinds: dict[str, dict[str, Tensor]] = {"weights": {}, "best": {}, "optimizer": {}}
         for name, value in tensors.items():
             kind, _, rest = name.partition("/")
@@ -217,7 +217,10 @@ class SequenceRun:
         self.set_state(kinds["weights"], optimizer)
 
     def result(self) -> dict[str, Any]:
-        """What is kept of the run, as JSON holds it. dev_error: of the best point, at best_updates; cpu_seconds: of all ranks together."""
+        """What is kept of the run, as JSON holds it. dev_error: of the best point, at best_updates.
+
+        cpu_seconds: of all ranks together, without the looks at dev before the first update and at test.
+        """
         return {
             "seed": self.seed,
             "learning_rate": self.learning_rate,
@@ -230,13 +233,13 @@ class SequenceRun:
             "curve": self.curve,
         }
 
-    def look_at_test(self) -> dict[str, float]:
-        """Loss and error on test, with the weights that were best on dev; the present ones are put back. Collective."""
+    def look_at_test(self) -> dict[str, float | None]:
+        """Loss and error on test, with the weights that were best on dev; the present ones are put back. None: not finite. Collective."""
         present = {name: parameter.detach().clone() for name, parameter in self.network.named_parameters()}
         self.network.load_state_dict(self.best_weights)
         loss, error = self.evaluate(self.task.test)
         self.network.load_state_dict(present)
-        return {"test_loss": loss, "test_error": error}
+        return {"test_loss": _finite(loss), "test_error": _finite(error)}
 
 
 def _finite(value: float) -> float | None:

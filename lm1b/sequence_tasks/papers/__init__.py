@@ -10,6 +10,6 @@ tables.py           results in tables: beside a paper's rows, on stand-in data
 sensitivity.py      what the learning rate does to a cell: a table and sentences
 plots.py            all pictures
 language_models.py  the section on the language model, from language_models.json
-dynamics.py         the section on states over time and half precision, from dynamics.json
+dynamics.py         the section on states over time and half precision: dynamics.json, and results in bf16 beside float32
 report.py           the whole of it
 """

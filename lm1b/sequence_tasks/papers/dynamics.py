@@ -1,13 +1,18 @@
-"""The part of papers.md on states over time, spectra and half precision, from `dynamics.json` (tools/paper_results.py dynamics) alone."""
+"""The part of papers.md on states over time, spectra and half precision.
+
+From `dynamics.json` (tools/paper_results.py dynamics); the last table from kept results in bf16, beside those in float32.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from lm1b.errors import UserError
+from lm1b.markdown import markdown_table
 from lm1b.sequence_tasks.papers.kept_result import KeptResult
 from lm1b.sequence_tasks.papers.plots import VANISHED, draw_norms, draw_precision, draw_spectra
-from lm1b.sequence_tasks.papers.tables import OUR_COLUMNS, evidence, markdown_table, our_columns
+from lm1b.sequence_tasks.papers.tables import OUR_COLUMNS, evidence, our_columns
 from lm1b.sequence_tasks.papers.verdicts import compare
 
 NORMS, SPECTRA, PRECISION = "papers_norms.png", "papers_spectra.png", "papers_precision.png"
@@ -100,9 +105,9 @@ def _accuracy_table(results: list[KeptResult], out: Path) -> list[str]:
     """bf16 runs beside the float32 runs of the same cell on the same task."""
     pairs = []
     for result in results:
-        precision = result.value["config"]["training"]["precision"]
+        precision = result.config.training.precision
         if precision != "fp32":
-            same = [other for other in results if other.task == result.task and other.model == result.model]
+            same = [other for other in results if (other.task, other.model) == (result.task, result.model)]
             # The label tells guards apart, and says a precision only where it is not float32.
             beside = [other for other in same if f"{other.label}, {precision}" == result.label and other.updates == result.updates]
             pairs.append((result, beside[0] if beside else None))
@@ -122,16 +127,23 @@ def _accuracy_table(results: list[KeptResult], out: Path) -> list[str]:
 
 
 def render_dynamics(found: dict[str, Any] | None, results: list[KeptResult], out: Path) -> list[str]:
-    """The section's parts; its pictures are drawn into `out`. found: None where there is no dynamics.json."""
-    parts = ["## States over time, spectra, half precision"]
-    if found is None:
-        parts.append("Not measured here: `python tools/paper_results.py dynamics --json results/papers/dynamics.json`.")
-        return [*parts, *_accuracy_table(results, out)]
+    """The section's parts; its pictures are drawn into `out`. found: None where there is no dynamics.json. Raises UserError for another."""
+    parts = ["Not measured here: `python tools/paper_results.py dynamics --json results/papers/dynamics.json`."]
+    if found is not None:
+        try:
+            parts = _measured(found, out)
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+            raise UserError(f"dynamics.json: not what tools/paper_results.py dynamics writes ({error!r})") from None
+    return ["## States over time, spectra, half precision", *parts, *_accuracy_table(results, out)]
+
+
+def _measured(found: dict[str, Any], out: Path) -> list[str]:
+    """What dynamics.json shows, with its pictures."""
     draw_norms(found, out / NORMS)
     draw_spectra(found, out / SPECTRA)
     draw_precision(found, out / PRECISION)
     facts = found["provenance"]
-    parts += [
+    return [
         f"Before any training, {found['units']} units; starts are uniform in (0, 1), the median of {found['sequences']} sequences. Input "
         f"like pixels: {found['share_of_pixels_lit']:.0%} of the steps uniform in (0, 1), the others 0. Weights from seed 1.",
         f"![Norm of the state over time]({NORMS})",
@@ -147,4 +159,3 @@ def render_dynamics(found: dict[str, Any] | None, results: list[KeptResult], out
         "\n".join(f"- {sentence}" for sentence in precision_sentences(found)),
         f"Measured by `{facts['command']}`; commit {str(facts['revision'])[:12]}, torch {facts['torch']}.",
     ]
-    return [*parts, *_accuracy_table(results, out)]

@@ -14,27 +14,16 @@ import re
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from lm1b.errors import UserError
 from lm1b.files import atomic_file, read_json
-from lm1b.sequence_tasks.data.generated import BASELINE_SQUARED_ERROR
-from lm1b.sequence_tasks.experiment.provenance import neutral_path
-from lm1b.sequence_tasks.papers.kept_result import KeptResult
+from lm1b.neutral_path import neutral_path
+from lm1b.sequence_tasks.papers.kept_result import CELL_NAMES, KEPT, Curve, Kept, KeptResult, Run
 
 DIGITS, CURVE_POINTS = 4, 50
 LARGEST_KEPT_BYTES = 40_000
-CURVE_KEYS = ("updates", "train_loss", "dev_loss", "dev_error")
-RUN_KEYS = (
-    "seed",
-    "learning_rate",
-    "updates",
-    "diverged",
-    "skipped",
-    "cpu_seconds",
-    "best_updates",
-    "dev_error",
-    "test_loss",
-    "test_error",
-)
+RUN_KEYS = [key for key in Run.__annotations__ if key != "curve"]
 
 
 def rounded(value: Any, digits: int = DIGITS) -> Any:
@@ -57,7 +46,7 @@ def write_compact_json(path: Path, value: Any) -> None:
 def _thinned(curve: list[dict[str, Any]]) -> dict[str, list[Any]]:
     """At most CURVE_POINTS of a curve's points, evenly, the first and the last always; in columns."""
     places = sorted({round(i * (len(curve) - 1) / (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)}) if curve else []
-    return {key: [curve[place][key] for place in places] for key in CURVE_KEYS}
+    return {key: [curve[place][key] for place in places] for key in Curve.__annotations__}
 
 
 def _best_loss(run: dict[str, Any]) -> float | None:
@@ -65,11 +54,10 @@ def _best_loss(run: dict[str, Any]) -> float | None:
     return next((point["dev_loss"] for point in run["curve"] if point["updates"] == run["best_updates"]), None)
 
 
-def shorten(result: dict[str, Any], name: str, *, smoke: bool = False) -> dict[str, Any]:
+def shorten(result: dict[str, Any], name: str) -> Kept:
     """What is kept of a `results.json`. Raises UserError where it does not say what data it is on."""
     config = json.loads(json.dumps(result["config"]))
-    kind = config["task"]["kind"]
-    if "task" not in result and kind not in BASELINE_SQUARED_ERROR:
+    if "task" not in result:
         raise UserError(f"{name}: its results.json does not say what data it is on; the same command again adds that, without training")
     config["run"]["directory"] = f"runs/tasks/{name}"
     if "path" in config["task"]:
@@ -85,11 +73,11 @@ def shorten(result: dict[str, Any], name: str, *, smoke: bool = False) -> dict[s
         for rung in result["search"].get("rungs", [])
     ]
     runs = [{key: run[key] for key in RUN_KEYS if key in run} | {"curve": _thinned(run["curve"])} for run in result["runs"]]
-    kept = {"name": name, "smoke": smoke, "config": config, "task": result.get("task"), "provenance": result.get("provenance")}
+    kept = {"name": name, "config": config, "task": result["task"], "provenance": result.get("provenance")}
     return rounded({**kept, "learning_rate": result["learning_rate"], "search": rungs, "runs": runs, "summary": result["summary"]})
 
 
-def write_kept(path: Path, kept: dict[str, Any]) -> None:
+def write_kept(path: Path, kept: Kept) -> None:
     """Write what `shorten` gives. Raises UserError where the file has more than LARGEST_KEPT_BYTES."""
     write_compact_json(path, kept)
     if path.stat().st_size > LARGEST_KEPT_BYTES:
@@ -97,13 +85,19 @@ def write_kept(path: Path, kept: dict[str, Any]) -> None:
 
 
 def read_kept(folder: Path) -> list[KeptResult]:
-    """Results in order of their names. Raises UserError for a file that is not what `write_kept` writes."""
+    """Results in order of their names. Raises UserError for no folder, and for a file that is not what `write_kept` writes."""
+    if not Path(folder).is_dir():
+        raise UserError(f"{folder}: no such folder; tools/paper_results.py keep makes it")
     found = []
     for path in sorted(Path(folder).glob("*.json")):
         value = read_json(path)
         if isinstance(value, dict) and "runs" in value:
-            missing = [key for key in ("name", "config", "learning_rate", "search", "summary") if key not in value]
-            if missing:
-                raise UserError(f"{path}: not a kept result ({', '.join(missing)} missing); make it with tools/paper_results.py keep")
-            found.append(KeptResult(value, path))
+            try:
+                result = KeptResult(KEPT.validate_python(value), path)
+            except ValidationError as error:
+                wrong = ", ".join(dict.fromkeys(str(problem["loc"][0]) for problem in error.errors()))
+                raise UserError(f"{path}: not a kept result ({wrong}); make it with tools/paper_results.py keep") from None
+            if result.cell not in CELL_NAMES:
+                raise UserError(f"{path}: the cell {result.cell}, expected one of {', '.join(CELL_NAMES)}")
+            found.append(result)
     return found

@@ -6,68 +6,135 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NotRequired
 
-from lm1b.sequence_tasks.data.generated import BASELINE_SQUARED_ERROR
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict  # pydantic takes typing's from Python 3.12 on
+
+from lm1b.sequence_tasks.config import NetworkConfig, TaskConfig, TaskExperiment
+from lm1b.strict import parse
 
 BURST_LOSS, BURST_AFTER = 10.0, 500  # a burst: a mean training loss so many times a constant answer's, after so many updates
-DECIDED_BY_ACCURACY = ("pixel_mnist", "actions")
 CELL_NAMES = {"irnn": "IRNN", "np_rnn": "np-RNN", "relu_rnn": "ReLU RNN", "tanh_rnn": "tanh RNN", "lstm": "LSTM"}
+
+
+class Curve(TypedDict):
+    """A run's looks at dev, in columns. None: not finite, here and below."""
+
+    updates: list[int]
+    train_loss: list[float | None]
+    dev_loss: list[float | None]
+    dev_error: list[float | None]
+
+
+class Run(TypedDict):
+    """One seed. A run that diverged has not looked at test."""
+
+    seed: int
+    learning_rate: float
+    updates: int
+    diverged: bool
+    skipped: int
+    cpu_seconds: float
+    best_updates: int | None
+    dev_error: float | None
+    test_loss: NotRequired[float | None]
+    test_error: NotRequired[float | None]
+    curve: Curve
+
+
+class Rung(TypedDict):
+    """Where each rate of the search stood after so many updates: one list entry a rate; loss and error at the look that counts."""
+
+    updates: int
+    learning_rates: list[float]
+    diverged: list[bool]
+    dev_loss: list[float | None]
+    dev_error: list[float | None]
+
+
+class Facts(TypedDict):
+    """What a result is on; see provenance.task_facts."""
+
+    name: str
+    asked: Literal["number", "label", "label_per_step"]
+    baseline_loss: float
+    sequences: dict[str, int]
+    sources: dict[str, str]
+
+
+class Kept(TypedDict):
+    """A kept file, as far as it is read; see kept.py."""
+
+    name: str
+    config: dict[str, Any]
+    task: Facts
+    provenance: dict[str, Any] | None
+    learning_rate: float
+    search: list[Rung]
+    runs: list[Run]
+
+
+KEPT = TypeAdapter(Kept)
 
 
 @dataclass(frozen=True)
 class KeptResult:
     """One cell on one task. path: None where it is not kept in a file (smoke)."""
 
-    value: dict[str, Any]
+    kept: Kept
     path: Path | None = None
+
+    @cached_property
+    def config(self) -> TaskExperiment:
+        """What was run. Raises UserError where it is none."""
+        return parse(TaskExperiment, self.kept["config"], str(self.path or self.name))
 
     @property
     def name(self) -> str:
         """As the file is named, without .json."""
-        return self.value["name"]
+        return self.kept["name"]
 
     @property
-    def task(self) -> dict[str, Any]:
+    def task(self) -> TaskConfig:
         """The task's section of the config."""
-        return self.value["config"]["task"]
+        return self.config.task
 
     @property
-    def model(self) -> dict[str, Any]:
+    def model(self) -> NetworkConfig:
         """The model's section of the config."""
-        return self.value["config"]["model"]
+        return self.config.model
 
     @property
     def cell(self) -> str:
         """As the config names it: one of CELL_NAMES."""
-        return self.model["cell"]
+        return self.model.cell
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """What the result is on; see provenance.task_facts."""
-        if self.value.get("task"):
-            return self.value["task"]
-        task = self.task
-        sequences = {"train": task["train_size"], "dev": task["held_out_size"], "test": task["held_out_size"]}
-        sources = {"data": f"made from seed {task['seed']}"}
-        return {
-            "name": f"{task['kind']}, T = {task['steps']}",
-            "asked": "number",
-            "baseline_loss": BASELINE_SQUARED_ERROR[task["kind"]],
-            "sequences": sequences,
-            "sources": sources,
-        }
+    def facts(self) -> Facts:
+        """What the result is on."""
+        return self.kept["task"]
+
+    @property
+    def learning_rate(self) -> float:
+        """The one that its seeds were trained with."""
+        return self.kept["learning_rate"]
+
+    @property
+    def rungs(self) -> list[Rung]:
+        """Of the search, the first one first; none where there was none."""
+        return self.kept["search"]
 
     @property
     def provenance(self) -> dict[str, Any]:
         """Command, revision, versions; empty where the result does not say."""
-        return self.value.get("provenance") or {}
+        return self.kept["provenance"] or {}
 
     @property
     def shape(self) -> str:
         """Layers and directions, in words."""
-        layers = self.model["layers"]
-        return f"{layers} layer{'s' if layers > 1 else ''}" + (", bidirectional" if self.model["bidirectional"] else "")
+        layers = self.model.layers
+        return f"{layers} layer{'s' if layers > 1 else ''}" + (", bidirectional" if self.model.bidirectional else "")
 
     @property
     def title(self) -> str:
@@ -77,28 +144,28 @@ class KeptResult:
     @cached_property
     def label(self) -> str:
         """The cell as tables and plots name it, with what differs from the plain one, shape apart."""
-        model, training, optimizer = self.model, self.value["config"]["training"], self.value["config"]["optimizer"]
+        model, training, optimizer = self.model, self.config.training, self.config.optimizer
         parts = [CELL_NAMES[self.cell]]
-        if self.cell == "irnn" and model["identity_scale"] != 1.0:
-            parts.append(f"W = {model['identity_scale']:g} I")
-        if model.get("input_weight") == "normal":
-            parts.append(f"input weights N(0, {model['input_weight_std']:g})")
-        if self.cell == "lstm" and model["forget_bias"] != 1.0:
-            parts.append(f"forget bias {model['forget_bias']:g}")
-        if training["norm_stabilizer"]:
-            parts.append(f"norm stabilizer {training['norm_stabilizer']:g}")
-        if optimizer["clip_value"] is not None:
-            parts.append(f"clip by value {optimizer['clip_value']:g}")
-        if optimizer["clip_norm"] is None:
+        if self.cell == "irnn" and model.identity_scale != 1.0:
+            parts.append(f"W = {model.identity_scale:g} I")
+        if model.input_weight == "normal":
+            parts.append(f"input weights N(0, {model.input_weight_std:g})")
+        if self.cell == "lstm" and model.forget_bias != 1.0:
+            parts.append(f"forget bias {model.forget_bias:g}")
+        if training.norm_stabilizer:
+            parts.append(f"norm stabilizer {training.norm_stabilizer:g}")
+        if optimizer.clip_value is not None:
+            parts.append(f"clip by value {optimizer.clip_value:g}")
+        if optimizer.clip_norm is None:
             parts.append("no clipping by norm")
-        if training["precision"] != "fp32":
-            parts.append(training["precision"])
+        if training.precision != "fp32":
+            parts.append(training.precision)
         return ", ".join(parts)
 
     @property
     def is_accuracy(self) -> bool:
         """Whether the task is decided by the share of right answers, not of wrong ones."""
-        return self.task["kind"] in DECIDED_BY_ACCURACY
+        return self.facts["asked"] == "label"
 
     @property
     def is_plain(self) -> bool:
@@ -112,65 +179,65 @@ class KeptResult:
 
     @property
     def _is_float32(self) -> bool:
-        return self.value["config"]["training"]["precision"] == "fp32"
+        return self.config.training.precision == "fp32"
 
     @property
     def _has_guard(self) -> bool:
         """Clipping by norm is no guard, since every cell has it; a run without it is shown among the guards too."""
-        almost_identity = self.cell == "irnn" and 0.5 < self.model["identity_scale"] < 1.0
-        training, optimizer = self.value["config"]["training"], self.value["config"]["optimizer"]
-        is_clipped_otherwise = optimizer["clip_value"] is not None or optimizer["clip_norm"] is None
-        return almost_identity or is_clipped_otherwise or training["norm_stabilizer"] > 0
+        almost_identity = self.cell == "irnn" and 0.5 < self.model.identity_scale < 1.0
+        training, optimizer = self.config.training, self.config.optimizer
+        is_clipped_otherwise = optimizer.clip_value is not None or optimizer.clip_norm is None
+        return almost_identity or is_clipped_otherwise or training.norm_stabilizer > 0
 
     @property
-    def seeds(self) -> list[dict[str, Any]]:
-        """One run each: RUN_KEYS, and its curve in columns."""
-        return self.value["runs"]
+    def runs(self) -> list[Run]:
+        """One a seed."""
+        return self.kept["runs"]
 
     @property
     def errors(self) -> list[float]:
-        """Test error of every seed, ascending; infinite where it diverged."""
-        return sorted(math.inf if run["diverged"] else run["test_error"] for run in self.seeds)
+        """Test error of every seed, ascending; infinite where it diverged, or where the error itself is not finite."""
+        found = [None if run["diverged"] else run.get("test_error") for run in self.runs]
+        return sorted(math.inf if error is None else error for error in found)
 
     @property
     def dev_errors(self) -> list[float]:
         """Least error on dev of every seed, ascending; infinite where it diverged. What choices are made by."""
-        return sorted(math.inf if run["diverged"] or run["dev_error"] is None else run["dev_error"] for run in self.seeds)
+        return sorted(math.inf if run["diverged"] or run["dev_error"] is None else run["dev_error"] for run in self.runs)
 
     @property
     def num_skipped(self) -> int:
         """Updates that all seeds together skipped, their gradient not being finite."""
-        return sum(run["skipped"] for run in self.seeds)
+        return sum(run["skipped"] for run in self.runs)
 
     @property
     def num_with_bursts(self) -> int:
         """Seeds that did not diverge, though between two looks, after BURST_AFTER updates, their training loss burst (BURST_LOSS)."""
         limit = BURST_LOSS * self.facts["baseline_loss"]
 
-        def has_burst(curve: dict[str, list[Any]]) -> bool:
+        def has_burst(curve: Curve) -> bool:
             losses = zip(curve["updates"], curve["train_loss"], strict=True)
             return any(updates > BURST_AFTER and (loss is None or loss > limit) for updates, loss in losses)
 
-        return sum(not run["diverged"] and has_burst(run["curve"]) for run in self.seeds)
+        return sum(not run["diverged"] and has_burst(run["curve"]) for run in self.runs)
 
     @property
     def rates_searched(self) -> list[float]:
         """Learning rates that were tried first; none where its rate was given."""
-        search = self.value["config"].get("search")
-        return sorted(search["learning_rates"]) if search else []
+        return sorted(self.config.search.learning_rates) if self.config.search else []
 
     @property
     def is_at_an_end(self) -> bool:
         """Whether the best rate is the least or the greatest that was tried, so that there may be a better one."""
         rates = self.rates_searched
-        return bool(rates) and self.value["learning_rate"] in (rates[0], rates[-1])
+        return bool(rates) and self.learning_rate in (rates[0], rates[-1])
 
     @property
     def updates(self) -> int:
         """The budget of a run, in updates."""
-        return self.value["config"]["training"]["updates"]
+        return self.config.training.updates
 
     @property
     def epochs(self) -> float:
         """The same in passes over the training sequences."""
-        return self.updates * self.value["config"]["training"]["batch"] / self.facts["sequences"]["train"]
+        return self.updates * self.config.training.batch / self.facts["sequences"]["train"]

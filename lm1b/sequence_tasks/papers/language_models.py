@@ -16,21 +16,30 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lm1b.errors import UserError
+from lm1b.markdown import markdown_table
 from lm1b.sequence_tasks.papers.published import LANGUAGE_MODELS, LE
-from lm1b.sequence_tasks.papers.tables import link, markdown_table
+from lm1b.sequence_tasks.papers.tables import link
 
-LABELS = {
-    "lstm_256": "LSTM 256",
-    "irnn_512": "IRNN 1 x 512, projection 256, W = 0.5 I",
-    "irnn_512_identity": "IRNN 1 x 512, projection 256, W = I",
-    "tanh_512": "tanh RNN 1 x 512, projection 256",
-    "np_rnn_512": "np-RNN 1 x 512, projection 256",
-    "relu_512": "ReLU RNN 1 x 512, projection 256, Gaussian",
-    "irnn_4x256": "IRNN 4 x 256, W = 0.5 I",
-    "tanh_4x256": "tanh RNN 4 x 256",
+
+class Cell(NamedTuple):
+    """One of ours. beside: what it is compared with, as in the paper. other_scale: of the identity; the better one stands for both."""
+
+    label: str
+    beside: str | None = None
+    other_scale: str | None = None
+
+
+LSTM = "lstm_256"
+CELLS = {
+    LSTM: Cell("LSTM 256"),
+    "irnn_4x256": Cell("IRNN 4 x 256, W = 0.5 I", beside=LSTM),
+    "irnn_512": Cell("IRNN 1 x 512, projection 256, W = 0.5 I", beside=LSTM, other_scale="irnn_512_identity"),
+    "irnn_512_identity": Cell("IRNN 1 x 512, projection 256, W = I"),
+    "tanh_4x256": Cell("tanh RNN 4 x 256", beside="irnn_4x256"),
+    "tanh_512": Cell("tanh RNN 1 x 512, projection 256", beside="irnn_512"),
+    "np_rnn_512": Cell("np-RNN 1 x 512, projection 256"),
+    "relu_512": Cell("ReLU RNN 1 x 512, projection 256, Gaussian"),
 }
-CLAIMED = (("irnn_4x256", "lstm_256"), ("irnn_512", "lstm_256"), ("tanh_4x256", "irnn_4x256"), ("tanh_512", "irnn_512"))
-SAME_CELL = {"irnn_512": "irnn_512_identity"}  # another scale of the same cell: the better one on validation stands for it
 EPOCH_TOKENS = 13_470_528  # of news_mix's training text
 TOLERANCE = 0.005  # half a percent: ratios nearer than that are called the same
 LEVEL = 0.01  # the paper's IRNN is within 1 % of its LSTM
@@ -78,6 +87,10 @@ def _origin(run: dict[str, Any]) -> str:
     return f"commit {revision}, in {precision}" + (f", on {run['machine']}" if run.get("machine") else "")
 
 
+def _label(cell: str) -> str:
+    return CELLS[cell].label if cell in CELLS else cell
+
+
 def _range(values: list[float]) -> str:
     """Median, then least to greatest over the seeds."""
     if len(values) == 1:
@@ -103,7 +116,7 @@ def ratio_range(one: list[float], other: list[float]) -> tuple[float, float]:
 
 def _standing_for(cell: str, group: Group) -> str:
     """The cell itself, or its other scale where that is better on validation."""
-    other = SAME_CELL.get(cell)
+    other = CELLS[cell].other_scale
     candidates = [name for name in (cell, other) if name in group.perplexities]
     return min(candidates, key=lambda name: statistics.median(group.perplexities[name].get("validation", [math.inf])), default=cell)
 
@@ -116,25 +129,25 @@ def judge_ratio(cell: str, other: str, group: Group, text: str, known_spread: fl
     one, two = _standing_for(cell, group), _standing_for(other, group)
     a, b = group.perplexities.get(one, {}).get(text), group.perplexities.get(two, {}).get(text)
     if not a or not b:
-        return f"{said}. Cannot tell: {LABELS[one if not a else two]} was not run with this budget."
+        return f"{said}. Cannot tell: {_label(one if not a else two)} was not run with this budget."
     wild = [name for name, values in ((one, a), (two, b)) if math.isinf(max(values))]
     if wild:
-        return f"{said}. Cannot tell: {LABELS[wild[0]]} has no finite perplexity with some seed."
+        return f"{said}. Cannot tell: {_label(wild[0])} has no finite perplexity with some seed."
     if min(len(a), len(b)) < 2:
         seen = statistics.median(a) / statistics.median(b) - 1.0
         # Two cells, each of which another seed may move by the spread.
         allowed = max(APART, 2 * (known_spread or 0.0))
         is_near = abs(seen - claimed) <= allowed
         found = f"within {100 * allowed:.1f} points of" if is_near else f"more than {100 * allowed:.1f} points from"
-        place = f"{100 * abs(seen):.1f} % {'behind' if seen >= 0 else 'ahead of'} {LABELS[two]}"
+        place = f"{100 * abs(seen):.1f} % {'behind' if seen >= 0 else 'ahead of'} {_label(two)}"
         beside = "" if known_spread is None else f" (where several were run, they differ by up to {100 * known_spread:.1f} %)"
         # An allowance, not a test: a difference within it may well be another one with other seeds.
         return (
-            f"{said}. Here {LABELS[one]} is {place}, {found} what the paper found. One seed{beside} cannot tell differences as small as "
+            f"{said}. Here {_label(one)} is {place}, {found} what the paper found. One seed{beside} cannot tell differences as small as "
             "the paper's."
         )
     least, greatest = ratio_range(a, b)
-    seen = f"Here {100 * least:+.1f} to {100 * greatest:+.1f} % over the seeds, {LABELS[one]} against {LABELS[two]}"
+    seen = f"Here {100 * least:+.1f} to {100 * greatest:+.1f} % over the seeds, {_label(one)} against {_label(two)}"
     if least - TOLERANCE <= claimed <= greatest + TOLERANCE:
         if greatest - least > APART:
             return f"{said}. {seen}: cannot tell, the seeds' range is too wide to tell 1 % from 3.5 %."
@@ -147,7 +160,7 @@ def _best_irnn(group: Group, text: str) -> str | None:
     """Of IRNNs with several finite seeds on this text the one that is best on validation; None: there is none, or no such LSTM."""
     several = [cell for cell, scores in group.perplexities.items() if text in scores and _spread_of(scores[text]) is not None]
     irnns = [cell for cell in several if cell.startswith("irnn") and "validation" in group.perplexities[cell]]
-    if "lstm_256" not in several:
+    if LSTM not in several:
         return None
     return min(irnns, key=lambda cell: statistics.median(group.perplexities[cell]["validation"]), default=None)
 
@@ -162,7 +175,7 @@ def judge_spread(group: Group, text: str) -> str | None:
     best = _best_irnn(group, text)
     if best is None:
         return f"{said}; whether an IRNN is within 1 % of the LSTM here cannot be told without several finite seeds of both."
-    least, greatest = ratio_range(group.perplexities[best][text], group.perplexities["lstm_256"][text])
+    least, greatest = ratio_range(group.perplexities[best][text], group.perplexities[LSTM][text])
     if max(abs(least), abs(greatest)) <= LEVEL:
         verdict = "is within 1 % of the LSTM here"
     elif least > LEVEL or greatest < -LEVEL:
@@ -173,10 +186,10 @@ def judge_spread(group: Group, text: str) -> str | None:
         f"{100 * low:+.1f} to {100 * high:+.1f} % on {other}"
         for other in group.perplexities[best]
         if other not in ("validation", text) and _best_irnn(group, other) == best
-        for low, high in [ratio_range(group.perplexities[best][other], group.perplexities["lstm_256"][other])]
+        for low, high in [ratio_range(group.perplexities[best][other], group.perplexities[LSTM][other])]
     ]
     elsewhere = f"; {', '.join(beside)}" if beside else ""
-    return f"{said}, and {LABELS.get(best, best)} {verdict}: {100 * least:+.1f} to {100 * greatest:+.1f} % over the seeds{elsewhere}."
+    return f"{said}, and {_label(best)} {verdict}: {100 * least:+.1f} to {100 * greatest:+.1f} % over the seeds{elsewhere}."
 
 
 def _our_table(group: Group) -> str:
@@ -184,16 +197,16 @@ def _our_table(group: Group) -> str:
     has_spread = spread([group], "test") is not None
     texts = sorted({text for cells in group.perplexities.values() for text in cells}, key=lambda text: (text.startswith("news"), text))
     texts = [text for text in ("validation", "test") if text in texts] + [text for text in texts if text not in ("validation", "test")]
-    lstm = group.perplexities.get("lstm_256", {}).get("test")
+    lstm = group.perplexities.get(LSTM, {}).get("test")
     rows = []
     for cell, scores in group.perplexities.items():
         test = scores.get("test")
-        behind = f"{100 * (statistics.median(test) / statistics.median(lstm) - 1):+.1f} %" if test and lstm and cell != "lstm_256" else ""
+        behind = f"{100 * (statistics.median(test) / statistics.median(lstm) - 1):+.1f} %" if test and lstm and cell != LSTM else ""
         seeds = str(max(len(values) for values in scores.values()))
         texts_shown = [_range(scores[text]) if text in scores else "" for text in texts]
         own = _spread_of(test) if test else None
         spread_shown = ([""] if own is None else [f"{100 * own:.1f} %"]) if has_spread else []
-        rows.append([LABELS.get(cell, cell), *texts_shown, behind, seeds, *spread_shown, f"{group.rates[cell]:g}"])
+        rows.append([_label(cell), *texts_shown, behind, seeds, *spread_shown, f"{group.rates[cell]:g}"])
     spread_column = ["the seeds' spread on test"] if has_spread else []
     return markdown_table(["cell", *texts, "test, against the LSTM", "seeds", *spread_column, "core learning rate"], rows)
 
@@ -233,13 +246,13 @@ def render_language_models(value: dict[str, Any] | None, path: Path, out: Path) 
         parts += [f"Budget: {group.title} ({group.tokens:,} tokens, {group.tokens / EPOCH_TOKENS:.3g} of an epoch) a run.{shown}"]
         parts += [_our_table(group)]
         known = spread(groups, "test")
-        sentences = [judge_ratio(cell, other, group, "test", known) for cell, other in CLAIMED]
+        sentences = [judge_ratio(cell, other, group, "test", known) for cell, (_, other, _) in CELLS.items() if other]
         said = [*([over_seeds] if over_seeds else []), *sentences]
         parts.append("On `test`:\n\n" + "\n".join(f"- {sentence}" for sentence in said))
     parts.append(
         f"Where the figures come from: {link(path, out)}: `{value.get('command')}`; config {value.get('config')}. Trained:\n\n"
         + "\n".join(
-            f"- {group.title}, {', '.join(LABELS.get(cell, cell) for cell in cells)}: {origin}"
+            f"- {group.title}, {', '.join(_label(cell) for cell in cells)}: {origin}"
             for group in groups
             for origin, cells in group.origins.items()
         )

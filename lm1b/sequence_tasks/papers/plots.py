@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lm1b.files import atomic_file
 from lm1b.sequence_tasks.papers.kept_result import KeptResult
@@ -15,6 +15,7 @@ COLORS = {"irnn": "C0", "np_rnn": "C1", "relu_rnn": "C2", "tanh_rnn": "C3", "lst
 STYLES: tuple[Any, ...] = ("-", "--", ":", "-.")  # of several results of one cell
 CELL_ORDER = list(COLORS)
 Style = tuple[str, Any]  # colour and line
+Shown = TypeVar("Shown")  # in a panel
 BASELINE = "a constant answer"
 VANISHED = 1e-12  # norms below this are not drawn
 INPUTS = {"nothing": "no input", "pixels": "input like pixels"}
@@ -22,7 +23,7 @@ DIVERGED_AT = 4  # times a constant answer's loss: where plots put a rate that d
 INCHES_A_LETTER = 0.09  # of a legend
 
 
-def show_losses(axes: Any, baseline: float) -> None:
+def format_loss_axis(axes: Any, baseline: float) -> None:
     """A logarithmic axis of losses: at least the decade below a constant answer's, which is drawn; what is far above has diverged."""
     from matplotlib.ticker import NullFormatter
 
@@ -84,7 +85,7 @@ def _draw_seeds(axes: Any, result: KeptResult, style: Style, key: str, change: C
     """Every seed thin, and thick the median of those that did not diverge over the looks that all of them have."""
     color, line = style
     curves = []
-    for run in result.seeds:
+    for run in result.runs:
         points = [(x * scale, change(y)) for x, y in zip(run["curve"]["updates"], run["curve"][key], strict=True) if y is not None]
         if points:
             axes.plot(*zip(*points, strict=True), color=color, linestyle=line, linewidth=0.7, alpha=0.45)
@@ -95,13 +96,14 @@ def _draw_seeds(axes: Any, result: KeptResult, style: Style, key: str, change: C
         axes.plot(shared, [statistics.median(curve[x] for curve in curves) for x in shared], color=color, linestyle=line, linewidth=2.2)
 
 
-def _mark_diverged(axes: Any, result: KeptResult, color: str) -> None:
+def mark_diverged(axes: Any, result: KeptResult, color: str) -> None:
     """A cross at the top of the picture for each seed that diverged, at its last update."""
-    ends = [run["curve"]["updates"][-1] for run in result.seeds if run["diverged"]]
+    ends = [run["curve"]["updates"][-1] for run in result.runs if run["diverged"]]
     axes.plot(ends, [0.97] * len(ends), "x", color=color, markersize=9, markeredgewidth=2, transform=axes.get_xaxis_transform())
     if ends:
-        said = f"{len(ends)} of {len(result.seeds)} diverged: {result.label}"
-        axes.text(0.97, 0.03, said, color=color, ha="right", va="bottom", fontsize=9, transform=axes.transAxes)
+        said = f"{len(ends)} of {len(result.runs)} diverged: {result.label}"
+        height = 0.03 + 0.05 * len(axes.texts)  # above what another cell's says
+        axes.text(0.97, height, said, color=color, ha="right", va="bottom", fontsize=9, transform=axes.transAxes)
 
 
 def draw_losses(panels: dict[str, list[KeptResult]], path: Path) -> None:
@@ -114,8 +116,8 @@ def draw_losses(panels: dict[str, list[KeptResult]], path: Path) -> None:
     for axes, (title, results) in _pair(axes_list, panels):
         for result in results:
             _draw_seeds(axes, result, styles[result.label], "dev_loss", lambda loss: max(loss, 1e-6), 1.0)
-            _mark_diverged(axes, result, styles[result.label][0])
-        show_losses(axes, results[0].facts["baseline_loss"])
+            mark_diverged(axes, result, styles[result.label][0])
+        format_loss_axis(axes, results[0].facts["baseline_loss"])
         axes.set(title=title, xlabel="updates", ylabel="loss on dev")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     save_figure(figure, path, *legend_of(styles, baseline=True))
@@ -145,30 +147,22 @@ def draw_rates(panels: dict[str, list[KeptResult]], path: Path) -> None:
         top = DIVERGED_AT * results[0].facts["baseline_loss"]
         for result in results:
             color, line = styles[result.label]
-            for number, rung in enumerate(result.value["search"]):
-                losses = [top if gone or loss is None else min(loss, top) for loss, gone in zip(*_outcome(rung), strict=True)]
-                points = sorted(zip(rung["learning_rates"], losses, strict=True))
+            for number, rung in enumerate(result.rungs):
+                outcomes = zip(rung["learning_rates"], rung["dev_loss"], rung["diverged"], strict=True)
+                points = sorted((rate, top if gone else min(loss or top, top)) for rate, loss, gone in outcomes if gone or loss is not None)
+                rates, losses = [rate for rate, _ in points], [loss for _, loss in points]
                 if number == 0:
-                    axes.plot(*zip(*points, strict=True), color=color, linestyle=line, linewidth=1.8, marker="x", markersize=6)
+                    axes.plot(rates, losses, color=color, linestyle=line, linewidth=1.8, marker="x", markersize=6)
                 else:
-                    axes.plot(*zip(*points, strict=True), "o", color=color, markersize=3 + 2 * number, alpha=0.8, linestyle="none")
-        show_losses(axes, results[0].facts["baseline_loss"])
-        if any(
-            gone or loss is None
-            for result in results
-            for rung in result.value["search"]
-            for loss, gone in zip(*_outcome(rung), strict=True)
-        ):
+                    axes.plot(rates, losses, "o", color=color, markersize=3 + 2 * number, alpha=0.8, linestyle="none")
+        format_loss_axis(axes, results[0].facts["baseline_loss"])
+        if any(any(rung["diverged"]) for result in results for rung in result.rungs):
             axes.text(0.02, 0.97, "top: diverged", transform=axes.transAxes, va="top", fontsize=10, backgroundcolor="white")
         axes.set(title=title, xlabel="learning rate", ylabel="loss on dev", xscale="log")
     save_figure(figure, path, *legend_of(styles, baseline=True))
 
 
-def _outcome(rung: dict[str, Any]) -> tuple[list[float | None], list[bool]]:
-    return rung["dev_loss"], rung["diverged"]
-
-
-def _pair(axes_list: list[Any], panels: dict[str, list[KeptResult]]) -> Iterable[tuple[Any, tuple[str, list[KeptResult]]]]:
+def _pair(axes_list: list[Any], panels: dict[str, Shown]) -> Iterable[tuple[Any, tuple[str, Shown]]]:
     """Panels with what they show; those that are left over are taken away."""
     for axes in axes_list[len(panels) :]:
         axes.remove()
@@ -203,14 +197,12 @@ def draw_spectra(found: dict[str, Any], path: Path) -> None:
         else:  # one matrix under two nonlinearities
             shown = {f"{same}; {name}" if other == same else other: values for other, values in shown.items()}
     figure, panels = new_figure(3, -(-len(shown) // 3), width=3.6, height=3.6, sharex=True, sharey=True)
-    for axes, (name, values) in zip(panels, shown.items(), strict=False):
+    for axes, (name, values) in _pair(panels, shown):
         axes.add_patch(Circle((0, 0), 1.0, fill=False, color="gray", linewidth=1))
         axes.plot(values["real"], values["imaginary"], ".", color="C0", markersize=7 if len(values["real"]) > 1 else 14)
         axes.set_title(name.replace("cell state", "cell gate"), fontsize=10)
         axes.set(aspect="equal", xlim=(-1.3, 1.3), ylim=(-1.3, 1.3))
         axes.grid(alpha=0.3)
-    for axes in panels[len(shown) :]:
-        axes.remove()
     figure.supxlabel("real part", fontsize=11)
     figure.supylabel("imaginary part", fontsize=11)
     save_figure(figure, path)
@@ -219,7 +211,7 @@ def draw_spectra(found: dict[str, Any], path: Path) -> None:
 def draw_precision(found: dict[str, Any], path: Path) -> None:
     """Relative error of an IRNN's state over time, a panel a case."""
     figure, panels = new_figure(2, -(-len(found["precision"]) // 2), sharey=True)
-    for axes, (title, case) in zip(panels, found["precision"].items(), strict=False):
+    for axes, (title, case) in _pair(panels, found["precision"]):
         for number, (name, errors) in enumerate(case["errors"].items()):
             line = "--" if "float32 state" in name else "-"
             width = 4.5 if name in ("fp16", "bf16") else 1.8  # two lines may lie on each other: the one below is the wider one

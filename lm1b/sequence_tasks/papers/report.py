@@ -7,16 +7,16 @@ Nothing is trained here, and nothing but those files is read. Each section is a 
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
-from lm1b.errors import UserError
 from lm1b.files import atomic_file, read_json
-from lm1b.sequence_tasks.config import TrainingConfig
-from lm1b.sequence_tasks.experiment.trainer import DIVERGED_LOSS
+from lm1b.markdown import markdown_table
+from lm1b.sequence_tasks.config import DIVERGED_LOSS, TrainingConfig
 from lm1b.sequence_tasks.papers.dynamics import render_dynamics
 from lm1b.sequence_tasks.papers.kept import read_kept, shorten
-from lm1b.sequence_tasks.papers.kept_result import BURST_AFTER, BURST_LOSS, CELL_NAMES, KeptResult
+from lm1b.sequence_tasks.papers.kept_result import BURST_AFTER, BURST_LOSS, KeptResult
 from lm1b.sequence_tasks.papers.language_models import render_language_models
 from lm1b.sequence_tasks.papers.plots import draw_accuracies, draw_losses, draw_rates
 from lm1b.sequence_tasks.papers.published import LE, TALATHI, TASK_TABLES
@@ -24,7 +24,6 @@ from lm1b.sequence_tasks.papers.sensitivity import rate_sentences, rate_table
 from lm1b.sequence_tasks.papers.tables import (
     OUR_COLUMNS,
     evidence,
-    markdown_table,
     our_columns,
     render_published,
     render_stand_ins,
@@ -69,20 +68,24 @@ def _read_optional(path: Path) -> dict[str, Any] | None:
     return read_json(path) if path.exists() else None
 
 
+def steps_of(result: KeptResult) -> int:
+    """T of generated sequences; 0 of others."""
+    return getattr(result.task, "steps", 0)
+
+
 def _panels(results: list[KeptResult], kind: str) -> dict[str, list[KeptResult]]:
     """Title -> results of that kind of task, by title."""
     found: dict[str, list[KeptResult]] = {}
     for result in results:
-        if result.task["kind"] == kind and result.is_plain:
+        if result.task.kind == kind and result.is_plain:
             found.setdefault(result.title, []).append(result)
-    return dict(sorted(found.items(), key=lambda item: (item[1][0].task.get("steps", 0), item[0])))
+    return dict(sorted(found.items(), key=lambda item: (steps_of(item[1][0]), item[0])))
 
 
-def _stretch(results: list[KeptResult], out: Path) -> list[str]:
+def _other_lengths(results: list[KeptResult], out: Path) -> list[str]:
     """Results on generated data of a length that no table of the papers has (T = 750, multiplication at other lengths)."""
     lengths = {(table.kind, table.task["steps"]) for table in TASK_TABLES if "steps" in table.task}
-    others = [result for result in results if "steps" in result.task and (result.task["kind"], result.task["steps"]) not in lengths]
-    others = [result for result in others if result.is_plain]
+    others = [result for result in results if result.is_plain and steps_of(result) and (result.task.kind, steps_of(result)) not in lengths]
     if not others:
         return []
     rows = [[result.facts["name"], result.label, *our_columns(result, out)] for result in others]
@@ -130,18 +133,18 @@ def _task_sections(results: list[KeptResult], out: Path) -> list[str]:
             is_last_of_kind = place + 1 == len(tables) or tables[place + 1].kind != table.kind
             if is_last_of_kind:
                 parts += pictures.pop(table.kind, [])
-                parts += render_stand_ins(tables, [result for result in results if result.task["kind"] == table.kind], out)
+                parts += render_stand_ins(tables, [result for result in results if result.task.kind == table.kind], out)
     return parts
 
 
 def _rates_section(results: list[KeptResult], out: Path) -> list[str]:
     """The learning rate's effect: the np-RNN's claim."""
     parts = ["## Sensitivity to the learning rate"]
-    searched = [result for result in results if result.value["search"] and result.is_plain]
+    searched = [result for result in results if result.rungs and result.is_plain]
     if not searched:
         return [*parts, "Not run here: needs time (a config with `search`)."]
     panels: dict[str, list[KeptResult]] = {}
-    for result in sorted(searched, key=lambda one: (one.task["kind"], one.task.get("steps", 0), one.title)):
+    for result in sorted(searched, key=lambda one: (one.task.kind, steps_of(one), one.title)):
         panels.setdefault(result.title, []).append(result)
     draw_rates(panels, out / RATES)
     return [
@@ -161,9 +164,9 @@ def _smoke(results: list[KeptResult]) -> list[str]:
         return [title, "Not run: `make papers` runs them."]
     rows = []
     for result in results:
-        first, last = ([run["curve"]["dev_loss"][place] for run in result.seeds] for place in (0, -1))
-        shown = ["not finite" if None in losses else f"{max(losses):.3g}" for losses in (first, last)]
-        seconds = sum(run["cpu_seconds"] for run in result.seeds)
+        first, last = ([run["curve"]["dev_loss"][place] or math.inf for run in result.runs] for place in (0, -1))
+        shown = ["not finite" if math.inf in losses else f"{max(losses):.3g}" for losses in (first, last)]
+        seconds = sum(run["cpu_seconds"] for run in result.runs)
         rows.append([f"smoke: {result.facts['name']}", result.label, *shown, f"{result.updates:,}", f"{seconds:.1f}"])
     columns = ["task", "cell", "loss on dev, first look", "last look", "updates", "seconds of CPU"]
     said = "**Smoke**: a few updates each, to show that every task and cell runs. These losses mean nothing else and compare with nothing."
@@ -171,31 +174,24 @@ def _smoke(results: list[KeptResult]) -> list[str]:
 
 
 def render(folder: Path, out: Path, smoke: list[dict[str, Any]] | None = None) -> Path:
-    """Write papers.md and its plots into `out`. -> the file. smoke: what experiment/smoke.py has run, beside what is kept of such runs.
+    """Write papers.md and its plots into `out`. -> the file. smoke: what experiment/smoke.py has run.
 
-    Raises UserError for a kept result that cannot be read.
+    Raises UserError for a file of the folder that is not what tools/paper_results.py writes.
     """
     folder, out = Path(folder), Path(out)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; tools/paper_results.py keep makes it")
-    everything = read_kept(folder)
-    results = [result for result in everything if not result.value.get("smoke")]
-    smoke_results = [result for result in everything if result.value.get("smoke")]
-    smoke_results += [KeptResult(shorten(one, Path(one["config"]["run"]["directory"]).name, smoke=True)) for one in smoke or []]
-    unknown = [result.name for result in everything if result.cell not in CELL_NAMES]
-    if unknown:
-        raise UserError(f"{folder}: a cell that is not known in {', '.join(unknown)}; expected one of {', '.join(CELL_NAMES)}")
+    results = read_kept(folder)
+    of_smoke = [KeptResult(shorten(one, Path(one["config"]["run"]["directory"]).name)) for one in smoke or []]
     language, dynamics = folder / "language_models.json", folder / "dynamics.json"
     parts = [
         "# The papers, reproduced",
         HOW_TO_READ,
         *_task_sections(results, out),
-        *_stretch(results, out),
+        *_other_lengths(results, out),
         *render_language_models(_read_optional(language), language, out),
         *_rates_section(results, out),
         *_guards(results, out),
         *render_dynamics(_read_optional(dynamics), results, out),
-        *_smoke(smoke_results),
+        *_smoke(of_smoke),
     ]
     path = out / "papers.md"
     with atomic_file(path) as file:

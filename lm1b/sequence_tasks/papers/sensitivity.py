@@ -5,18 +5,15 @@ Talathi's claim is that the np-RNN is not, where the IRNN is very much so.
 
 from __future__ import annotations
 
-from typing import Any
-
 from lm1b.markdown import markdown_table
-from lm1b.sequence_tasks.experiment.trainer import DIVERGED_LOSS
-from lm1b.sequence_tasks.papers.kept_result import KeptResult
+from lm1b.sequence_tasks.papers.kept_result import KeptResult, Rung
 
 LEARNED_SHARE = 0.9  # of a constant answer's loss on dev
 
 
-def first_rung(result: KeptResult) -> dict[str, Any]:
+def first_rung(result: KeptResult) -> Rung:
     """The search's first rung, where every rate was tried, by one seed."""
-    return result.value["search"][0]
+    return result.rungs[0]
 
 
 def num_learned(result: KeptResult) -> int:
@@ -28,9 +25,8 @@ def num_learned(result: KeptResult) -> int:
 
 
 def num_diverged(result: KeptResult) -> int:
-    """Rates with which it had diverged by then: given up, or twice a constant answer's loss and more."""
-    rung, limit = first_rung(result), DIVERGED_LOSS * result.facts["baseline_loss"]
-    return sum(diverged or loss is None or loss > limit for loss, diverged in zip(rung["dev_loss"], rung["diverged"], strict=True))
+    """Rates with which it had diverged by then, as the runs themselves ended: see SequenceRun.has_diverged."""
+    return sum(first_rung(result)["diverged"])
 
 
 def rate_sentences(results: list[KeptResult]) -> list[str]:
@@ -82,7 +78,7 @@ def rate_table(results: list[KeptResult]) -> str:
         rates = first_rung(result)["learning_rates"]
         span = f"{min(rates):g} to {max(rates):g}"
         counts = [f"{count} of {len(rates)}" for count in (num_learned(result), num_diverged(result))]
-        chosen = f"{result.value['learning_rate']:g}"
+        chosen = f"{result.learning_rate:g}"
         rows.append([result.title, result.label, span, f"{first_rung(result)['updates']:,}", *counts, chosen])
     columns = [
         "task",

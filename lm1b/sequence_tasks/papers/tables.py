@@ -30,14 +30,16 @@ CANNOT_TELL = "Cannot tell whether it agrees: of what the paper reports here not
 
 def is_papers_data(result: KeptResult) -> bool:
     """Whether a result is on the data set that the paper used: generated and MNIST always, others by their layout."""
-    layout = PAPERS_LAYOUT.get(result.task["kind"])
+    layout = PAPERS_LAYOUT.get(result.task.kind)
     return layout is None or result.facts["sources"].get("layout") == layout
 
 
 def belongs(result: KeptResult, table: PublishedTable) -> bool:
     """Whether a result is of a published table's task and shape, whatever its data."""
-    return all(result.task.get(key) == value for key, value in table.task.items()) and all(
-        result.model[key] == value for key, value in table.model.items()
+    return all(
+        getattr(section, key, None) == value
+        for section, asked in ((result.task, table.task), (result.model, table.model))
+        for key, value in asked.items()
     )
 
 
@@ -57,11 +59,11 @@ def settings_of(results: list[KeptResult]) -> str:
         return " or ".join(sorted(found))
 
     def _values(section: str, key: str) -> list[object]:
-        return [result.value["config"][section].get(key) for result in results]
+        return [getattr(getattr(result.config, section), key) for result in results]
 
     inputs: dict[str, list[str]] = {}
     for result in results:
-        inputs.setdefault(result.model.get("input_weight", "glorot"), []).append(CELL_NAMES[result.cell])
+        inputs.setdefault(result.model.input_weight, []).append(CELL_NAMES[result.cell])
     weights = ", ".join(f"{kind} ({', '.join(dict.fromkeys(cells))})" for kind, cells in inputs.items())
     return (
         f"Settings: {values('optimizer', 'kind')}, gradient clipped at norm {values('optimizer', 'clip_norm')}, "
@@ -84,8 +86,8 @@ def _unlike_searches(results: list[KeptResult]) -> str:
     """Which cells of a table were searched at other learning rates than the rest; nothing where all were searched alike."""
     cells: dict[str, list[str]] = {}
     for result in results:
-        search = result.value["config"].get("search")
-        rates = ", ".join(f"{rate:g}" for rate in search["learning_rates"]) if search else "none: its rate was given"
+        search = result.config.search
+        rates = ", ".join(f"{rate:g}" for rate in search.learning_rates) if search else "none: its rate was given"
         cells.setdefault(rates, []).append(result.label)
     if len(cells) < 2:
         return ""
@@ -112,16 +114,16 @@ OUR_COLUMNS = [
 
 def our_columns(result: KeptResult, out: Path) -> list[str]:
     """OUR_COLUMNS of one result. out: folder of papers.md, which links are relative to. Figures are accuracies where those decide."""
-    total = len(result.seeds)
+    total = len(result.runs)
     solved = f"{total}, {num_solved(result)} solve it" if result.facts["asked"] == "number" else str(total)
     budget = f"{result.updates:,} updates ({result.epochs:.3g} epochs)"
     meaning = "" if result.facts["asked"] == "number" else " correct" if result.is_accuracy else " wrong"
     return [
         shown_range(result, accuracy=result.is_accuracy) + meaning,
         solved,
-        f"{sum(run['diverged'] for run in result.seeds)} of {total}",
+        f"{sum(run['diverged'] for run in result.runs)} of {total}",
         f"{result.num_skipped}; {result.num_with_bursts}",
-        f"{result.value['learning_rate']:g}" + (" (an end of the grid)" if result.is_at_an_end else ""),
+        f"{result.learning_rate:g}" + (" (an end of the grid)" if result.is_at_an_end else ""),
         budget,
         link(result.path, out),
     ]
@@ -178,7 +180,7 @@ def render_stand_ins(tables: list[PublishedTable], results: list[KeptResult], ou
     for title, ours in groups.items():
         ours = sorted(ours, key=lambda result: result.label)
         claims = [claim for table in tables if belongs(ours[0], table) for claim in table.claims]
-        rows = [[result.label, str(result.model["hidden"]), *our_columns(result, out)] for result in ours]
+        rows = [[result.label, str(result.model.hidden), *our_columns(result, out)] for result in ours]
         said = [judge(claim, ours) for claim in claims] or ["The paper has no table of this shape."]
         said += judge_variants(ours)
         parts += [

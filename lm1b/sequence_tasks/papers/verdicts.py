@@ -61,7 +61,7 @@ def _is_solved(result: KeptResult) -> bool:
 def rates_that_solved(result: KeptResult) -> list[float]:
     """Learning rates with which the search's own run solved the task on dev, in the whole budget or less of it."""
     limit, found = SOLVED_SHARE * result.facts["baseline_loss"], set()
-    for rung in result.value["search"]:
+    for rung in result.rungs:
         outcomes = zip(rung["learning_rates"], rung["dev_error"], rung["diverged"], strict=True)
         found |= {rate for rate, error, diverged in outcomes if not diverged and error is not None and error < limit}
     return sorted(found)
@@ -109,17 +109,17 @@ def _judge_solving(ours: KeptResult, *, fails: bool) -> str:
 def judge_figure(row: Row, results: list[KeptResult]) -> str | None:
     """How far our figure is from the paper's, where both are known and on the same data."""
     ours = best_of_cell(results, row.cell)
-    if ours is None or row.share is None:
+    if ours is None or row.test_error is None:
         return None
     errors, asked = ours.errors, ours.facts["asked"]
     theirs = f"{CELL_NAMES[row.cell]}: the paper has {row.figure} ({row.certainty})"
-    if errors[0] <= row.share <= errors[-1]:
+    if errors[0] <= row.test_error <= errors[-1]:
         return f"{theirs}; that lies within our seeds' range ({shown_range(ours)} wrong): it agrees."
     middle = statistics.median(errors)
     if math.isinf(middle):
         return f"{theirs}; more than half of our seeds diverged: it disagrees."
-    distance = shown(abs(middle - row.share), asked).replace("%", "points")
-    seen = f"{theirs}; ours gives {distance} {'more' if middle > row.share else 'fewer'} wrong answers after {ours.epochs:.3g} epochs"
+    distance = shown(abs(middle - row.test_error), asked).replace("%", "points")
+    seen = f"{theirs}; ours gives {distance} {'more' if middle > row.test_error else 'fewer'} wrong answers after {ours.epochs:.3g} epochs"
     if len(errors) < 2:
         return f"{seen}, of one seed: it does not agree to the point, and whether another seed or more epochs would, it cannot tell."
     return f"{seen}: it disagrees."
@@ -169,7 +169,7 @@ def judge_pair(ours: KeptResult, other: KeptResult, *, level: bool) -> str:
 
 def guard_sentence(guarded: KeptResult, beside: list[KeptResult]) -> str:
     """What a guard does beside the plain result of the same cell and settings: seeds that diverged, and the error of the others."""
-    plain = next((one for one in beside if one.is_plain and one.cell == guarded.cell and one.model["identity_scale"] in (1.0, None)), None)
+    plain = next((one for one in beside if one.is_plain and one.cell == guarded.cell and one.model.identity_scale == 1.0), None)
     name = f"{guarded.facts['name']}, {guarded.label}"
     if plain is None:
         return f"{name}: no run without the guard to lay beside it."
