@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lm1b import launchers
-from lm1b.errors import UserError, describe_os_error
+from lm1b.errors import AgreedError, UserError, describe_os_error
 from lm1b.peers import Peers
 from lm1b.processes import host_name
 from lm1b.profiling import part
@@ -166,7 +166,7 @@ def tensors_from_first(tensors: dict[str, Tensor], ranks: Ranks) -> dict[str, Te
 
 
 def agree(ranks: Ranks, action: Callable[[], T], *, may_take_long: bool = False) -> T:
-    """Run `action` on every rank; where it is a user's mistake or a file system's no on any of them, raise UserError on all.
+    """Run `action` on every rank; where it is a user's mistake or a file system's no on any of them, raise AgreedError on all.
 
     No rank is then left waiting for one that has ended. The action must not hold collectives. may_take_long: longer on one rank
     than on another by up to any time; the ranks keep in touch meanwhile, so that nobody is taken for one that hangs.
@@ -184,7 +184,7 @@ def agree(ranks: Ranks, action: Callable[[], T], *, may_take_long: bool = False)
         problem = f"{problem} ({ranks.name})"
     problems = [found for found in all_gather_objects(problem, ranks) if found is not None]
     if problems:
-        raise UserError(str(problems[0]))
+        raise AgreedError(str(problems[0]))
     return result  # type: ignore[return-value]
 
 

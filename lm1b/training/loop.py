@@ -10,7 +10,7 @@ from pathlib import Path
 from lm1b.config import Config
 from lm1b.console import remark, say
 from lm1b.distributed import Ranks, agree, all_gather_objects
-from lm1b.errors import UserError
+from lm1b.errors import AgreedError, UserError
 from lm1b.launchers import without_place
 from lm1b.peers import naming_the_guilty
 from lm1b.processes import RankProcess
@@ -148,7 +148,7 @@ def _close(run: Run, log: RunLog | None) -> None:
 
 
 def _count(run: Run, result: StepResult, log: RunLog | None) -> None:
-    """Keep the totals; end the run after too many skipped updates in a row. Raises UserError on every rank."""
+    """Keep the totals; end the run after too many skipped updates in a row, by AgreedError."""
     counts, step = run.counts, run.training_step.step
     counts.lanes_restarted += result.lanes_restarted
     if result.applied:
@@ -163,7 +163,7 @@ def _count(run: Run, result: StepResult, log: RunLog | None) -> None:
         log.event(f"step {step}: update skipped, not finite: {causes}", step)
     if counts.skipped_in_a_row >= run.config.training.max_skipped:
         run.finish_saving()
-        raise UserError(
+        raise AgreedError(
             f"step {step}: {counts.skipped_in_a_row} updates in a row were not finite ({causes}); "
             "the last checkpoint is sound; if the same command ends here again, start a new run with a lower learning rate or clip harder"
         )

@@ -1,6 +1,6 @@
 """Before ranks begin their work: do all ranks run the same program, with the same settings, on the same data, in the same run directory?
 
-Each check gathers a few hundred bytes of every rank and raises the same UserError on all of them, which names what differs and where.
+Each check gathers a few hundred bytes of every rank and raises the same AgreedError on all of them, which names what differs and where.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ from typing import Any
 from lm1b.config import Config
 from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.distributed import Ranks, agree, all_gather_objects
-from lm1b.errors import UserError
+from lm1b.errors import AgreedError, UserError
 from lm1b.host_facts import package_folder, program_facts, source_digests
-from lm1b.peers import ANSWER_SECONDS
+from lm1b.peers import ANSWER_SECONDS, TIME_LIMIT_VARIABLE, time_limit
 from lm1b.processes import host_name
 from lm1b.remote import is_url
 from lm1b.remote_errors import PATIENCE_VARIABLE, patience_seconds
 from lm1b.strict import Section
 from lm1b.training.checkpoints.checkpoint import list_checkpoints
-from lm1b.training.engine.process_group import TIME_LIMIT_VARIABLE, time_limit
 from lm1b.training.run_folder import RunFolder
 
 SEEN_SECONDS = 10.0  # a file system that hosts share may show what another host has just written a little later
@@ -39,7 +38,7 @@ LOCAL_SETTINGS = {
 
 
 def check_program(ranks: Ranks, config: Section) -> list[str]:
-    """Compare versions, source and config over all ranks -> what differs and does no harm. Raises UserError on every rank."""
+    """Compare versions, source and config over all ranks -> what differs and does no harm. Raises AgreedError."""
     if ranks.size == 1:
         return []
     settings = _shared_settings(config)
@@ -59,13 +58,13 @@ def check_program(ranks: Ranks, config: Section) -> list[str]:
             everyone, "the config", lambda rank: rank["config"], f"give every rank the same --config and --set; see {fields}"
         )
     if problems:
-        raise UserError("; and ".join(problems))
+        raise AgreedError("; and ".join(problems))
     exact = [name for name in facts if name not in ("host", "config", "lm1b")]
     return [note for name in exact for note in _difference(everyone, name, lambda rank, name=name: rank[name], "which should do no harm")]
 
 
 def check_tokens(ranks: Ranks, tokens: TokenDirectory) -> None:
-    """Compare what the token shards hold over all ranks. Raises UserError on every rank."""
+    """Compare what the token shards hold over all ranks. Raises AgreedError."""
     if ranks.size == 1:
         return
     facts = {"host": host_name(), "vocabulary": tokens.fingerprint[:12], "tokens": tokens.manifest.tokens_sha256[:12]}
@@ -75,11 +74,11 @@ def check_tokens(ranks: Ranks, tokens: TokenDirectory) -> None:
     for name, words in (("vocabulary", "the tokens' vocabulary"), ("tokens", "what the token shards hold")):
         problems += _difference(everyone, words, lambda rank, name=name: rank[name], hint)
     if problems:
-        raise UserError(problems[0])
+        raise AgreedError(problems[0])
 
 
 def check_run_folder(ranks: Ranks, directory: Path) -> None:
-    """Whether all ranks see the run directory that the first has locked, with its checkpoints. Raises UserError on every rank."""
+    """Whether all ranks see the run directory that the first has locked, with its checkpoints. Raises AgreedError."""
     if ranks.size == 1:
         return
     view = _gather({"host": host_name(), **_view(directory)} if ranks.is_first else {}, ranks)[0]
