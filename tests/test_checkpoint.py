@@ -199,6 +199,7 @@ def test_unfinished_and_foreign_folders_are_no_checkpoints(whole: Checkpoint, tm
     shutil.copytree(whole.path, folder / "step_00000030.partial")
     (folder / "step_00000040").mkdir()
     (folder / "step_x").mkdir()
+    shutil.copytree(whole.path, folder / "step_1000")  # by hand, under a name that nobody looks for
     (folder / "notes.txt").write_text("mine")
     assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [3, 20]
 

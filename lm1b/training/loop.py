@@ -77,7 +77,9 @@ def train_on(ranks: Ranks, config: Config, evaluator: list[str] | None = None, l
         run.finish_mirroring()
         ignore_signals()
         _say_end(run, log, stop)
-    except UserError:
+    except UserError as error:
+        if log:
+            log.failed(str(error), run.training_step.step)
         _close(run, log)  # an end in order too: its user is told of it
         raise
     if log:
@@ -134,7 +136,7 @@ def _take_steps(run: Run, log: RunLog | None, stop: StopSignal) -> None:
 
 def _save_the_end(run: Run, log: RunLog | None) -> None:
     """A checkpoint of the last step, and the one before it committed."""
-    if run.saved_at != run.training_step.step:
+    if run.saved_step != run.training_step.step:
         if log and not run.has_finished:
             _say_if_slow(run, log)
         run.begin_saving()

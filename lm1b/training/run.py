@@ -34,7 +34,7 @@ from lm1b.training.engine.engine import Engine
 from lm1b.training.engine.settings import check_deepspeed_section, language_model_settings
 from lm1b.training.resume import Continuation, read_tables
 from lm1b.training.run_folder import RunFolder
-from lm1b.training.run_state import RunLock
+from lm1b.training.run_state import RunLock, training_has_finished
 from lm1b.training.same_everywhere import check_patience, check_run_folder, check_tokens
 from lm1b.training.step.training_step import TrainingStep
 
@@ -102,7 +102,7 @@ class Run:
         self.training_step.total_updates = self.total_steps
         self.counts = Counts()
         self.saver = CheckpointSaver(self.directory, ranks, in_background=config.checkpoints.in_background)
-        self.saved_at = None if checkpoint is None else checkpoint.step  # step of the newest checkpoint, committed or begun
+        self.saved_step: int | None = None  # of the newest checkpoint, committed or begun, that says what this run says there
         self.watcher: subprocess.Popen[bytes] | None = None  # the evaluator beside the training
         self.tokens_at_ceiling: float | None = None  # a second: see log/matmul_rate.py
         if checkpoint is None:
@@ -111,6 +111,9 @@ class Run:
                 engine.start_ema()
         else:
             self._restore(checkpoint)
+            # A length that ends right here makes it another checkpoint: the end of the training.
+            if not self.has_finished or training_has_finished([checkpoint], config):
+                self.saved_step = checkpoint.step
             self.changes = continuation.changes(checkpoint.state(), ranks.size, self.precision)
 
     @property
@@ -187,7 +190,7 @@ class Run:
         }
         self.finish_saving()
         self.saver.begin(state, step.engine.core_state(), _gather_lanes(step.carry, self.ranks), step.tables.all())
-        self.saved_at = step.step
+        self.saved_step = step.step
 
     def poll_saving(self) -> None:
         """Commit the checkpoint that is being written, where every rank has written its part; collective."""

@@ -2,7 +2,8 @@
 
 training.lock   held (flock) by the first rank while a training is at work; names its owner, and is emptied at an orderly end
 training.pid    host and process id of every rank, from the first step's eve to an orderly end
-events.jsonl    a line with `ended` for every orderly end: finished, stopped, launcher gone, logging failed
+events.jsonl    a line with `ended` for every orderly end, as far as it can be written: finished, stopped, launcher gone, logging failed,
+                failed (by a mistake of the user, as a learning rate that is too high)
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ from lm1b.training.run_folder import RunFolder
 
 FORMAT_VERSION = 2
 COPY_BYTES = 8 << 20  # of a table in memory twice while it is cut for another number of ranks
-_FOLDER = re.compile(r"step_(\d+)")
+_FOLDER = re.compile(r"step_(\d{8,})")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -47,6 +47,13 @@ class DamagedCheckpoint(UserError):
 def checkpoint_folder(run_directory: Path, step: int) -> Path:
     """Where the checkpoint after `step` steps lies."""
     return RunFolder(run_directory).checkpoints / f"step_{step:08d}"
+
+
+def step_of(name: str) -> int | None:
+    """The step of a checkpoint's folder by its name; None for other names, `step_1000` among them, which nobody would find again."""
+    match = _FOLDER.fullmatch(name)
+    step = int(match.group(1)) if match else None
+    return step if step is not None and checkpoint_folder(Path(), step).name == name else None
 
 
 def table_file(name: str, rank: int, size: int) -> str:
@@ -228,7 +235,7 @@ def list_checkpoints(run_directory: Path, *, damaged_too: bool = False) -> list[
     """Every complete checkpoint of a run, oldest first. damaged_too: also a folder of that name that has lost its manifest."""
     found = []
     for path in RunFolder(run_directory).checkpoints.glob("step_*"):
-        match = _FOLDER.fullmatch(path.name)
-        if match and path.is_dir() and (damaged_too or (path / "manifest.json").exists()):
-            found.append(Checkpoint(int(match.group(1)), path))
+        step = step_of(path.name)
+        if step is not None and path.is_dir() and (damaged_too or (path / "manifest.json").exists()):
+            found.append(Checkpoint(step, path))
     return sorted(found, key=lambda checkpoint: checkpoint.step)

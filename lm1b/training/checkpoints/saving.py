@@ -196,9 +196,11 @@ class _Save:
         with self._in_need():
             write_sealed_json(self.folder / "manifest.json", {"format_version": FORMAT_VERSION, "files": files})
         flush_folder(self.folder)
-        if self.final.exists():  # the same step again, after an older checkpoint had to be taken
-            _remove(self.final)
+        replaced = self.final.with_name(f"{self.final.name}.replaced.partial")
+        with contextlib.suppress(FileNotFoundError):  # the same step again: an older checkpoint had to be taken, or it is the end now
+            os.replace(self.final, replaced)
         os.replace(self.folder, self.final)
+        _remove(replaced)
         flush_folder(self.final.parent)
 
 

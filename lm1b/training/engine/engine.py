@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from lm1b.distributed import Ranks
+from lm1b.errors import UserError
 from lm1b.precision import DTYPES
 from lm1b.training.engine.process_group import at_the_end, before_the_end, import_deepspeed, quiet, without_inductor
 from lm1b.training.engine.settings import EngineSettings, deepspeed_config
@@ -98,7 +99,11 @@ class Engine:
         """Of each parameter in `names`: the norm of this rank's own gradient, before reduction and clipping, float32.
 
         The largest over the micro-batches so far, NaN if one is; as DeepSpeed has scaled it. Nothing waits for the device.
+        Raises UserError for a parameter that no gradient has come to, which a cell of one's own may have.
         """
+        without = [name for name, kept in zip(self.names, self._norms, strict=True) if not kept]
+        if without:
+            raise UserError(f"{', '.join(without)}: no gradient; every parameter must have a part in what the forward pass puts out")
         return torch.stack([torch.stack(kept).amax() for kept in self._norms])
 
     @property
