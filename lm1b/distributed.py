@@ -1,4 +1,4 @@
-"""What this process is among the ranks, and the few collectives used outside the engine."""
+"""What this process is among the ranks, and collectives: of tensors, of JSON values, and of what may fail on one rank."""
 
 from __future__ import annotations
 

@@ -59,7 +59,11 @@ class Counts:
 
 
 class Run:
-    """A training run on this rank: everything built, and resumed where there is a checkpoint."""
+    """A training run on this rank: everything built, and resumed where there is a checkpoint. Raises UserError on every rank.
+
+    For the start's messages: `fetched` (what was done with the mirror), `damage` (of checkpoints newer than the one taken) and `changes`
+    (what a resumed run does otherwise than before). `watcher` and `tokens_at_ceiling` are the loop's own.
+    """
 
     def __init__(self, config: Config, ranks: Ranks):
         self.config, self.ranks = config, ranks

@@ -86,7 +86,7 @@ class Checkpoint:
         return manifest["files"]
 
     def state(self) -> dict[str, Any]:
-        """state.json: step, updates, epoch, finished, ranks, vocabulary fingerprint, config. Verified. Raises DamagedCheckpoint."""
+        """state.json, verified: what `Run.begin_saving` put there, `ranks`, and `tables` with their sizes. Raises DamagedCheckpoint."""
         files = self.manifest()
         if "state.json" not in files:
             raise DamagedCheckpoint(f"{self.path}/manifest.json: does not name state.json")

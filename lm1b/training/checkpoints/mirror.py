@@ -29,7 +29,10 @@ LOG_SECONDS = 60.0  # between two copies of the logs, beside those with every ch
 
 
 class Mirror:
-    """One run's copy, from the first rank. Raises StoreError, UserError where the URL cannot be used at all."""
+    """One run's copy, from the first rank; `there` reads it.
+
+    Raises StoreError, UserError where the URL cannot be used at all.
+    """
 
     def __init__(self, config: Config, url: str):
         self._config, self._directory = config, Path(config.run.directory)

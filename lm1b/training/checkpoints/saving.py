@@ -7,7 +7,8 @@
    and renames the folder: only now is it a checkpoint.
 4. One save at a time: `begin` and `finish` wait for the one before. What went wrong in a writer is raised here, on every rank.
 
-Memory: STAGING_BYTES at most, whatever the checkpoint's size.
+Memory: STAGING_BYTES at most beside the tables, whatever their size up to some two million rows a rank, then 4 bytes a row and matrix
+more; a core larger than LARGEST_STAGED_CORE_BYTES comes on top, until it is written.
 """
 
 from __future__ import annotations

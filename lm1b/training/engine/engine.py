@@ -183,7 +183,10 @@ class Engine:
     def restore(
         self, weights: dict[str, Tensor], ema: dict[str, Tensor] | None, optimizer: dict[str, dict[str, Tensor]], updates: int
     ) -> None:
-        """Set what a checkpoint holds beside the weights that `prime` was given: moving average and optimizer state by key."""
+        """Set what a checkpoint holds beside the weights that `prime` was given: moving average and optimizer state by key.
+
+        All by parameter name, whole, float32; ema None: no average is kept. updates: applied so far.
+        """
         if ema is not None:
             self._set_full(ema, None)
             self.start_ema()

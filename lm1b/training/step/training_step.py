@@ -54,7 +54,8 @@ class StepResult:
     not_finite: list[str]  # "rank 1: loss", ...; empty if and only if applied
     lanes_restarted: int  # lanes of all ranks whose state was not finite, after a skipped step
     gap: tuple[float, float] | None  # sampled and true nats a word on the same few positions
-    waiting_RP: list[list[float]]  # seconds that each rank waited in the step before, by part (timing.WAITED_FOR)
+    # Seconds that each rank waited, by part (timing.WAITED_FOR): status and row gradients are of the step before.
+    waiting_RP: list[list[float]]
 
 
 class TrainingStep:
