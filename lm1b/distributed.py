@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -129,7 +129,7 @@ def all_gather_rows(values_N: Tensor, ranks: Ranks) -> Tensor:
     return values_M
 
 
-def all_gather_objects(value: object, ranks: Ranks) -> list[object]:
+def all_gather_objects(value: object, ranks: Ranks) -> list[Any]:
     """Every rank's JSON-like value, in rank order. Goes as UTF-8 JSON bytes: nothing is pickled."""
     if ranks.size == 1:
         return [value]
@@ -142,13 +142,13 @@ def all_gather_objects(value: object, ranks: Ranks) -> list[object]:
     padded[: payload.numel()] = payload
     gathered = [torch.zeros_like(padded) for _ in range(ranks.size)]
     dist.all_gather(gathered, padded)
-    return [json.loads(bytes(part[: int(n)].cpu().numpy()).decode()) for part, n in zip(gathered, lengths, strict=True)]
+    return [json.loads(bytes(each[: int(n)].cpu().numpy()).decode()) for each, n in zip(gathered, lengths, strict=True)]
 
 
 def from_first(ranks: Ranks, action: Callable[[], T]) -> T:
     """What `action` gives on the first rank, a JSON value, on all of them; the others do not run it. See `agree`."""
     value = agree(ranks, lambda: action() if ranks.is_first else None)
-    return all_gather_objects(value, ranks)[0]  # type: ignore[return-value]
+    return all_gather_objects(value, ranks)[0]
 
 
 def tensors_from_first(tensors: dict[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
@@ -184,7 +184,7 @@ def agree(ranks: Ranks, action: Callable[[], T], *, may_take_long: bool = False)
         problem = f"{problem} ({ranks.name})"
     problems = [found for found in all_gather_objects(problem, ranks) if found is not None]
     if problems:
-        raise AgreedError(str(problems[0]))
+        raise AgreedError(problems[0])
     return result  # type: ignore[return-value]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lm1b.config import Config
 from lm1b.console import remark, say
-from lm1b.distributed import Ranks, agree, all_gather_objects
+from lm1b.distributed import Ranks, agree
 from lm1b.errors import AgreedError, UserError
 from lm1b.launchers import without_place
 from lm1b.peers import naming_the_guilty
@@ -173,8 +173,7 @@ def _count(run: Run, result: StepResult, log: RunLog | None) -> None:
 
 def _open_log(run: Run, notes: list[str]) -> RunLog | None:
     """The first rank's log, with how the training starts; None on the others. Every rank calls it."""
-    member = RankProcess.here(run.ranks.rank).as_json()
-    members = [found for value in all_gather_objects(member, run.ranks) if (found := RankProcess.from_json(value))]
+    members = run.ranks.peers.members if run.ranks.peers else [RankProcess.here(0)]
     facts = run.facts()
     log = agree(run.ranks, lambda: RunLog(run.config, run.training_step.step, members, facts) if run.ranks.is_first else None)
     if log:

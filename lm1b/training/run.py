@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import Tensor
 
 from lm1b.config import Config
 from lm1b.data.batches import Batches
 from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.data.tokens.remote import open_tokens
 from lm1b.data.tokens.unchanged import check_corpus_unchanged
-from lm1b.distributed import Ranks, agree, local_rank, local_size, share_of_cores
+from lm1b.distributed import Ranks, agree, all_gather_rows, share_of_cores
 from lm1b.errors import UserError
+from lm1b.launchers import here
 from lm1b.memory import keep_freed_memory
 from lm1b.model.kernels import triton_kernels
 from lm1b.model.language_model import LanguageModel
@@ -128,8 +127,9 @@ class Run:
     def _open_tokens(self) -> TokenDirectory:
         """The shards, of which each of a host's ranks verifies its share, once a machine, and of the corpus that the config names."""
         tokens = open_tokens(self.config.tokens)
-        tokens.verify_once(local_rank(), local_size())
-        if local_rank() == 0:
+        place = here()
+        tokens.verify_once(place.local_rank, place.local_size)
+        if place.local_rank == 0:
             check_corpus_unchanged(self.config, tokens)
         return tokens
 
@@ -193,7 +193,9 @@ class Run:
             "config": self.config.as_json(),
         }
         self.finish_saving()
-        self.saver.begin(state, step.engine.core_state(), _gather_lanes(step.carry, self.ranks), step.tables.all())
+        # All lanes' state, in lane order, on CPU: a copy, since it is written behind the steps.
+        carry = {name: all_gather_rows(tensor, self.ranks).cpu().clone() for name, tensor in step.carry.items()}
+        self.saver.begin(state, step.engine.core_state(), carry, step.tables.all())
         self.saved_step = step.step
 
     def poll_saving(self) -> None:
@@ -244,15 +246,3 @@ def prepare_process(config: Config, ranks: Ranks) -> None:
     torch.set_flush_denormal(True)
     keep_freed_memory()
     keep_float32_exact()
-
-
-def _gather_lanes(carry: dict[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
-    """All lanes' state, in lane order, on CPU."""
-    if ranks.size == 1:
-        return {name: tensor.cpu().clone() for name, tensor in carry.items()}
-    whole = {}
-    for name, tensor in carry.items():
-        parts = [torch.empty_like(tensor) for _ in range(ranks.size)]
-        dist.all_gather(parts, tensor.contiguous())
-        whole[name] = torch.cat(parts).cpu()
-    return whole

@@ -13,7 +13,7 @@ from typing import Any
 
 from lm1b.config import Config
 from lm1b.data.tokens.directory import TokenDirectory
-from lm1b.distributed import Ranks, agree, all_gather_objects
+from lm1b.distributed import Ranks, agree, all_gather_objects, from_first
 from lm1b.errors import AgreedError, UserError
 from lm1b.host_facts import package_folder, program_facts, source_digests
 from lm1b.peers import ANSWER_SECONDS, TIME_LIMIT_VARIABLE, time_limit
@@ -43,17 +43,17 @@ def check_program(ranks: Ranks, config: Section) -> list[str]:
         return []
     settings = _shared_settings(config)
     facts = program_facts() | {"host": host_name(), "config": _digest(settings)}
-    everyone = _gather(facts, ranks)
+    everyone = all_gather_objects(facts, ranks)
     problems = []
     for name in ("torch", "deepspeed"):
         problems += _difference(everyone, name, lambda rank, name=name: _public(rank[name]), INSTALL)
     problems += _difference(everyone, "python", lambda rank: rank["python"].rpartition(".")[0], "use the same Python on every host")
     if len({rank["lm1b"] for rank in everyone}) > 1:
         folder = package_folder()
-        files = _named_keys(_gather(source_digests(folder) if folder else {}, ranks))
+        files = _named_keys(all_gather_objects(source_digests(folder) if folder else {}, ranks))
         problems += _difference(everyone, "lm1b's source", lambda rank: rank["lm1b"], f"bring the same code to every host; see {files}")
     if len({rank["config"] for rank in everyone}) > 1:
-        fields = _named_keys(_gather(settings, ranks))
+        fields = _named_keys(all_gather_objects(settings, ranks))
         problems += _difference(
             everyone, "the config", lambda rank: rank["config"], f"give every rank the same --config and --set; see {fields}"
         )
@@ -68,7 +68,7 @@ def check_tokens(ranks: Ranks, tokens: TokenDirectory) -> None:
     if ranks.size == 1:
         return
     facts = {"host": host_name(), "vocabulary": tokens.fingerprint[:12], "tokens": tokens.manifest.tokens_sha256[:12]}
-    everyone = _gather(facts, ranks)
+    everyone = all_gather_objects(facts, ranks)
     hint = "copy one host's tokens.directory to the others, or preprocess the same corpus with the same config on each"
     problems = []
     for name, words in (("vocabulary", "the tokens' vocabulary"), ("tokens", "what the token shards hold")):
@@ -81,7 +81,7 @@ def check_run_folder(ranks: Ranks, directory: Path) -> None:
     """Whether all ranks see the run directory that the first has locked, with its checkpoints. Raises AgreedError."""
     if ranks.size == 1:
         return
-    view = _gather({"host": host_name(), **_view(directory)} if ranks.is_first else {}, ranks)[0]
+    view = from_first(ranks, lambda: {"host": host_name(), **_view(directory)})
     agree(ranks, lambda: _wait_for_view(directory, view))
 
 
@@ -116,10 +116,6 @@ def _wait_for_view(directory: Path, expected: dict[str, Any]) -> None:
                 "put it on a file system that all hosts share"
             )
         time.sleep(0.1)
-
-
-def _gather(value: dict[str, Any], ranks: Ranks) -> list[Any]:
-    return all_gather_objects(value, ranks)
 
 
 def _digest(value: Any) -> str:

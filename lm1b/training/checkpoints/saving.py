@@ -128,8 +128,8 @@ class CheckpointSaver:
             return None
         agree(self._ranks, save.wait, may_take_long=True)
         everything: Files = {}
-        for part in all_gather_objects(save.files, self._ranks):
-            everything |= part  # type: ignore[arg-type]
+        for files in all_gather_objects(save.files, self._ranks):
+            everything |= files
         agree(self._ranks, lambda: save.commit(everything) if self._ranks.is_first else None)
         self._bytes_per_second = sum(entry["bytes"] for entry in save.files.values()) / max(1e-3, save.seconds)
         return Checkpoint(save.step, save.final)
