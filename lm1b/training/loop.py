@@ -16,7 +16,7 @@ from lm1b.peers import naming_the_guilty
 from lm1b.processes import RankProcess
 from lm1b.training.checkpoints.mirror import mirror_logs
 from lm1b.training.engine.process_group import start_ranks, stop_ranks
-from lm1b.training.log.activations import watch_activations
+from lm1b.training.log.activations import ActivationWatch
 from lm1b.training.log.matmul_rate import tokens_at_ceiling
 from lm1b.training.log.metrics_line import Interval
 from lm1b.training.log.run_log import RunLog
@@ -106,7 +106,7 @@ def _take_steps(run: Run, log: RunLog | None, stop: StopSignal) -> None:
     """Step after step until the end of the training, or until some rank is asked to stop."""
     config, step = run.config, run.training_step
     interval, stopped = Interval(), False
-    activations = watch_activations(step.model) if log else None
+    activations = ActivationWatch(step.model.stack) if log else None
     with StepProgress(step.step, run.total_steps, shown=run.ranks.is_first) as progress:
         while not run.has_finished and not stopped:
             gap_every = config.training.gap_every

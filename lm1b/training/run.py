@@ -50,12 +50,6 @@ class Counts:
     unlogged_nats: float = 0.0  # since the last line of metrics.jsonl: a run that goes on from here writes the same next line
     unlogged_tokens: int = 0
 
-    @classmethod
-    def of_state(cls, state: dict[str, Any]) -> Counts:
-        """The totals in a checkpoint's state; in checkpoints before version 0.2 tokens are called words."""
-        names = {"words": "tokens", "unlogged_words": "unlogged_tokens"}
-        return cls(**{names.get(str(name), str(name)): value for name, value in state["counts"].items()})
-
 
 class Run:
     """A training run on this rank: everything built, and resumed where there is a checkpoint. Raises UserError on every rank.
@@ -175,7 +169,7 @@ class Run:
         lanes = slice(step.first_lane, step.first_lane + step.lanes_here)
         step.carry = {name: tensor[lanes].to(ranks.device, step.engine.dtype, copy=True) for name, tensor in checkpoint.carry().items()}
         step.step, step.updates = state["step"], state["updates"]
-        self.counts = Counts.of_state(state)
+        self.counts = Counts(**state["counts"])
 
     def begin_saving(self) -> None:
         """Start writing a checkpoint; collective. See `CheckpointSaver.begin`; `poll_saving` must follow once a step."""

@@ -106,14 +106,6 @@ def training_ranks(run_directory: Path) -> list[RankProcess]:
     return read_processes(RunFolder(run_directory).pid)
 
 
-def trainer_state(run_directory: Path) -> str:
-    """`alive`, `dead` (it left its mark and is gone) or `absent` (no mark). On another host it is taken to be alive."""
-    members = training_ranks(run_directory)
-    if not members:
-        return "absent"
-    return "dead" if all(member.condition() == "gone" for member in members) else "alive"
-
-
 def training_has_finished(checkpoints: list[Checkpoint], config: Config) -> bool:
     """Whether the last checkpoint is the end of the training that `config` asks for (it may have been made longer since)."""
     if not checkpoints:

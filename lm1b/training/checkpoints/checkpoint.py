@@ -8,6 +8,8 @@
 2. A reader verifies what the manifest says before it uses a tensor, and may cut the tables for another number of ranks.
 3. A reader holds a lease on it meanwhile, else retention may delete it (retention.py).
 4. A damaged one is set aside as `step_N.damaged`, and the one before it taken (resume.py).
+
+What needs torch loads it: whoever asks which checkpoints there are, and of what (run_state.py), is answered at once.
 """
 
 from __future__ import annotations
@@ -22,17 +24,19 @@ from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from lm1b.errors import UserError
 from lm1b.files import digest_of_file, flush_folder, read_json, read_sealed_json
-from lm1b.training.checkpoints.tensor_file import MatrixInFile
 from lm1b.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lm1b.training.checkpoints.tensor_file import MatrixInFile
 
 FORMAT_VERSION = 2
 COPY_BYTES = 8 << 20  # of a table in memory twice while it is cut for another number of ranks
@@ -101,6 +105,8 @@ class Checkpoint:
 
     def verify(self, rank: int = 0, size: int = 1) -> None:
         """Check size and SHA-256 of this rank's share of the files. Raises DamagedCheckpoint that names the first bad one."""
+        import torch
+
         # The largest files are spread evenly: sorted by name, a table's shares are neighbours.
         files = sorted(self.manifest().items())[rank::size]
         # Hashing and reading let go of Python's lock.
@@ -134,6 +140,10 @@ class Checkpoint:
 
         out: where to put them, contiguous [rows of this rank, width]. Nothing but a block is ever in memory twice.
         """
+        import torch
+
+        from lm1b.training.checkpoints.tensor_file import MatrixInFile
+
         state = self.state()
         if name not in state["tables"]:
             raise UserError(f"{self.path}/state.json: names no table {name}")

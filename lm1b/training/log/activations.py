@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lm1b.model.recurrent import RecurrentStack
 
@@ -56,9 +56,3 @@ class ActivationWatch:
             found["dead_relus"] = float((torch.cat(list(self._largest.values())) == 0).float().mean())
         self._sums, self._largest = [], {}
         return found
-
-
-def watch_activations(model: nn.Module) -> ActivationWatch | None:
-    """Of a language model's recurrent layers."""
-    stack = getattr(model, "stack", None)
-    return ActivationWatch(stack) if isinstance(stack, RecurrentStack) else None

@@ -155,16 +155,17 @@ class TrainingStep:
         plan, output = rows.plan, rows.output(self.ranks)
         for first in range(0, self.lanes_here, micro_lanes):
             lanes = slice(first, first + micro_lanes)
-            parts = self.parts.timed("forward", self.engine.forward)(
-                rows.input_rows_UD,
-                plan.input_positions_TB[:, lanes],
-                output,
-                plan.target_positions_TB[:, lanes],
-                {name: tensor[lanes] for name, tensor in self.carry.items()},
-                step=self.step,
-                first_lane=self.first_lane + first,
-                resets_TB=self._resets(plan.inputs_TB[:, lanes]),
-            )
+            with self.parts.on("forward"):
+                parts = self.engine.forward(
+                    rows.input_rows_UD,
+                    plan.input_positions_TB[:, lanes],
+                    output,
+                    plan.target_positions_TB[:, lanes],
+                    {name: tensor[lanes] for name, tensor in self.carry.items()},
+                    step=self.step,
+                    first_lane=self.first_lane + first,
+                    resets_TB=self._resets(plan.inputs_TB[:, lanes]),
+                )
             with part("backward"), self.parts.on("backward"):
                 self.engine.backward((parts.nats / micro_lanes).float())
             nats += parts.nats.detach()
