@@ -95,8 +95,7 @@ class Run:
         agree(ranks, lambda: check_deepspeed_section(config))
         engine = Engine(model, language_model_settings(config, ranks), self.precision, ranks)
         tables = Tables.create(config, vocabulary_size, model.output_width, ranks, initialize=checkpoint is None)
-        self.training_step = TrainingStep(config, engine, tables, sampler, self.batches, ranks)
-        self.training_step.total_updates = self.total_steps
+        self.training_step = TrainingStep(config, engine, tables, sampler, self.batches, ranks, self.total_steps)
         self.counts = Counts()
         self.saver = CheckpointSaver(self.directory, ranks, in_background=config.checkpoints.in_background)
         self.saved_step: int | None = None  # of the newest checkpoint, committed or begun, that says what this run says there
@@ -166,9 +165,7 @@ class Run:
         optimizer = {key: checkpoint.core(f"optimizer/{key}") or {} for key in checkpoint.optimizer_keys()}
         step.engine.restore(weights, ema, optimizer, state["updates"])
         agree(ranks, lambda: read_tables(checkpoint, ranks, step.tables.all()), may_take_long=True)
-        lanes = slice(step.first_lane, step.first_lane + step.lanes_here)
-        step.carry = {name: tensor[lanes].to(ranks.device, step.engine.dtype, copy=True) for name, tensor in checkpoint.carry().items()}
-        step.step, step.updates = state["step"], state["updates"]
+        step.restore(state["step"], state["updates"], checkpoint.carry())
         self.counts = Counts(**state["counts"])
 
     def begin_saving(self) -> None:

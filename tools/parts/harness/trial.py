@@ -28,7 +28,7 @@ def try_settings(
     run = Run(config, ranks)
     text = first_sentences(text_of_split(run.tokens, "validation"), num_sentences)
     step, times, used, curve = run.training_step, [], 0.0, []
-    step.total_updates = 10**6  # the first steps are in the warm-up, or at full rate
+    step.total_steps = 10**6  # the first steps are in the warm-up, or at full rate
     total = STEPS_TIMED
     points = list(shares)
     while step.step < total:
@@ -37,7 +37,7 @@ def try_settings(
         times.append(time.process_time() - started_at)
         used += times[-1]
         if step.step == STEPS_TIMED:
-            total = step.total_updates = num_steps or max(STEPS_TIMED + 1, round(cpu_seconds / statistics.median(times)))
+            total = step.total_steps = num_steps or max(STEPS_TIMED + 1, round(cpu_seconds / statistics.median(times)))
         if total > STEPS_TIMED and step.step >= points[0] * total:
             points.pop(0)
             curve.append((round(used, 1), round(word_perplexity(run, text, step.engine.dtype), 2)))
