@@ -51,6 +51,21 @@ class Counts:
     unlogged_tokens: int = 0
 
 
+def check_lanes(config: Config, num_ranks: int) -> None:
+    """Raise UserError where the lanes cannot be shared by so many ranks."""
+    lanes, micro_batches = config.batches.lanes, config.training.micro_batches
+    if lanes % (num_ranks * micro_batches):
+        raise UserError(
+            f"batches.lanes (={lanes}) must be divisible by ranks x training.micro_batches "
+            f"(={num_ranks} x {micro_batches}); use --num_gpus or --set batches.lanes="
+        )
+
+
+def length_in_steps(config: Config, steps_per_epoch: int) -> int:
+    """How many steps the training has, whichever way the config says it."""
+    return config.training.total_steps or max(1, math.floor((config.training.epochs or 0.0) * steps_per_epoch))
+
+
 class Run:
     """A training run on this rank: everything built, and resumed where there is a checkpoint. Raises UserError on every rank.
 
@@ -61,7 +76,7 @@ class Run:
     def __init__(self, config: Config, ranks: Ranks):
         self.config, self.ranks = config, ranks
         self.directory = Path(config.run.directory)
-        self._check_lanes()
+        agree(ranks, lambda: check_lanes(config, ranks.size))
         self.mirror: Mirror | None = None  # the first rank's
         self.lock = agree(ranks, lambda: RunLock(self.directory) if ranks.is_first else None)
         try:
@@ -82,8 +97,7 @@ class Run:
         counts_V = agree(ranks, lambda: self.tokens.vocabulary.counts_V)
         vocabulary_size = len(counts_V)
         self.batches = agree(ranks, self._make_batches, may_take_long=True)  # reads where every sentence ends, perhaps over the net
-        epochs = config.training.epochs or 0.0
-        self.total_steps = config.training.total_steps or max(1, math.floor(epochs * self.batches.steps_per_epoch))
+        self.total_steps = length_in_steps(config, self.batches.steps_per_epoch)
         sampler = agree(ranks, lambda: make_sampler(config.softmax, counts_V, config.run.seed))
         self.mirror = agree(ranks, lambda: Mirror(config, config.run.mirror) if ranks.is_first and config.run.mirror else None)
         self.fetched: list[str] = []  # what was done with the mirror
@@ -125,14 +139,6 @@ class Run:
         if place.local_rank == 0:
             check_corpus_unchanged(self.config, tokens)
         return tokens
-
-    def _check_lanes(self) -> None:
-        lanes, parts = self.config.batches.lanes, self.ranks.size * self.config.training.micro_batches
-        if lanes % parts:
-            raise UserError(
-                f"batches.lanes (={lanes}) must be divisible by ranks x training.micro_batches "
-                f"(={self.ranks.size} x {self.config.training.micro_batches}); use --num_gpus or --set batches.lanes="
-            )
 
     def _make_batches(self) -> Batches:
         settings = self.config.batches

@@ -87,6 +87,8 @@ def check_deepspeed_section(config: Config) -> None:
         raise UserError(f"deepspeed.zero_optimization: expected an object, found {zero!r}")
     if "stage" in zero:
         raise UserError("deepspeed.zero_optimization.stage: is training.zero_stage; remove it")
+    if not zero:
+        return
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     for key in zero:
