@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lm1b import launchers
-from lm1b.errors import AgreedError, UserError, describe_os_error
+from lm1b.errors import AgreedError, UserError, in_words
 from lm1b.peers import Peers
 from lm1b.processes import host_name
 from lm1b.profiling import part
@@ -176,10 +176,8 @@ def agree(ranks: Ranks, action: Callable[[], T], *, may_take_long: bool = False)
     result, problem = None, None
     try:
         result = action()
-    except UserError as error:
-        problem = str(error)
-    except OSError as error:
-        problem = describe_os_error(error)
+    except (UserError, OSError) as error:
+        problem = in_words(error)
     if problem is not None and ranks.rank:
         problem = f"{problem} ({ranks.name})"
     problems = [found for found in all_gather_objects(problem, ranks) if found is not None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from lm1b.console import is_json, say_error
@@ -24,6 +24,16 @@ class AgreedError(UserError):
 def describe_os_error(error: OSError) -> str:
     """A full disk, a missing right or file, in one line."""
     return f"{error.filename or 'file system'}: {error.strerror or error}"
+
+
+def in_words(error: UserError | OSError) -> str:
+    """What is told of a mistake or of the file system's no."""
+    return describe_os_error(error) if isinstance(error, OSError) else str(error)
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """For a message: the first `most` names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def in_one_line(error: BaseException, longest: int = 500) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from lm1b.config import Config
 from lm1b.console import remark, say
 from lm1b.distributed import Ranks, agree
-from lm1b.errors import AgreedError, UserError
+from lm1b.errors import AgreedError, UserError, listed
 from lm1b.launchers import without_place
 from lm1b.peers import naming_the_guilty
 from lm1b.processes import RankProcess
@@ -159,8 +159,7 @@ def _count(run: Run, result: StepResult, log: RunLog | None) -> None:
         return
     counts.skipped += 1
     counts.skipped_in_a_row += 1
-    named = result.not_finite[:NAMED_CAUSES]
-    causes = ", ".join(named) + (f" and {len(result.not_finite) - len(named)} more" if len(result.not_finite) > len(named) else "")
+    causes = listed(result.not_finite, NAMED_CAUSES)
     if log:
         log.event(f"step {step}: update skipped, not finite: {causes}", step)
     if counts.skipped_in_a_row >= run.config.training.max_skipped:

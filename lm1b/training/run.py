@@ -27,12 +27,11 @@ from lm1b.model.tables import Tables
 from lm1b.precision import resolve_precision
 from lm1b.training.checkpoints.checkpoint import Checkpoint
 from lm1b.training.checkpoints.mirror import Mirror
-from lm1b.training.checkpoints.retention import apply_retention
+from lm1b.training.checkpoints.retention import apply_retention, best_to_keep
 from lm1b.training.checkpoints.saving import CheckpointSaver
 from lm1b.training.engine.engine import Engine
 from lm1b.training.engine.settings import check_deepspeed_section, language_model_settings
 from lm1b.training.resume import Continuation, read_tables
-from lm1b.training.run_folder import RunFolder
 from lm1b.training.run_state import RunLock, training_has_finished
 from lm1b.training.same_everywhere import check_patience, check_run_folder, check_tokens
 from lm1b.training.step.training_step import TrainingStep
@@ -207,9 +206,7 @@ class Run:
 
     def _delete_old_checkpoints(self) -> None:
         if self.ranks.is_first:
-            settings = self.config.checkpoints
-            best = RunFolder(self.directory).best_step(self.config) if settings.keep_best else None
-            apply_retention(self.directory, settings.keep_last, settings.keep_every, best)
+            apply_retention(self.directory, self.config.checkpoints, best_to_keep(self.config))
             if self.mirror:
                 self.mirror.wake()
 

@@ -14,7 +14,7 @@ from typing import Any
 from lm1b.config import Config
 from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.distributed import Ranks, agree, all_gather_objects, from_first
-from lm1b.errors import AgreedError, UserError
+from lm1b.errors import AgreedError, UserError, listed
 from lm1b.host_facts import package_folder, program_facts, source_digests
 from lm1b.peers import ANSWER_SECONDS, TIME_LIMIT_VARIABLE, time_limit
 from lm1b.processes import host_name
@@ -140,11 +140,7 @@ def _public(version: str) -> str:
 def _named_keys(everyone: list[dict[str, Any]]) -> str:
     """Keys whose values are not the same everywhere."""
     keys = {key for rank in everyone for key in rank}
-    return _listed(sorted(key for key in keys if any(rank.get(key) != everyone[0].get(key) for rank in everyone)))
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+    return listed(sorted(key for key in keys if any(rank.get(key) != everyone[0].get(key) for rank in everyone)), NAMED)
 
 
 def _difference(everyone: list[dict[str, Any]], what: str, value_of: Any, hint: str) -> list[str]:
@@ -153,8 +149,8 @@ def _difference(everyone: list[dict[str, Any]], what: str, value_of: Any, hint: 
     others = sorted({value for value in values if value != values[0]})
     if not others:
         return []
-    found = [f"{value} on {_listed(_places(everyone, values, value))}" for value in others]
-    return [f"{what} differs: {values[0]} on {_listed(_places(everyone, values, values[0]))}, but {', '.join(found)}; {hint}"]
+    found = [f"{value} on {listed(_places(everyone, values, value), NAMED)}" for value in others]
+    return [f"{what} differs: {values[0]} on {listed(_places(everyone, values, values[0]), NAMED)}, but {', '.join(found)}; {hint}"]
 
 
 def _places(everyone: list[dict[str, Any]], values: list[str], value: str) -> list[str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lm1b.errors import UserError
 from lm1b.evaluation.scoring.evaluator import Evaluator, say_result
-from lm1b.training.checkpoints.checkpoint import list_checkpoints
+from lm1b.training.checkpoints.checkpoint import MANIFEST, list_checkpoints
 from lm1b.training.evaluations import KINDS, Evaluation, Weights
 from lm1b.training.run_folder import RunFolder
 from lm1b.training.run_state import RunState, run_state
@@ -66,7 +66,7 @@ def watch(
                         on_result(evaluation)
                 except UserError as error:
                     # Retention may have been faster; what is still there and cannot be scored is told at the end.
-                    if (newest.path / "manifest.json").exists():
+                    if (newest.path / MANIFEST).exists():
                         problems.append(str(error))
                 continue
             reason = _why_ended(state, time.monotonic() > give_up_at)

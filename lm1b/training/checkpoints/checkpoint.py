@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from lm1b.training.checkpoints.tensor_file import MatrixInFile
 
 FORMAT_VERSION = 2
+MANIFEST, STATE, CORE, CARRY = "manifest.json", "state.json", "core.safetensors", "carry.safetensors"  # and tables: `table_file`
 COPY_BYTES = 8 << 20  # of a table in memory twice while it is cut for another number of ranks
 _FOLDER = re.compile(r"step_(\d{8,})")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -74,7 +75,7 @@ class Checkpoint:
 
     def manifest(self) -> dict[str, dict[str, Any]]:
         """File name -> bytes and SHA-256. Raises DamagedCheckpoint, or UserError for another version of the format."""
-        path = self.path / "manifest.json"
+        path = self.path / MANIFEST
         if not path.exists():
             raise DamagedCheckpoint(f"{path}: missing from the checkpoint")
         try:
@@ -92,11 +93,11 @@ class Checkpoint:
     def state(self) -> dict[str, Any]:
         """state.json, verified: what `Run.begin_saving` put there, `ranks`, and `tables` with their sizes. Raises DamagedCheckpoint."""
         files = self.manifest()
-        if "state.json" not in files:
+        if STATE not in files:
             raise DamagedCheckpoint(f"{self.path}/manifest.json: does not name state.json")
-        self._verify_file("state.json", files["state.json"])
+        self._verify_file(STATE, files[STATE])
         try:
-            state = read_json(self.path / "state.json")
+            state = read_json(self.path / STATE)
         except UserError as error:
             raise DamagedCheckpoint(str(error)) from None
         if not _is_state(state):
@@ -121,18 +122,18 @@ class Checkpoint:
     def core(self, kind: str = "weights") -> dict[str, Tensor] | None:
         """Core tensors by parameter name, float32; kind `weights`, `ema` (None where training kept none) or `optimizer/<key>`."""
         prefix = f"{kind}/"
-        with _reading(self.path / "core.safetensors") as file:
+        with _reading(self.path / CORE) as file:
             tensors = {name.removeprefix(prefix): file.get_tensor(name) for name in _names(file) if name.startswith(prefix)}
         return tensors or None
 
     def optimizer_keys(self) -> list[str]:
         """Names of the optimizer's state tensors, such as `sum`."""
-        with _reading(self.path / "core.safetensors") as file:
+        with _reading(self.path / CORE) as file:
             return sorted({name.split("/")[1] for name in _names(file) if name.startswith("optimizer/")})
 
     def carry(self) -> dict[str, Tensor]:
         """The recurrent state of every lane of the global batch: name -> [lanes, width]."""
-        with _reading(self.path / "carry.safetensors") as file:
+        with _reading(self.path / CARRY) as file:
             return {name: file.get_tensor(name) for name in _names(file)}
 
     def read_table(self, name: str, rank: int = 0, size: int = 1, key: str = "rows", out: Tensor | None = None) -> Tensor:
@@ -246,6 +247,6 @@ def list_checkpoints(run_directory: Path, *, damaged_too: bool = False) -> list[
     found = []
     for path in RunFolder(run_directory).checkpoints.glob("step_*"):
         step = step_of(path.name)
-        if step is not None and path.is_dir() and (damaged_too or (path / "manifest.json").exists()):
+        if step is not None and path.is_dir() and (damaged_too or (path / MANIFEST).exists()):
             found.append(Checkpoint(step, path))
     return sorted(found, key=lambda checkpoint: checkpoint.step)

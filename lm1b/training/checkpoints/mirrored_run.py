@@ -24,11 +24,18 @@ from lm1b.errors import UserError, describe_os_error
 from lm1b.files import LARGEST_JSON_BYTES, atomic_file, flush_folder, megabytes, needing_space, seal
 from lm1b.remote import Store
 from lm1b.remote_errors import DamagedInStore, StoreError, WrongBytes
-from lm1b.training.checkpoints.checkpoint import Checkpoint, DamagedCheckpoint, checkpoint_folder, list_checkpoints, step_of
+from lm1b.training.checkpoints.checkpoint import (
+    MANIFEST,
+    STATE,
+    Checkpoint,
+    DamagedCheckpoint,
+    checkpoint_folder,
+    list_checkpoints,
+    step_of,
+)
 from lm1b.training.run_folder import RunFolder
 
 T = TypeVar("T")
-MANIFEST = "manifest.json"
 DAMAGED = "manifest.damaged.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -96,9 +103,9 @@ class MirroredRun:
         files = self._naming(step, folder, copy.manifest)
         if not all(_NAME.fullmatch(name) for name in files):
             raise DamagedCheckpoint(f"{self.store.place(place_of(step))}/{MANIFEST}: names files that are no checkpoint's")
-        entry = files.get("state.json")
+        entry = files.get(STATE)
         if entry is not None and entry["bytes"] <= LARGEST_JSON_BYTES:
-            self._get(step, lambda place: self.store.get(place, folder / "state.json", entry["bytes"], entry["sha256"]), "state.json")
+            self._get(step, lambda place: self.store.get(place, folder / STATE, entry["bytes"], entry["sha256"]), STATE)
         self._accept(self._naming(step, folder, copy.state), accept)
         return files
 
@@ -111,7 +118,7 @@ class MirroredRun:
             files = self._open(step, folder, accept)
             num_bytes = sum(entry["bytes"] for entry in files.values())
             with needing_space(folder, num_bytes):
-                for name in sorted(files.keys() - {"state.json"}):
+                for name in sorted(files.keys() - {STATE}):
                     entry = files[name]
                     self._get(step, lambda place: self.store.get(place, folder / name, entry["bytes"], entry["sha256"]), name)  # noqa: B023
             for path in folder.iterdir():

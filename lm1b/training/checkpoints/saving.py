@@ -27,10 +27,10 @@ import torch
 from torch import Tensor
 
 from lm1b.distributed import Ranks, agree, all_gather_objects, all_reduce_sum
-from lm1b.errors import UserError, describe_os_error
+from lm1b.errors import UserError, in_words
 from lm1b.files import digest_of_file, flush_folder, megabytes, needing_space, write_json, write_sealed_json
 from lm1b.model.tables import VocabularyTable
-from lm1b.training.checkpoints.checkpoint import FORMAT_VERSION, Checkpoint, checkpoint_folder, table_file
+from lm1b.training.checkpoints.checkpoint import CARRY, CORE, FORMAT_VERSION, MANIFEST, STATE, Checkpoint, checkpoint_folder, table_file
 from lm1b.training.checkpoints.snapshot import BLOCK_BYTES, RowPool, Snapshot
 from lm1b.training.checkpoints.tensor_file import TensorFile, write_tensors
 
@@ -95,7 +95,7 @@ class CheckpointSaver:
         agree(self._ranks, prepare)
         save = _Save(int(state["step"]), final, folder, needed)
         if self._ranks.is_first:
-            save.small, save.state = {"core.safetensors": core, "carry.safetensors": carry}, state
+            save.small, save.state = {CORE: core, CARRY: carry}, state
         if sum(tensor.nbytes for tensor in core.values()) > LARGEST_STAGED_CORE_BYTES:
             agree(self._ranks, save.write_small, may_take_long=True)
         self._pending = save
@@ -155,9 +155,9 @@ class _Save:
                 name, tensors = self.small.popitem()
                 self.files[name] = write_tensors(self.folder / name, tensors)
             if self.state is not None:
-                path = self.folder / "state.json"
+                path = self.folder / STATE
                 write_json(path, self.state)
-                self.files["state.json"] = {"bytes": path.stat().st_size, "sha256": digest_of_file(path)}
+                self.files[STATE] = {"bytes": path.stat().st_size, "sha256": digest_of_file(path)}
                 self.state = None
 
     def _in_need(self) -> contextlib.AbstractContextManager[None]:
@@ -171,10 +171,8 @@ class _Save:
             with self._in_need():
                 for table in tables:
                     self.files[names[table.name]] = _write_table(self.folder / names[table.name], table, snapshot)
-        except UserError as error:
-            self._problem = str(error)
-        except OSError as error:
-            self._problem = describe_os_error(error)
+        except (UserError, OSError) as error:
+            self._problem = in_words(error)
         except Exception as error:  # a thread's exception would be lost, and the run go on without checkpoints
             self._problem = f"{self.folder}: {type(error).__name__}: {error}"
         finally:
@@ -195,7 +193,7 @@ class _Save:
     def commit(self, files: Files) -> None:
         """The manifest, then the folder's name. On rank 0, when every rank has written."""
         with self._in_need():
-            write_sealed_json(self.folder / "manifest.json", {"format_version": FORMAT_VERSION, "files": files})
+            write_sealed_json(self.folder / MANIFEST, {"format_version": FORMAT_VERSION, "files": files})
         flush_folder(self.folder)
         replaced = self.final.with_name(f"{self.final.name}.replaced.partial")
         with contextlib.suppress(FileNotFoundError):  # the same step again: an older checkpoint had to be taken, or it is the end now
