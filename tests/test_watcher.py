@@ -128,7 +128,12 @@ def test_training_made_longer_is_not_at_its_end(config: Config) -> None:
     longer = override_config(config, ["training.total_steps=40"])
     write_json(run_of(config) / "config.json", {"config": longer.as_json(), "history": []})
     leave_mark(config, os.getpid())
-    thread = threading.Timer(0.5, lambda: made_checkpoint(longer, 40, finished=True))
+
+    def train() -> None:
+        made_checkpoint(longer, 40, finished=True)
+        RunFolder(run_of(config)).pid.unlink()
+
+    thread = threading.Timer(0.5, train)
     thread.start()
     steps, reason = watched(longer)
     thread.join()
