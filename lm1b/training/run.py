@@ -191,7 +191,7 @@ class Run:
         self.finish_saving()
         # All lanes' state, in lane order, on CPU: a copy, since it is written behind the steps.
         carry = {name: all_gather_rows(tensor, self.ranks).cpu().clone() for name, tensor in step.carry.items()}
-        self.saver.begin(state, step.engine.core_state(), carry, step.tables.all())
+        self.saver.begin(state, step.engine.core_state(is_kept=self.ranks.is_first), carry, step.tables.all())
         self.saved_step = step.step
 
     def poll_saving(self) -> None:

@@ -8,7 +8,7 @@
 4. One save at a time: `begin` and `finish` wait for the one before. What went wrong in a writer is raised here, on every rank.
 
 Memory: STAGING_BYTES at most beside the tables, whatever their size up to some two million rows a rank, then 4 bytes a row and matrix
-more; a core larger than LARGEST_STAGED_CORE_BYTES comes on top, until it is written.
+more; on rank 0 a core larger than LARGEST_STAGED_CORE_BYTES comes on top, until it is written.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lm1b.distributed import Ranks, agree, all_gather_objects, all_reduce_sum
+from lm1b.distributed import Ranks, agree, all_gather_objects, all_reduce_sum, from_first
 from lm1b.errors import UserError, in_words
 from lm1b.files import digest_of_file, flush_folder, megabytes, needing_space, write_json, write_sealed_json
 from lm1b.model.tables import VocabularyTable
@@ -73,7 +73,7 @@ class CheckpointSaver:
         return (16 * core + sum(_table_bytes(table) for table in tables)) / self._bytes_per_second
 
     def begin(self, state: dict[str, Any], core: dict[str, Tensor], carry: dict[str, Tensor], tables: list[VocabularyTable]) -> None:
-        """Start saving; collective. state must hold `step`; core and carry are used on rank 0 only.
+        """Start saving; collective. state must hold `step`; core and carry are rank 0's, and may be empty elsewhere.
 
         Raises UserError on every rank where one cannot write or an earlier save has failed.
         """
@@ -82,21 +82,22 @@ class CheckpointSaver:
         folder = final.with_name(final.name + ".partial")
         described = {table.name: {"num_rows": table.num_rows, "width": table.width} for table in tables}
         state = {**state, "ranks": self._ranks.size, "tables": described}
-        needed = sum(8 * table.num_rows * table.width for table in tables) + sum(tensor.nbytes for tensor in core.values())
+        table_bytes = sum(8 * table.num_rows * table.width for table in tables)
 
-        def prepare() -> None:
-            if self._ranks.is_first:
-                final.parent.mkdir(parents=True, exist_ok=True)
-                for left_over in final.parent.glob("*.partial"):
-                    _remove(left_over)
-                with needing_space(final.parent, needed):
-                    folder.mkdir(exist_ok=True)
+        def prepare() -> int:
+            core_bytes = sum(tensor.nbytes for tensor in core.values())
+            final.parent.mkdir(parents=True, exist_ok=True)
+            for left_over in final.parent.glob("*.partial"):
+                _remove(left_over)
+            with needing_space(final.parent, table_bytes + core_bytes):
+                folder.mkdir(exist_ok=True)
+            return core_bytes
 
-        agree(self._ranks, prepare)
-        save = _Save(int(state["step"]), final, folder, needed)
+        core_bytes = from_first(self._ranks, prepare)
+        save = _Save(int(state["step"]), final, folder, table_bytes + core_bytes)
         if self._ranks.is_first:
             save.small, save.state = {CORE: core, CARRY: carry}, state
-        if sum(tensor.nbytes for tensor in core.values()) > LARGEST_STAGED_CORE_BYTES:
+        if core_bytes > LARGEST_STAGED_CORE_BYTES:
             agree(self._ranks, save.write_small, may_take_long=True)
         self._pending = save
         self._start(save, tables)
