@@ -120,4 +120,4 @@ def test_waiting_is_told_only_where_it_is_measured(config: Config, device: str) 
 def test_a_parameter_without_a_gradient_is_named() -> None:
     engine = cast(Engine, SimpleNamespace(names=["gate", "unused"], _norms=[[torch.ones(())], []]))
     with pytest.raises(UserError, match="unused: no gradient"):
-        Engine.gradient_norms(engine)
+        Engine.own_gradient_norms(engine)

@@ -95,7 +95,7 @@ class Engine:
 
         self._engine.allreduce_gradients = timed
 
-    def gradient_norms(self) -> Tensor:
+    def own_gradient_norms(self) -> Tensor:
         """Of each parameter in `names`: the norm of this rank's own gradient, before reduction and clipping, float32.
 
         The largest over the micro-batches so far, NaN if one is; as DeepSpeed has scaled it. Nothing waits for the device.

@@ -128,7 +128,7 @@ class TrainingStep:
         row_scale = self.config.tables.gradient_scale * self.config.batches.lanes / (self.ranks.size * engine.loss_scale)
         with part("status"), self.parts.on("checks"):
             row_norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in rows.gradients()]) * row_scale
-            norms = torch.cat([row_norms, engine.gradient_norms()])
+            norms = torch.cat([row_norms, engine.own_gradient_norms()])
             status = self._reduce_status(nats, finite_B, norms, largest_activation, stop_requested)
         factor = learning_rate_factor(self.config.schedule, self.updates, self.total_steps)
         with part("core update"), self.parts.on("update"):
@@ -245,8 +245,8 @@ class TrainingStep:
         block = self.config.evaluation.vocabulary_block
         if there != hidden_KP.device:  # a CPU may take very long over half precision
             hidden_KP = hidden_KP.to(there, torch.float32)
-        part = full_softmax_part(hidden_KP, output.rows, bias.rows.squeeze(1), places_K.to(there), block)
-        return float(sampled) / count, float(part.to(self.ranks.device).reduce(self.ranks).nats().sum()) / count
+        own_part = full_softmax_part(hidden_KP, output.rows, bias.rows.squeeze(1), places_K.to(there), block)
+        return float(sampled) / count, float(own_part.to(self.ranks.device).reduce(self.ranks).nats().sum()) / count
 
 
 @dataclass(frozen=True)
