@@ -43,8 +43,9 @@ class RankProcess:
         if not isinstance(value, dict):
             return None
         rank, host, pid, created_at = (value.get(key) for key in ("rank", "host", "pid", "created_at"))
-        are_numbers = isinstance(rank, int) and isinstance(pid, int) and isinstance(created_at, (int, float))
-        return RankProcess(rank, host, pid, created_at) if are_numbers and pid > 0 and isinstance(host, str) else None
+        if not (isinstance(rank, int) and isinstance(host, str) and isinstance(pid, int) and isinstance(created_at, (int, float))):
+            return None
+        return RankProcess(rank, host, pid, created_at) if pid > 0 else None
 
     def as_json(self) -> dict[str, Any]:
         """What `from_json` takes."""
