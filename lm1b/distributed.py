@@ -1,4 +1,4 @@
-"""What this process is among the ranks, and the few collectives used outside the engine."""
+"""What this process is among the ranks, and collectives: of tensors, of JSON values, and of what may fail on one rank."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from lm1b import launchers
-from lm1b.errors import UserError, describe_os_error
+from lm1b.errors import AgreedError, UserError, in_words
 from lm1b.peers import Peers
 from lm1b.processes import host_name
 from lm1b.profiling import part
@@ -137,7 +137,7 @@ def all_gather_rows(values_N: Tensor, ranks: Ranks) -> Tensor:
     return values_M
 
 
-def all_gather_objects(value: object, ranks: Ranks) -> list[object]:
+def all_gather_objects(value: object, ranks: Ranks) -> list[Any]:
     """Every rank's JSON-like value, in rank order. Goes as UTF-8 JSON bytes: nothing is pickled."""
     if ranks.size == 1:
         return [value]
@@ -150,13 +150,13 @@ def all_gather_objects(value: object, ranks: Ranks) -> list[object]:
     padded[: payload.numel()] = payload
     gathered = [torch.zeros_like(padded) for _ in range(ranks.size)]
     dist.all_gather(gathered, padded)
-    return [json.loads(bytes(part[: int(n)].cpu().numpy()).decode()) for part, n in zip(gathered, lengths, strict=True)]
+    return [json.loads(bytes(each[: int(n)].cpu().numpy()).decode()) for each, n in zip(gathered, lengths, strict=True)]
 
 
 def from_first(ranks: Ranks, action: Callable[[], T]) -> T:
     """What `action` gives on the first rank, a JSON value, on all of them; the others do not run it. See `agree`."""
     value = agree(ranks, lambda: action() if ranks.is_first else None)
-    return all_gather_objects(value, ranks)[0]  # type: ignore[return-value]
+    return all_gather_objects(value, ranks)[0]
 
 
 def tensors_from_first(tensors: dict[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
@@ -174,7 +174,7 @@ def tensors_from_first(tensors: dict[str, Tensor], ranks: Ranks) -> dict[str, Te
 
 
 def agree(ranks: Ranks, action: Callable[[], T], *, may_take_long: bool = False) -> T:
-    """Run `action` on every rank; where it is a user's mistake or a file system's no on any of them, raise UserError on all.
+    """Run `action` on every rank; where it is a user's mistake or a file system's no on any of them, raise AgreedError on all.
 
     No rank is then left waiting for one that has ended. The action must not hold collectives. may_take_long: longer on one rank
     than on another by up to any time; the ranks keep in touch meanwhile, so that nobody is taken for one that hangs.
@@ -184,15 +184,13 @@ def agree(ranks: Ranks, action: Callable[[], T], *, may_take_long: bool = False)
     result, problem = None, None
     try:
         result = action()
-    except UserError as error:
-        problem = str(error)
-    except OSError as error:
-        problem = describe_os_error(error)
+    except (UserError, OSError) as error:
+        problem = in_words(error)
     if problem is not None and ranks.rank:
         problem = f"{problem} ({ranks.name})"
     problems = [found for found in all_gather_objects(problem, ranks) if found is not None]
     if problems:
-        raise UserError(str(problems[0]))
+        raise AgreedError(problems[0])
     return result  # type: ignore[return-value]
 
 

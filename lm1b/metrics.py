@@ -51,10 +51,11 @@ METRICS = {
     ),
     "waiting_seconds": Metric(
         "waiting_seconds",
-        "Several ranks: mean seconds a step that each waits, by what for (rows, core gradient, status, row gradients).",
+        "CPU only, several ranks: mean seconds a step that each waits, by what for (rows, core gradient, status, row gradients).",
     ),
     "waiting_for_slowest": Metric(
-        "speed/waiting_for_slowest", "Several ranks: share of the time that the others wait longer than `slowest`, the rank they wait for."
+        "speed/waiting_for_slowest",
+        "CPU only, several ranks: share of the time that the others wait longer than `slowest`, the rank they wait for.",
     ),
 }
 

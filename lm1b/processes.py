@@ -25,12 +25,12 @@ def host_name() -> str:
 
 @dataclass(frozen=True)
 class RankProcess:
-    """The process that is one rank of a run. created_at: seconds since 1970, by the host's own clock; None where not known."""
+    """The process that is one rank of a run. created_at: seconds since 1970, by the host's own clock."""
 
     rank: int
     host: str
     pid: int
-    created_at: float | None = None
+    created_at: float
 
     @staticmethod
     def here(rank: int) -> RankProcess:
@@ -39,13 +39,13 @@ class RankProcess:
 
     @staticmethod
     def from_json(value: Any) -> RankProcess | None:
-        """What `as_json` gave, or None for anything else; `rank` and `created_at` may be missing."""
-        if not isinstance(value, dict) or not isinstance(value.get("pid"), int) or not isinstance(value.get("host"), str):
+        """What `as_json` gave, or None for anything else."""
+        if not isinstance(value, dict):
             return None
-        rank, created_at = value.get("rank", 0), value.get("created_at")
-        if value["pid"] <= 0 or not isinstance(rank, int) or not isinstance(created_at, (int, float, type(None))):
+        rank, host, pid, created_at = (value.get(key) for key in ("rank", "host", "pid", "created_at"))
+        if not (isinstance(rank, int) and isinstance(host, str) and isinstance(pid, int) and isinstance(created_at, (int, float))):
             return None
-        return RankProcess(rank, value["host"], value["pid"], created_at)
+        return RankProcess(rank, host, pid, created_at) if pid > 0 else None
 
     def as_json(self) -> dict[str, Any]:
         """What `from_json` takes."""
@@ -62,7 +62,7 @@ class RankProcess:
             return "elsewhere"
         try:
             process = psutil.Process(self.pid)
-            if self.created_at is not None and abs(process.create_time() - self.created_at) > SAME_PROCESS_SECONDS:
+            if abs(process.create_time() - self.created_at) > SAME_PROCESS_SECONDS:
                 return "gone"  # its id has been given to another process
             status = process.status()
         except psutil.NoSuchProcess:
@@ -89,9 +89,7 @@ class RankProcess:
 
 def write_processes(path: Path, members: list[RankProcess], started_at: str) -> None:
     """Say in a JSON file which processes are the ranks of a run; members in rank order."""
-    first = members[0]
-    mark = {"pid": first.pid, "host": first.host, "started_at": started_at, "ranks": [member.as_json() for member in members]}
-    write_json(path, mark)
+    write_json(path, {"started_at": started_at, "ranks": [member.as_json() for member in members]})
 
 
 def read_processes(path: Path) -> list[RankProcess]:
@@ -101,5 +99,5 @@ def read_processes(path: Path) -> list[RankProcess]:
     except (UserError, OSError):
         return []
     listed = mark.get("ranks") if isinstance(mark, dict) else None
-    found = [RankProcess.from_json(value) for value in (listed if isinstance(listed, list) else [mark])]
+    found = [RankProcess.from_json(value) for value in (listed if isinstance(listed, list) else [])]
     return [member for member in found if member]

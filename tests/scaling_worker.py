@@ -89,8 +89,8 @@ def main() -> None:
     tables = Tables.create(config, VOCABULARY, ranks)
     sampler = Sampler(LogUniform(VOCABULARY), config.softmax.samples, config.run.seed)
     batches = DrawnBatches(config.batches.lanes, config.batches.steps)
-    step = TrainingStep(config, engine, tables, sampler, batches, ranks)  # type: ignore[arg-type]
-    step.total_updates = steps + 1  # the last is not taken: rows of each step after these are asked for, as in a long run
+    # The last is not taken: rows of each step after these are asked for, as in a long run.
+    step = TrainingStep(config, engine, tables, sampler, batches, ranks, total_steps=steps + 1)  # type: ignore[arg-type]
     engine.prime(step.zero_loss)
     engine.start_ema()
     sent.clear()

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from made_run import made_checkpoint, made_config, made_tokens
 from safetensors.torch import save_file
 
-from lm1b.config import Config
+from lm1b.config import CheckpointsConfig, Config
 from lm1b.errors import UserError
 from lm1b.files import read_sealed_json, seal, write_sealed_json
 from lm1b.training.checkpoints.checkpoint import (
@@ -112,12 +112,12 @@ def test_retention_keeps_leased_newest_multiples_and_best(whole: Checkpoint, tmp
     made_steps(tmp_path, whole, [100, 150, 200, 250, 300, 350, 400])
     leased = next(checkpoint for checkpoint in list_checkpoints(tmp_path) if checkpoint.step == 250)
     with lease(leased):
-        apply_retention(tmp_path, keep_last=2, keep_every=200, best_step=150)
+        apply_retention(tmp_path, CheckpointsConfig(keep_last=2, keep_every=200), best_step=150)
     kept = [150, 200, 250, 350, 400]
     assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == kept
     names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
     assert names == {".leases", *(f"step_{step:08d}" for step in kept)}  # nothing half deleted
-    apply_retention(tmp_path, keep_last=1, keep_every=None, best_step=None)
+    apply_retention(tmp_path, CheckpointsConfig(keep_last=1), best_step=None)
     assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [400]
 
 
@@ -198,6 +198,7 @@ def test_unfinished_and_foreign_folders_are_no_checkpoints(whole: Checkpoint, tm
     shutil.copytree(whole.path, folder / "step_00000030.partial")
     (folder / "step_00000040").mkdir()
     (folder / "step_x").mkdir()
+    shutil.copytree(whole.path, folder / "step_1000")  # by hand, under a name that nobody looks for
     (folder / "notes.txt").write_text("mine")
     assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [3, 20]
 

@@ -65,7 +65,7 @@ class OneStep:
             self.model = LanguageModel(config.model, 1, initialize=False, softmax=config.softmax, vocabulary_size=WORDS)
         self.tables = Tables.create(config, WORDS, ranks)
         batches: Any = MadeUpBatches()
-        self.rows = RowPipeline(config, self.tables, sampler, batches, ranks, torch.float32, 0)
+        self.rows = RowPipeline(config, self.tables, sampler, batches, ranks, torch.float32)
         self.state = self.model.zero_state(config.batches.lanes, ranks.device)
 
     def run(self, step: int) -> list[tuple[int, ...]]:

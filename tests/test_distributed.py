@@ -7,7 +7,8 @@ import sys
 
 import pytest
 import torch
-from tiny import environment, run_ranks
+from forked import run_forked
+from tiny import REPOSITORY, environment, environments, run_ranks
 
 from lm1b.distributed import agree, single_process
 from lm1b.errors import UserError
@@ -60,3 +61,51 @@ sys.exit("torch._inductor.compile_fx" in sys.modules or torch.compiler.get_defau
 def test_an_engines_start_imports_no_compiler_and_leaves_torchs_default_as_it_was() -> None:
     done = subprocess.run([sys.executable, "-c", MUON], env=environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+MISTAKEN = """
+import sys
+import torch, torch.distributed as dist
+from lm1b.errors import UserError, run_command
+from lm1b.launchers import here
+from lm1b.peers import naming_the_guilty
+from lm1b.training.engine.process_group import start_ranks, stop_ranks
+
+ranks_with_it, when = sys.argv[1], sys.argv[2]
+
+def look(what):
+    if what == when and str(here().rank) in ranks_with_it:
+        raise UserError("words.json: no such file")
+
+def main():
+    look("before they meet")
+    ranks = start_ranks()
+    try:
+        with naming_the_guilty(ranks.peers, lambda: "go on"):
+            look("once they have met")
+            while True:
+                dist.all_reduce(torch.ones(1))
+    finally:
+        stop_ranks()
+
+run_command(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("ranks_with_it", "when"),
+    [
+        *[("12", "before they meet"), ("012", "before they meet")],
+        *[("0", "once they have met"), ("12", "once they have met"), ("012", "once they have met")],
+    ],
+)
+def test_a_mistake_is_said_once_by_the_first_rank_whoever_has_found_it(
+    ranks_with_it: str, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if (ranks_with_it, when) == ("012", "before they meet"):
+        monkeypatch.setenv("LM1B_TIMEOUT_SECONDS", "2")  # nobody comes to where they meet, and no launcher ends those who wait there
+    done = run_forked("-c", [MISTAKEN, ranks_with_it, when], environments(3), REPOSITORY, timeout=120)
+    (line,) = [line for line in done.stderr.splitlines() if "lm1b: error:" in line]
+    assert line.startswith("lm1b: error: words.json: no such file")
+    assert ("(rank 1" in line) == (ranks_with_it == "12")
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)

@@ -22,6 +22,7 @@ from loopback_store import Fault, Proxy, in_environment, proxy_to, s3_server
 from tiny import REPOSITORY, environment, tiny_settings, write_settings
 from training_runs import assert_same_end, events, job, launch, losses, run_launches
 
+from lm1b.config import CheckpointsConfig
 from lm1b.files import read_json_lines
 from lm1b.training.checkpoints.checkpoint import Checkpoint, checkpoint_folder, list_checkpoints
 from lm1b.training.checkpoints.retention import steps_to_keep
@@ -258,5 +259,5 @@ def test_killed_while_copying_leaves_no_damaged_checkpoint(tiny_folder: Path, pr
 
 
 def test_which_steps_are_kept() -> None:
-    assert steps_to_keep([10, 20, 30, 40], 2, None, None) == {30, 40}
-    assert steps_to_keep([10, 20, 30, 40], 1, 20, 10) == {10, 20, 40}
+    assert steps_to_keep([10, 20, 30, 40], CheckpointsConfig(keep_last=2), None) == {30, 40}
+    assert steps_to_keep([10, 20, 30, 40], CheckpointsConfig(keep_last=1, keep_every=20), 10) == {10, 20, 40}

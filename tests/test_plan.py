@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import sys
@@ -16,13 +17,15 @@ from tiny import REPOSITORY
 from torch import nn
 
 from lm1b.config import Config, ModelConfig, SoftmaxConfig, load_config
+from lm1b.console import use_log_format
 from lm1b.data.batches import Batches
+from lm1b.errors import UserError
 from lm1b.launchers import Place
 from lm1b.model import recurrent
 from lm1b.model.costs import core_parameters, flops_per_word, table_parameters
 from lm1b.model.language_model import LanguageModel
 from lm1b.strict import override
-from lm1b.training.dry_run import _bytes_a_rank, make_plan
+from lm1b.training.dry_run import _bytes_a_rank, dry_run, make_plan
 
 SHAPES = [
     {"cell": "irnn", "hidden": 20, "embedding": 7},
@@ -77,6 +80,31 @@ def test_steps_and_tokens_are_those_that_training_takes(tmp_path: Path) -> None:
     assert plan.seconds > 0
     half = make_plan(config, Place(rank=0, size=2, local_size=2), torch.device("cpu"))
     assert half.bytes_a_rank < plan.bytes_a_rank
+
+
+def test_what_training_refuses_is_refused(tmp_path: Path) -> None:
+    made_tokens(tmp_path / "tokens")
+    config: Config = made_config(tmp_path)
+    device = torch.device("cpu")
+    with pytest.raises(UserError, match=r"batches\.lanes \(=4\) must be divisible"):
+        make_plan(config, Place(rank=0, size=3, local_size=3), device)
+    with pytest.raises(UserError, match=r"fewer than batches\.lanes x batches\.steps"):
+        make_plan(override(config, ["batches.steps=100000"]), Place(), device)
+    with pytest.raises(UserError, match=r"deepspeed\.optimizer"):
+        make_plan(override(config, ['deepspeed={"optimizer": {}}']), Place(), device)
+
+
+def test_the_plan_is_told_in_words_a_second_and_as_json_where_all_lines_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made_tokens(tmp_path / "tokens")
+    config = made_config(tmp_path)
+    plan = make_plan(config, Place(), torch.device("cpu"))
+    assert dataclasses.replace(plan, words=500.0, seconds=10.0).text().endswith("about 10 s on this machine, 50 words/s")
+    use_log_format("json")
+    try:
+        dry_run(config)
+    finally:
+        use_log_format("text")
+    assert "\nmemory  " in json.loads(capsys.readouterr().out)["message"]
 
 
 def test_memory_is_within_a_tenth_of_what_the_benchmark_measured() -> None:

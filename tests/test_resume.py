@@ -20,6 +20,7 @@ from lm1b.strict import Section
 from lm1b.training.checkpoints.checkpoint import checkpoint_folder, list_checkpoints
 from lm1b.training.resume import FIXED_SECTIONS
 from lm1b.training.run import Run
+from lm1b.training.run_state import run_state
 
 SAVE_EVERY = 13  # neither a divisor of the epoch's 189 steps nor a multiple of the 4 steps between two lines of the log
 STEPS = 30
@@ -90,12 +91,13 @@ def trained(tiny_folder: Path) -> list[Any]:
         "evaluation": {"lanes": 16},
     }
     whole = job(tiny_folder, WHOLE, training={"total_steps": 40, "gap_every": None})
+    shortened = [job(tiny_folder, "shortened", training={"total_steps": steps, "gap_every": None}) for steps in (6, 4)]
     plan = [
         *kills,
         launch(1, [whole, part_of_chain(tiny_folder, 8, 1), *straight[1], *stopped[1]]),
         launch(2, [part_of_chain(tiny_folder, 16, 2, training={"micro_batches": 2}), *straight[2], *rest[2], *stopped[2]]),
         launch(4, [part_of_chain(tiny_folder, 24, 3)]),
-        launch(1, [part_of_chain(tiny_folder, 32, 1), part_of_chain(tiny_folder, 40, 1, **otherwise), *rest[1]]),
+        launch(1, [part_of_chain(tiny_folder, 32, 1), part_of_chain(tiny_folder, 40, 1, **otherwise), *rest[1], *shortened]),
     ]
     return run_launches(tiny_folder, "resume", plan)
 
@@ -130,6 +132,13 @@ def test_a_killed_run_goes_on_at_its_newest_checkpoint(tiny_folder: Path, traine
     assert len(starts) == 2
     # The kill may have come so late that one more checkpoint was there.
     assert starts[1].startswith((f"going on at step {SAVE_EVERY} of", f"going on at step {2 * SAVE_EVERY} of"))
+
+
+def test_a_run_made_as_short_as_it_is_has_finished(tiny_folder: Path, trained: list[Any]) -> None:
+    (checkpoint,) = list_checkpoints(tiny_folder / "shortened")
+    assert checkpoint.step == 6
+    assert checkpoint.state()["config"]["training"]["total_steps"] == 4
+    assert run_state(tiny_folder / "shortened") == "finished"
 
 
 def test_other_ranks_and_stages_train_the_same(tiny_folder: Path, trained: list[Any]) -> None:

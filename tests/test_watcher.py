@@ -12,10 +12,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from command_runs import run_script
 from made_run import made_checkpoint, made_config, made_evaluation, made_text, made_tokens
-from tiny import run_ranks
+from tiny import environment, run_ranks
 
 from lm1b.config import Config, override_config
 from lm1b.errors import UserError
@@ -24,11 +25,12 @@ from lm1b.evaluation.scoring.watch import watch
 from lm1b.evaluation.trained import open as open_module
 from lm1b.evaluation.trained.open import choose_checkpoint
 from lm1b.files import append_json_line, read_json_lines, write_json
+from lm1b.processes import RankProcess, write_processes
 from lm1b.training.checkpoints.checkpoint import Checkpoint, list_checkpoints
 from lm1b.training.checkpoints.retention import is_leased
 from lm1b.training.evaluations import count_test_looks
 from lm1b.training.run_folder import RunFolder
-from lm1b.training.run_state import trainer_state
+from lm1b.training.run_state import RunLock, run_state
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -55,7 +57,8 @@ def watched(config: Config, **arguments: Any) -> tuple[list[int], str]:
 
 
 def leave_mark(config: Config, pid: int, host: str | None = None) -> None:
-    write_json(run_of(config) / "training.pid", {"pid": pid, "host": host or socket.gethostname(), "started_at": "now"})
+    created_at = psutil.Process(pid).create_time() if psutil.pid_exists(pid) else 0.0
+    write_processes(RunFolder(run_of(config)).pid, [RankProcess(0, host or socket.gethostname(), pid, created_at)], "now")
 
 
 def gone_pid() -> int:
@@ -110,6 +113,7 @@ def test_checkpoints_that_come_while_it_watches(config: Config) -> None:
             while len(RunFolder(run_of(config)).read_evaluations()) < scored_before:
                 time.sleep(0.05)
             made_checkpoint(config, step, finished=step == 30)
+        RunFolder(run_of(config)).pid.unlink()
 
     trainer = threading.Thread(target=train)
     trainer.start()
@@ -124,7 +128,12 @@ def test_training_made_longer_is_not_at_its_end(config: Config) -> None:
     longer = override_config(config, ["training.total_steps=40"])
     write_json(run_of(config) / "config.json", {"config": longer.as_json(), "history": []})
     leave_mark(config, os.getpid())
-    thread = threading.Timer(0.5, lambda: made_checkpoint(longer, 40, finished=True))
+
+    def train() -> None:
+        made_checkpoint(longer, 40, finished=True)
+        RunFolder(run_of(config)).pid.unlink()
+
+    thread = threading.Timer(0.5, train)
     thread.start()
     steps, reason = watched(longer)
     thread.join()
@@ -234,15 +243,24 @@ def test_two_watchers_take_turns(config: Config) -> None:
     assert sorted(done) == [[], [30, 10]]
 
 
-def test_trainer_state(config: Config) -> None:
-    run_of(config).mkdir(parents=True)
-    assert trainer_state(run_of(config)) == "absent"
+def test_the_state_that_a_watcher_goes_by(config: Config) -> None:
+    assert run_state(run_of(config)) == "none"
+    made_checkpoint(config, 10)
+    assert run_state(run_of(config)) == "stopped"
     leave_mark(config, os.getpid())
-    assert trainer_state(run_of(config)) == "alive"
+    assert run_state(run_of(config)) == "running"
     leave_mark(config, gone_pid())
-    assert trainer_state(run_of(config)) == "dead"
+    assert run_state(run_of(config)) == "dead"
     leave_mark(config, 1, host="another-machine")
-    assert trainer_state(run_of(config)) == "alive"
+    assert run_state(run_of(config)) == "dead"  # a living one would hold the lock
+    lock = RunLock(run_of(config))
+    assert run_state(run_of(config)) == "running"
+    lock.release()
+
+
+def test_whoever_asks_for_the_state_of_a_run_does_without_torch() -> None:
+    program = "import sys; import lm1b.training.run_state; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], env=environment(), cwd=ROOT, timeout=60).returncode == 0
 
 
 def test_choosing_a_checkpoint(config: Config) -> None:

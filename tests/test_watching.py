@@ -147,6 +147,14 @@ def test_activations_are_those_of_the_layers(cell: Any) -> None:
         assert "dead_relus" not in found
 
 
+def test_activations_that_are_not_finite_are_no_number() -> None:
+    model = LanguageModel(ModelConfig(cell="irnn", layers=1, hidden=16, embedding=8), seed=1)
+    watch = ActivationWatch(model.stack)
+    watch.begin()
+    model.hidden(torch.full((5, 3, 8), float("inf")), model.zero_state(3, "cpu"))
+    assert watch.take()["mean_activation"] is None
+
+
 def test_spectral_radii_are_those_of_the_state_s_matrix() -> None:
     generator = np.random.default_rng(1)
     weight = generator.normal(size=(12, 12)).astype(np.float32)

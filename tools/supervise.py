@@ -22,7 +22,7 @@ import psutil
 
 from lm1b.config import Config, load_config
 from lm1b.errors import UserError, run_command
-from lm1b.training.run_state import endings, newest_step, run_state, send_to_ranks, trainer_state, training_ranks
+from lm1b.training.run_state import endings, newest_step, run_state, send_to_ranks, training_ranks
 
 POLL_SECONDS = 0.5
 SAME_SIGNAL_SECONDS = 5.0
@@ -145,7 +145,7 @@ class Supervisor:
 
 def stop_run(directory: Path) -> int:
     """Stop a run that somebody else has started, and wait until its ranks here have ended. Ranks that are still starting are waited for."""
-    while run_state(directory) == "running" and trainer_state(directory) != "alive":
+    while run_state(directory) == "running" and all(member.condition() == "gone" for member in training_ranks(directory)):
         time.sleep(POLL_SECONDS)
     reached = send_to_ranks(directory, signal.SIGTERM)
     if not reached and run_state(directory) == "running":

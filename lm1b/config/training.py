@@ -80,7 +80,7 @@ class ScheduleConfig(Section):
     )
     warmup_updates: int = Field(default=0, ge=0, description="Updates over which the rate climbs linearly from 0.")
     final_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
-        default=0.0, description="linear, cosine: share of the rate left at the last update."
+        default=0.0, description="linear, cosine: share of the rate left where the updates end, one update after the last."
     )
 
 
@@ -119,7 +119,8 @@ class CheckpointsConfig(Section):
 
     every: Positive = Field(default=1000, description="Steps between two checkpoints; one more is written at the end.")
     in_background: bool = Field(
-        default=True, description="Write behind the steps, on a CPU, with at most 256 MB beside the tables; false: the steps wait."
+        default=True,
+        description="Write behind the steps, on a CPU, with at most 256 MB beside the tables and a larger core; false: the steps wait.",
     )
     keep_last: Positive = Field(default=2, description="How many of the newest checkpoints are kept.")
     keep_every: Positive | None = Field(default=None, description="Also keep every checkpoint whose step this divides; null: none.")

@@ -62,6 +62,16 @@ def cut_into_blocks(sentence_ends: np.ndarray, block_tokens: int) -> np.ndarray:
     return np.array(ends, dtype=np.int64)
 
 
+def steps_per_epoch(split: TokenSplit, lanes: int, steps: int) -> int:
+    """How many batches of lanes x steps tokens an epoch has. Raises UserError where the split does not fill one."""
+    if split.num_tokens < lanes * steps:
+        raise UserError(
+            f"the {split.name} split has {split.num_tokens} tokens, fewer than batches.lanes x batches.steps "
+            f"(={lanes} x {steps} = {lanes * steps}): use fewer lanes or more text"
+        )
+    return split.num_tokens // (lanes * steps)
+
+
 class Batches:
     """The training split as steps.
 
@@ -71,16 +81,11 @@ class Batches:
     """
 
     def __init__(self, split: TokenSplit, *, end_id: int, lanes: int, steps: int, seed: int, block_tokens: int) -> None:
-        if split.num_tokens < lanes * steps:
-            raise UserError(
-                f"the {split.name} split has {split.num_tokens} tokens, fewer than batches.lanes x batches.steps "
-                f"(={lanes} x {steps} = {lanes * steps}): use fewer lanes or more text"
-            )
+        self.steps_per_epoch = steps_per_epoch(split, lanes, steps)
         self._tokens = [split.tokens(index) for index in range(len(split.shards))]
         self.end_id = end_id
         self._lanes, self._steps, self._seed = lanes, steps, seed
         self.tokens_per_step = lanes * steps
-        self.steps_per_epoch = split.num_tokens // self.tokens_per_step
         self.dropped_tokens_per_epoch = split.num_tokens - self.steps_per_epoch * self.tokens_per_step
         self._cut(split, block_tokens)
         self._order: _EpochOrder | None = None

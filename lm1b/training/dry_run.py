@@ -1,5 +1,7 @@
 """What a training will be, before it begins: `launch/train.py --dry-run`. Reads the config and the tokens, trains nothing.
 
+It refuses what the training would refuse of config, tokens and ranks; it does not look at what lies in the run directory.
+
 Memory is an estimate: tables (float32 with their accumulators, cut over the ranks), the core with its gradients, optimizer state and
 average, the rows and activations of a step, and what a process with torch and DeepSpeed takes by itself. Time comes from this machine's
 own rate of matrix products, measured for half a second, and the share of it that a step reaches (the table of speed in results/README.md).
@@ -8,19 +10,23 @@ own rate of matrix products, measured for half a second, and the share of it tha
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 
 import torch
 
 from lm1b.config import Config
+from lm1b.console import say
+from lm1b.data.batches import steps_per_epoch
 from lm1b.data.tokens.remote import open_tokens
 from lm1b.devices import best_device
 from lm1b.files import megabytes
 from lm1b.launchers import Place, here
 from lm1b.model.costs import TABLE_BYTES_A_PARAMETER, core_parameters, flops_per_word, logits_per_word, table_parameters
 from lm1b.precision import DTYPES, resolve_precision
+from lm1b.progress import duration
+from lm1b.training.engine.settings import check_deepspeed_section
 from lm1b.training.log.matmul_rate import products_rate
+from lm1b.training.run import check_lanes, length_in_steps
 from lm1b.workers import usable_cores
 
 PROCESS_BYTES = 620 << 20  # torch, DeepSpeed and gloo, before a model
@@ -31,7 +37,7 @@ MEASURED_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Sizes of a training. bytes_a_rank and seconds: estimates; seconds None where there is no way to tell."""
+    """Sizes of a training. bytes_a_rank and seconds: estimates. words: of all steps, with sentence ends, as a training tells its speed."""
 
     vocabulary_size: int
     vocabulary_of: str
@@ -41,7 +47,8 @@ class TrainingPlan:
     total_steps: int
     tokens_per_step: int
     bytes_a_rank: float
-    seconds: float | None
+    words: float
+    seconds: float
     precision: str
     ranks: int
 
@@ -54,34 +61,34 @@ class TrainingPlan:
             f"training tokens  {self.tokens_per_epoch:,} an epoch, {self.tokens_per_step:,} a step",
             f"length           {self.total_steps:,} steps, {tokens:,} tokens, {tokens / self.tokens_per_epoch:.2f} epochs",
             f"memory           about {megabytes(round(self.bytes_a_rank))} a rank with {self.ranks} ranks, {self.precision}",
+            f"time             about {duration(self.seconds)} on this machine, {self.words / self.seconds:,.0f} words/s",
         ]
-        if self.seconds is not None:
-            lines.append(f"time             about {_duration(self.seconds)} on this machine, {tokens / self.seconds:,.0f} words/s")
         return "\n".join(lines)
 
 
 def make_plan(config: Config, place: Place, device: torch.device) -> TrainingPlan:
-    """The plan of a training by the ranks that have been launched, on machines like this one. Raises UserError without tokens."""
+    """The plan of a training by the ranks that have been launched, on machines like this one. Raises UserError as the training would."""
+    check_lanes(config, place.size)
+    check_deepspeed_section(config)
     tokens = open_tokens(config.tokens)
     vocabulary_size = tokens.vocabulary.size
     precision = resolve_precision(config.training.precision, device)
-    tokens_per_epoch = tokens.split("train").num_tokens
-    tokens_per_step = config.batches.lanes * config.batches.steps
-    steps_per_epoch = tokens_per_epoch // tokens_per_step
-    total_steps = config.training.total_steps or max(1, math.floor((config.training.epochs or 0.0) * steps_per_epoch))
+    split, lanes, steps = tokens.split("train"), config.batches.lanes, config.batches.steps
+    total_steps = length_in_steps(config, steps_per_epoch(split, lanes, steps))
+    num_tokens = total_steps * lanes * steps
     core = core_parameters(config.model, config.softmax, vocabulary_size)
     tables = table_parameters(config.model, config.softmax, vocabulary_size)
     return TrainingPlan(
         vocabulary_size=vocabulary_size,
         vocabulary_of="words" if tokens.vocabulary.kind == "words" else f"pieces of words ({tokens.vocabulary.label})",
-        tokens_per_epoch=tokens_per_epoch,
+        tokens_per_epoch=split.num_tokens,
         core=core,
         tables=tables,
         total_steps=total_steps,
-        tokens_per_step=tokens_per_step,
+        tokens_per_step=lanes * steps,
         bytes_a_rank=_bytes_a_rank(config, core, tables, vocabulary_size, place.size, precision),
-        seconds=total_steps
-        * tokens_per_step
+        words=num_tokens / split.tokens_per_word,
+        seconds=num_tokens
         * flops_per_word(config.model, logits_per_word(config.softmax, vocabulary_size))
         / _rate(config, place, precision, device),
         precision=precision,
@@ -93,7 +100,7 @@ def _bytes_a_rank(config: Config, core: int, tables: int, vocabulary_size: int, 
     model, element = config.model, 4 if precision == "fp32" else 2
     positions = config.batches.lanes * config.batches.steps / ranks
     sampled = min(vocabulary_size, config.softmax.samples) if config.softmax.kind == "sampled" else 0
-    rows = min(vocabulary_size, config.batches.lanes * config.batches.steps) + sampled
+    rows = min(vocabulary_size, positions) + sampled
     gates = 4 if model.cell == "lstm" else 1
     activations = positions * (model.embedding + model.layers * model.hidden * (3 * gates + 2) + model.output_width) * element
     step = rows * (model.embedding + model.output_width) * (4 + 4 + element) + 2 * activations
@@ -122,17 +129,9 @@ def _rate_of_a_core(dtype: torch.dtype, width: int, device: torch.device) -> flo
         torch.set_num_threads(threads)
 
 
-def _duration(seconds: float) -> str:
-    """In the unit that people would use."""
-    for unit, length in (("days", 86_400.0), ("hours", 3600.0), ("minutes", 60.0)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.0f} seconds"
-
-
 def dry_run(config: Config) -> None:
     """Print the resolved config and the plan; of launched ranks the first does. Raises UserError on every rank alike."""
     place = here()
     text = make_plan(config, place, best_device()).text()
     if place.rank == 0:
-        print(f"{json.dumps(config.as_json(), indent=2)}\n\n{text}", flush=True)
+        say(f"{json.dumps(config.as_json(), indent=2)}\n\n{text}")

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from lm1b.config import Config
 from lm1b.console import remark, say
-from lm1b.distributed import Ranks, agree, all_gather_objects
-from lm1b.errors import UserError
+from lm1b.distributed import Ranks, agree
+from lm1b.errors import AgreedError, UserError, listed
 from lm1b.launchers import without_place
 from lm1b.peers import naming_the_guilty
 from lm1b.processes import RankProcess
 from lm1b.training.checkpoints.mirror import mirror_logs
 from lm1b.training.engine.process_group import start_ranks, stop_ranks
-from lm1b.training.log.activations import watch_activations
+from lm1b.training.log.activations import ActivationWatch
 from lm1b.training.log.matmul_rate import tokens_at_ceiling
 from lm1b.training.log.metrics_line import Interval
 from lm1b.training.log.run_log import RunLog
@@ -77,7 +77,9 @@ def train_on(ranks: Ranks, config: Config, evaluator: list[str] | None = None, l
         run.finish_mirroring()
         ignore_signals()
         _say_end(run, log, stop)
-    except UserError:
+    except UserError as error:
+        if log:
+            log.failed(str(error), run.training_step.step)
         _close(run, log)  # an end in order too: its user is told of it
         raise
     if log:
@@ -104,7 +106,7 @@ def _take_steps(run: Run, log: RunLog | None, stop: StopSignal) -> None:
     """Step after step until the end of the training, or until some rank is asked to stop."""
     config, step = run.config, run.training_step
     interval, stopped = Interval(), False
-    activations = watch_activations(step.model) if log else None
+    activations = ActivationWatch(step.model.stack) if log else None
     with StepProgress(step.step, run.total_steps, shown=run.ranks.is_first) as progress:
         while not run.has_finished and not stopped:
             gap_every = config.training.gap_every
@@ -134,7 +136,7 @@ def _take_steps(run: Run, log: RunLog | None, stop: StopSignal) -> None:
 
 def _save_the_end(run: Run, log: RunLog | None) -> None:
     """A checkpoint of the last step, and the one before it committed."""
-    if run.saved_at != run.training_step.step:
+    if run.saved_step != run.training_step.step:
         if log and not run.has_finished:
             _say_if_slow(run, log)
         run.begin_saving()
@@ -148,7 +150,7 @@ def _close(run: Run, log: RunLog | None) -> None:
 
 
 def _count(run: Run, result: StepResult, log: RunLog | None) -> None:
-    """Keep the totals; end the run after too many skipped updates in a row. Raises UserError on every rank."""
+    """Keep the totals; end the run after too many skipped updates in a row, by AgreedError."""
     counts, step = run.counts, run.training_step.step
     counts.lanes_restarted += result.lanes_restarted
     if result.applied:
@@ -157,13 +159,12 @@ def _count(run: Run, result: StepResult, log: RunLog | None) -> None:
         return
     counts.skipped += 1
     counts.skipped_in_a_row += 1
-    named = result.not_finite[:NAMED_CAUSES]
-    causes = ", ".join(named) + (f" and {len(result.not_finite) - len(named)} more" if len(result.not_finite) > len(named) else "")
+    causes = listed(result.not_finite, NAMED_CAUSES)
     if log:
         log.event(f"step {step}: update skipped, not finite: {causes}", step)
     if counts.skipped_in_a_row >= run.config.training.max_skipped:
         run.finish_saving()
-        raise UserError(
+        raise AgreedError(
             f"step {step}: {counts.skipped_in_a_row} updates in a row were not finite ({causes}); "
             "the last checkpoint is sound; if the same command ends here again, start a new run with a lower learning rate or clip harder"
         )
@@ -171,8 +172,7 @@ def _count(run: Run, result: StepResult, log: RunLog | None) -> None:
 
 def _open_log(run: Run, notes: list[str]) -> RunLog | None:
     """The first rank's log, with how the training starts; None on the others. Every rank calls it."""
-    member = RankProcess.here(run.ranks.rank).as_json()
-    members = [found for value in all_gather_objects(member, run.ranks) if (found := RankProcess.from_json(value))]
+    members = run.ranks.peers.members if run.ranks.peers else [RankProcess.here(0)]
     facts = run.facts()
     log = agree(run.ranks, lambda: RunLog(run.config, run.training_step.step, members, facts) if run.ranks.is_first else None)
     if log:

@@ -21,7 +21,7 @@ import torch
 
 from lm1b.config import Config, parse_config
 from lm1b.data.tokens.directory import TokenDirectory
-from lm1b.distributed import Ranks, agree, all_gather_objects
+from lm1b.distributed import Ranks, agree, all_gather_objects, from_first
 from lm1b.errors import UserError
 from lm1b.model.tables import VocabularyTable
 from lm1b.training.checkpoints.checkpoint import Checkpoint, DamagedCheckpoint, checkpoint_folder, list_checkpoints
@@ -102,10 +102,11 @@ def newest_sound_checkpoint(
     run cannot go on from it. Raises UserError on every rank where all that there were are damaged: no run starts anew unasked.
     """
     while True:
-        steps = all_gather_objects([checkpoint.step for checkpoint in list_checkpoints(run_directory, damaged_too=True)], ranks)
-        if not steps[0]:
+        # The first rank's view: others may see an older one of a shared folder.
+        steps = from_first(ranks, lambda: [checkpoint.step for checkpoint in list_checkpoints(run_directory, damaged_too=True)])
+        if not steps:
             break
-        step = int(steps[0][-1])  # type: ignore[index]  (rank 0's view: others may see an older one of a shared folder)
+        step = steps[-1]
         checkpoint = Checkpoint(step, checkpoint_folder(run_directory, step))
         problem = _first_problem(checkpoint.state, ranks)
         if problem is None:
@@ -130,9 +131,8 @@ def _first_problem(check: Callable[[], object], ranks: Ranks) -> str | None:
             return str(error)
         return None
 
-    return next(
-        (str(problem) for problem in all_gather_objects(agree(ranks, look, may_take_long=True), ranks) if problem is not None), None
-    )
+    problems = all_gather_objects(agree(ranks, look, may_take_long=True), ranks)
+    return next((problem for problem in problems if problem is not None), None)
 
 
 def _refuse_to_start_anew(damaged: list[Path]) -> None:

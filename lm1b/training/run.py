@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import Tensor
 
 from lm1b.config import Config
 from lm1b.data.batches import Batches
 from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.data.tokens.remote import open_tokens
 from lm1b.data.tokens.unchanged import check_corpus_unchanged
-from lm1b.distributed import Ranks, agree, local_rank, local_size, share_of_cores
+from lm1b.distributed import Ranks, agree, all_gather_rows, share_of_cores
 from lm1b.errors import UserError
+from lm1b.launchers import here
 from lm1b.memory import keep_freed_memory
 from lm1b.model.kernels import triton_kernels
 from lm1b.model.language_model import LanguageModel
@@ -28,13 +27,12 @@ from lm1b.model.tables import Tables
 from lm1b.precision import resolve_precision
 from lm1b.training.checkpoints.checkpoint import Checkpoint
 from lm1b.training.checkpoints.mirror import Mirror
-from lm1b.training.checkpoints.retention import apply_retention
+from lm1b.training.checkpoints.retention import apply_retention, best_to_keep
 from lm1b.training.checkpoints.saving import CheckpointSaver
 from lm1b.training.engine.engine import Engine
 from lm1b.training.engine.settings import check_deepspeed_section, language_model_settings
 from lm1b.training.resume import Continuation, read_tables
-from lm1b.training.run_folder import RunFolder
-from lm1b.training.run_state import RunLock
+from lm1b.training.run_state import RunLock, training_has_finished
 from lm1b.training.same_everywhere import check_patience, check_run_folder, check_tokens
 from lm1b.training.step.training_step import TrainingStep
 
@@ -51,20 +49,33 @@ class Counts:
     unlogged_nats: float = 0.0  # since the last line of metrics.jsonl: a run that goes on from here writes the same next line
     unlogged_tokens: int = 0
 
-    @classmethod
-    def of_state(cls, state: dict[str, Any]) -> Counts:
-        """The totals in a checkpoint's state; in checkpoints before version 0.2 tokens are called words."""
-        names = {"words": "tokens", "unlogged_words": "unlogged_tokens"}
-        return cls(**{names.get(str(name), str(name)): value for name, value in state["counts"].items()})
+
+def check_lanes(config: Config, num_ranks: int) -> None:
+    """Raise UserError where the lanes cannot be shared by so many ranks."""
+    lanes, micro_batches = config.batches.lanes, config.training.micro_batches
+    if lanes % (num_ranks * micro_batches):
+        raise UserError(
+            f"batches.lanes (={lanes}) must be divisible by ranks x training.micro_batches "
+            f"(={num_ranks} x {micro_batches}); use --num_gpus or --set batches.lanes="
+        )
+
+
+def length_in_steps(config: Config, steps_per_epoch: int) -> int:
+    """How many steps the training has, whichever way the config says it."""
+    return config.training.total_steps or max(1, math.floor((config.training.epochs or 0.0) * steps_per_epoch))
 
 
 class Run:
-    """A training run on this rank: everything built, and resumed where there is a checkpoint."""
+    """A training run on this rank: everything built, and resumed where there is a checkpoint. Raises UserError on every rank.
+
+    For the start's messages: `fetched` (what was done with the mirror), `damage` (of checkpoints newer than the one taken) and `changes`
+    (what a resumed run does otherwise than before). `watcher` and `tokens_at_ceiling` are the loop's own.
+    """
 
     def __init__(self, config: Config, ranks: Ranks):
         self.config, self.ranks = config, ranks
         self.directory = Path(config.run.directory)
-        self._check_lanes()
+        agree(ranks, lambda: check_lanes(config, ranks.size))
         self.mirror: Mirror | None = None  # the first rank's
         self.lock = agree(ranks, lambda: RunLock(self.directory) if ranks.is_first else None)
         try:
@@ -85,8 +96,7 @@ class Run:
         counts_V = agree(ranks, lambda: self.tokens.vocabulary.counts_V)
         vocabulary_size = len(counts_V)
         self.batches = agree(ranks, self._make_batches, may_take_long=True)  # reads where every sentence ends, perhaps over the net
-        epochs = config.training.epochs or 0.0
-        self.total_steps = config.training.total_steps or max(1, math.floor(epochs * self.batches.steps_per_epoch))
+        self.total_steps = length_in_steps(config, self.batches.steps_per_epoch)
         sampler = agree(ranks, lambda: make_sampler(config.softmax, counts_V, config.run.seed))
         self.mirror = agree(ranks, lambda: Mirror(config, config.run.mirror) if ranks.is_first and config.run.mirror else None)
         self.fetched: list[str] = []  # what was done with the mirror
@@ -98,11 +108,10 @@ class Run:
         agree(ranks, lambda: check_deepspeed_section(config))
         engine = Engine(model, language_model_settings(config, ranks), self.precision, ranks)
         tables = Tables.create(config, vocabulary_size, ranks, initialize=checkpoint is None)
-        self.training_step = TrainingStep(config, engine, tables, sampler, self.batches, ranks)
-        self.training_step.total_updates = self.total_steps
+        self.training_step = TrainingStep(config, engine, tables, sampler, self.batches, ranks, self.total_steps)
         self.counts = Counts()
         self.saver = CheckpointSaver(self.directory, ranks, in_background=config.checkpoints.in_background)
-        self.saved_at = None if checkpoint is None else checkpoint.step  # step of the newest checkpoint, committed or begun
+        self.saved_step: int | None = None  # of the newest checkpoint, committed or begun, that says what this run says there
         self.watcher: subprocess.Popen[bytes] | None = None  # the evaluator beside the training
         self.tokens_at_ceiling: float | None = None  # a second: see log/matmul_rate.py
         if checkpoint is None:
@@ -111,6 +120,9 @@ class Run:
                 engine.start_ema()
         else:
             self._restore(checkpoint)
+            # A length that ends right here makes it another checkpoint: the end of the training.
+            if not self.has_finished or training_has_finished([checkpoint], config):
+                self.saved_step = checkpoint.step
             self.changes = continuation.changes(checkpoint.state(), ranks.size, self.precision)
 
     @property
@@ -121,18 +133,11 @@ class Run:
     def _open_tokens(self) -> TokenDirectory:
         """The shards, of which each of a host's ranks verifies its share, once a machine, and of the corpus that the config names."""
         tokens = open_tokens(self.config.tokens)
-        tokens.verify_once(local_rank(), local_size())
-        if local_rank() == 0:
+        place = here()
+        tokens.verify_once(place.local_rank, place.local_size)
+        if place.local_rank == 0:
             check_corpus_unchanged(self.config, tokens)
         return tokens
-
-    def _check_lanes(self) -> None:
-        lanes, parts = self.config.batches.lanes, self.ranks.size * self.config.training.micro_batches
-        if lanes % parts:
-            raise UserError(
-                f"batches.lanes (={lanes}) must be divisible by ranks x training.micro_batches "
-                f"(={self.ranks.size} x {self.config.training.micro_batches}); use --num_gpus or --set batches.lanes="
-            )
 
     def _make_batches(self) -> Batches:
         settings = self.config.batches
@@ -165,10 +170,8 @@ class Run:
         optimizer = {key: checkpoint.core(f"optimizer/{key}") or {} for key in checkpoint.optimizer_keys()}
         step.engine.restore(weights, ema, optimizer, state["updates"])
         agree(ranks, lambda: read_tables(checkpoint, ranks, step.tables.all()), may_take_long=True)
-        lanes = slice(step.first_lane, step.first_lane + step.lanes_here)
-        step.carry = {name: tensor[lanes].to(ranks.device, step.engine.dtype, copy=True) for name, tensor in checkpoint.carry().items()}
-        step.step, step.updates = state["step"], state["updates"]
-        self.counts = Counts.of_state(state)
+        step.restore(state["step"], state["updates"], checkpoint.carry())
+        self.counts = Counts(**state["counts"])
 
     def begin_saving(self) -> None:
         """Start writing a checkpoint; collective. See `CheckpointSaver.begin`; `poll_saving` must follow once a step."""
@@ -186,8 +189,10 @@ class Run:
             "config": self.config.as_json(),
         }
         self.finish_saving()
-        self.saver.begin(state, step.engine.core_state(), _gather_lanes(step.carry, self.ranks), step.tables.all())
-        self.saved_at = step.step
+        # All lanes' state, in lane order, on CPU: a copy, since it is written behind the steps.
+        carry = {name: all_gather_rows(tensor, self.ranks).cpu().clone() for name, tensor in step.carry.items()}
+        self.saver.begin(state, step.engine.core_state(is_kept=self.ranks.is_first), carry, step.tables.all())
+        self.saved_step = step.step
 
     def poll_saving(self) -> None:
         """Commit the checkpoint that is being written, where every rank has written its part; collective."""
@@ -201,9 +206,7 @@ class Run:
 
     def _delete_old_checkpoints(self) -> None:
         if self.ranks.is_first:
-            settings = self.config.checkpoints
-            best = RunFolder(self.directory).best_step(self.config) if settings.keep_best else None
-            apply_retention(self.directory, settings.keep_last, settings.keep_every, best)
+            apply_retention(self.directory, self.config.checkpoints, best_to_keep(self.config))
             if self.mirror:
                 self.mirror.wake()
 
@@ -237,15 +240,3 @@ def prepare_process(config: Config, ranks: Ranks) -> None:
     torch.set_flush_denormal(True)
     keep_freed_memory()
     keep_float32_exact()
-
-
-def _gather_lanes(carry: dict[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
-    """All lanes' state, in lane order, on CPU."""
-    if ranks.size == 1:
-        return {name: tensor.cpu().clone() for name, tensor in carry.items()}
-    whole = {}
-    for name, tensor in carry.items():
-        parts = [torch.empty_like(tensor) for _ in range(ranks.size)]
-        dist.all_gather(parts, tensor.contiguous())
-        whole[name] = torch.cat(parts).cpu()
-    return whole

@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from lm1b.config import Config, parse_config
 from lm1b.errors import UserError
@@ -54,10 +55,15 @@ class RunFolder:
         """The resolved config that the run was last started with. Raises UserError where the folder holds no run."""
         if not self.config.exists():
             raise UserError(f"{self.path}: no run here (config.json is missing); train first: deepspeed launch/train.py --config ...")
-        written = read_json(self.config)
-        if not isinstance(written, dict) or "config" not in written:
-            raise UserError(f"{self.config}: not the config.json of a run; expected the directory that launch/train.py has made")
+        written = self.read_written_config()
         return parse_config(written["config"], str(self.config))
+
+    def read_written_config(self) -> dict[str, Any]:
+        """config.json as it is: `config`, and `history`, a list. Raises UserError for what is not a run's."""
+        written = read_json(self.config)
+        if not isinstance(written, dict) or "config" not in written or not isinstance(written.get("history"), list):
+            raise UserError(f"{self.config}: not the config.json of a run; expected the directory that launch/train.py has made")
+        return written
 
     def read_evaluations(self) -> list[Evaluation]:
         """Every result so far, in the order in which they came. Raises UserError for a line that is damaged or is none."""

@@ -2,7 +2,8 @@
 
 training.lock   held (flock) by the first rank while a training is at work; names its owner, and is emptied at an orderly end
 training.pid    host and process id of every rank, from the first step's eve to an orderly end
-events.jsonl    a line with `ended` for every orderly end: finished, stopped, launcher gone, logging failed
+events.jsonl    a line with `ended` for every orderly end, as far as it can be written: finished, stopped, launcher gone, logging failed,
+                failed (by a mistake of the user, as a learning rate that is too high)
 """
 
 from __future__ import annotations
@@ -103,14 +104,6 @@ def lock_owner(run_directory: Path) -> RankProcess | None:
 def training_ranks(run_directory: Path) -> list[RankProcess]:
     """The processes that train here, or that did and left no word of their end; empty where there are none."""
     return read_processes(RunFolder(run_directory).pid)
-
-
-def trainer_state(run_directory: Path) -> str:
-    """`alive`, `dead` (it left its mark and is gone) or `absent` (no mark). On another host it is taken to be alive."""
-    members = training_ranks(run_directory)
-    if not members:
-        return "absent"
-    return "dead" if all(member.condition() == "gone" for member in members) else "alive"
 
 
 def training_has_finished(checkpoints: list[Checkpoint], config: Config) -> bool:

@@ -1,6 +1,6 @@
 """Before ranks begin their work: do all ranks run the same program, with the same settings, on the same data, in the same run directory?
 
-Each check gathers a few hundred bytes of every rank and raises the same UserError on all of them, which names what differs and where.
+Each check gathers a few hundred bytes of every rank and raises the same AgreedError on all of them, which names what differs and where.
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ from typing import Any
 
 from lm1b.config import Config
 from lm1b.data.tokens.directory import TokenDirectory
-from lm1b.distributed import Ranks, agree, all_gather_objects
-from lm1b.errors import UserError
+from lm1b.distributed import Ranks, agree, all_gather_objects, from_first
+from lm1b.errors import AgreedError, UserError, listed
 from lm1b.host_facts import package_folder, program_facts, source_digests
-from lm1b.peers import ANSWER_SECONDS
+from lm1b.peers import ANSWER_SECONDS, TIME_LIMIT_VARIABLE, time_limit
 from lm1b.processes import host_name
 from lm1b.remote import is_url
 from lm1b.remote_errors import PATIENCE_VARIABLE, patience_seconds
 from lm1b.strict import Section
 from lm1b.training.checkpoints.checkpoint import list_checkpoints
-from lm1b.training.engine.process_group import TIME_LIMIT_VARIABLE, time_limit
 from lm1b.training.run_folder import RunFolder
 
 SEEN_SECONDS = 10.0  # a file system that hosts share may show what another host has just written a little later
@@ -39,50 +38,50 @@ LOCAL_SETTINGS = {
 
 
 def check_program(ranks: Ranks, config: Section) -> list[str]:
-    """Compare versions, source and config over all ranks -> what differs and does no harm. Raises UserError on every rank."""
+    """Compare versions, source and config over all ranks -> what differs and does no harm. Raises AgreedError."""
     if ranks.size == 1:
         return []
     settings = _shared_settings(config)
     facts = program_facts() | {"host": host_name(), "config": _digest(settings)}
-    everyone = _gather(facts, ranks)
+    everyone = all_gather_objects(facts, ranks)
     problems = []
     for name in ("torch", "deepspeed"):
         problems += _difference(everyone, name, lambda rank, name=name: _public(rank[name]), INSTALL)
     problems += _difference(everyone, "python", lambda rank: rank["python"].rpartition(".")[0], "use the same Python on every host")
     if len({rank["lm1b"] for rank in everyone}) > 1:
         folder = package_folder()
-        files = _named_keys(_gather(source_digests(folder) if folder else {}, ranks))
+        files = _named_keys(all_gather_objects(source_digests(folder) if folder else {}, ranks))
         problems += _difference(everyone, "lm1b's source", lambda rank: rank["lm1b"], f"bring the same code to every host; see {files}")
     if len({rank["config"] for rank in everyone}) > 1:
-        fields = _named_keys(_gather(settings, ranks))
+        fields = _named_keys(all_gather_objects(settings, ranks))
         problems += _difference(
             everyone, "the config", lambda rank: rank["config"], f"give every rank the same --config and --set; see {fields}"
         )
     if problems:
-        raise UserError("; and ".join(problems))
+        raise AgreedError("; and ".join(problems))
     exact = [name for name in facts if name not in ("host", "config", "lm1b")]
     return [note for name in exact for note in _difference(everyone, name, lambda rank, name=name: rank[name], "which should do no harm")]
 
 
 def check_tokens(ranks: Ranks, tokens: TokenDirectory) -> None:
-    """Compare what the token shards hold over all ranks. Raises UserError on every rank."""
+    """Compare what the token shards hold over all ranks. Raises AgreedError."""
     if ranks.size == 1:
         return
     facts = {"host": host_name(), "vocabulary": tokens.fingerprint[:12], "tokens": tokens.manifest.tokens_sha256[:12]}
-    everyone = _gather(facts, ranks)
+    everyone = all_gather_objects(facts, ranks)
     hint = "copy one host's tokens.directory to the others, or preprocess the same corpus with the same config on each"
     problems = []
     for name, words in (("vocabulary", "the tokens' vocabulary"), ("tokens", "what the token shards hold")):
         problems += _difference(everyone, words, lambda rank, name=name: rank[name], hint)
     if problems:
-        raise UserError(problems[0])
+        raise AgreedError(problems[0])
 
 
 def check_run_folder(ranks: Ranks, directory: Path) -> None:
-    """Whether all ranks see the run directory that the first has locked, with its checkpoints. Raises UserError on every rank."""
+    """Whether all ranks see the run directory that the first has locked, with its checkpoints. Raises AgreedError."""
     if ranks.size == 1:
         return
-    view = _gather({"host": host_name(), **_view(directory)} if ranks.is_first else {}, ranks)[0]
+    view = from_first(ranks, lambda: {"host": host_name(), **_view(directory)})
     agree(ranks, lambda: _wait_for_view(directory, view))
 
 
@@ -119,10 +118,6 @@ def _wait_for_view(directory: Path, expected: dict[str, Any]) -> None:
         time.sleep(0.1)
 
 
-def _gather(value: dict[str, Any], ranks: Ranks) -> list[Any]:
-    return all_gather_objects(value, ranks)
-
-
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -145,11 +140,7 @@ def _public(version: str) -> str:
 def _named_keys(everyone: list[dict[str, Any]]) -> str:
     """Keys whose values are not the same everywhere."""
     keys = {key for rank in everyone for key in rank}
-    return _listed(sorted(key for key in keys if any(rank.get(key) != everyone[0].get(key) for rank in everyone)))
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+    return listed(sorted(key for key in keys if any(rank.get(key) != everyone[0].get(key) for rank in everyone)), NAMED)
 
 
 def _difference(everyone: list[dict[str, Any]], what: str, value_of: Any, hint: str) -> list[str]:
@@ -158,8 +149,8 @@ def _difference(everyone: list[dict[str, Any]], what: str, value_of: Any, hint: 
     others = sorted({value for value in values if value != values[0]})
     if not others:
         return []
-    found = [f"{value} on {_listed(_places(everyone, values, value))}" for value in others]
-    return [f"{what} differs: {values[0]} on {_listed(_places(everyone, values, values[0]))}, but {', '.join(found)}; {hint}"]
+    found = [f"{value} on {listed(_places(everyone, values, value), NAMED)}" for value in others]
+    return [f"{what} differs: {values[0]} on {listed(_places(everyone, values, values[0]), NAMED)}, but {', '.join(found)}; {hint}"]
 
 
 def _places(everyone: list[dict[str, Any]], values: list[str], value: str) -> list[str]:

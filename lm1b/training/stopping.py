@@ -10,7 +10,7 @@ import signal
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Literal
 
 import psutil
 
@@ -122,7 +122,7 @@ class StopSignal:
 
     def agreed(self, ranks: Ranks) -> tuple[Ending, str]:
         """How the run ended, by the first rank that had a reason. Every rank calls it, after the run has stopped short."""
-        reasons: list[Any] = [reason for reason in all_gather_objects(self._reason, ranks) if reason]
+        reasons = [reason for reason in all_gather_objects(self._reason, ranks) if reason]
         # Whatever else happens at the same time, who asked by a signal wants the run to stay stopped.
         reasons.sort(key=lambda reason: reason["ending"] != "stopped")
         assert reasons, "a run stops short only where a rank has asked for it"

@@ -15,12 +15,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Generator, Mapping, Sequence
 
 import torch
 
-T = TypeVar("T")
 STEP_PARTS = ("rows", "forward", "backward", "checks", "update")
 WAITED_FOR = ("rows", "core gradient", "status", "row gradients")
 # What of a part is spent waiting for other ranks: told apart, as `exchange`.
@@ -68,15 +66,6 @@ class StepParts(PartSeconds):
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(STEP_PARTS, device)
-
-    def timed(self, part: str, action: Callable[..., T]) -> Callable[..., T]:
-        """`action`, whose calls count as `part`."""
-
-        def call(*arguments: Any, **keywords: Any) -> T:
-            with self.on(part):
-                return action(*arguments, **keywords)
-
-        return call
 
     def take(self, waited: Mapping[str, float], steps: int) -> dict[str, float] | None:
         """Mean seconds a step by part, and of `exchange`; then all are 0 again. None on a GPU.

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from lm1b.errors import UserError
 from lm1b.evaluation.scoring.evaluator import Evaluator, say_result
-from lm1b.training.checkpoints.checkpoint import Checkpoint, list_checkpoints
+from lm1b.training.checkpoints.checkpoint import MANIFEST, list_checkpoints
 from lm1b.training.evaluations import KINDS, Evaluation, Weights
 from lm1b.training.run_folder import RunFolder
-from lm1b.training.run_state import trainer_state, training_has_finished
+from lm1b.training.run_state import RunState, run_state
 
 POLL_SECONDS = 2.0
 GRACE_SECONDS = 30.0  # no trainer and no end: how long a watcher waits for one to start
@@ -54,7 +54,7 @@ def watch(
         give_up_at = time.monotonic() + grace_seconds
         while True:
             # Asked before the checkpoints are listed: what a trainer wrote before it ended is then always seen.
-            trainer = trainer_state(run_directory)
+            state = run_state(run_directory)
             checkpoints = list_checkpoints(run_directory)
             pending = [checkpoint for checkpoint in checkpoints if not done.issuperset((checkpoint.step, kind) for kind in asked)]
             if pending:
@@ -66,25 +66,25 @@ def watch(
                         on_result(evaluation)
                 except UserError as error:
                     # Retention may have been faster; what is still there and cannot be scored is told at the end.
-                    if (newest.path / "manifest.json").exists():
+                    if (newest.path / MANIFEST).exists():
                         problems.append(str(error))
                 continue
-            reason = _why_ended(run_directory, checkpoints, trainer, time.monotonic() > give_up_at)
+            reason = _why_ended(state, time.monotonic() > give_up_at)
             if reason and problems:
                 raise UserError("; ".join(problems))
             if reason:
                 return reason
-            if trainer == "alive":
+            if state == "running":
                 give_up_at = 0.0  # it was here: when it has gone there is nothing to wait for
             time.sleep(poll_seconds)
 
 
-def _why_ended(run_directory: Path, checkpoints: list[Checkpoint], trainer: str, waited_enough: bool) -> str | None:
+def _why_ended(state: RunState, waited_enough: bool) -> str | None:
     """Why there is nothing more to come once all checkpoints are scored, or None."""
-    if training_has_finished(checkpoints, RunFolder(run_directory).read_config()):
+    if state == "finished":
         return "the training has ended and every checkpoint is scored"
-    if trainer == "dead":
+    if state == "dead":
         return "the trainer died before the end of the training (its process is gone); every checkpoint that it left is scored"
-    if trainer == "absent" and waited_enough:
+    if state != "running" and waited_enough:
         return "no training is running here and it had not reached its end; every checkpoint that is there is scored"
     return None

@@ -37,7 +37,7 @@ class EngineRun(SequenceRun):
         settings = EngineSettings(
             make_optimizer=lambda parameters: make_optimizer(optimizer, parameters, self.learning_rate),
             clip_norm=optimizer.clip_norm,
-            samples=self.batch_size // self.ranks.size,
+            micro_batch_size=self.batch_size // self.ranks.size,
         )
         self.engine = Engine(self.network, settings, "fp32", self.ranks)
         self.engine.prime(self._zero_loss)

@@ -8,6 +8,8 @@
 2. A reader verifies what the manifest says before it uses a tensor, and may cut the tables for another number of ranks.
 3. A reader holds a lease on it meanwhile, else retention may delete it (retention.py).
 4. A damaged one is set aside as `step_N.damaged`, and the one before it taken (resume.py).
+
+What needs torch loads it: whoever asks which checkpoints there are, and of what (run_state.py), is answered at once.
 """
 
 from __future__ import annotations
@@ -22,21 +24,24 @@ from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from lm1b.errors import UserError
 from lm1b.files import digest_of_file, flush_folder, read_json, read_sealed_json
-from lm1b.training.checkpoints.tensor_file import MatrixInFile
 from lm1b.training.run_folder import RunFolder
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lm1b.training.checkpoints.tensor_file import MatrixInFile
+
 FORMAT_VERSION = 2
+MANIFEST, STATE, CORE, CARRY = "manifest.json", "state.json", "core.safetensors", "carry.safetensors"  # and tables: `table_file`
 COPY_BYTES = 8 << 20  # of a table in memory twice while it is cut for another number of ranks
-_FOLDER = re.compile(r"step_(\d+)")
+_FOLDER = re.compile(r"step_(\d{8,})")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -47,6 +52,13 @@ class DamagedCheckpoint(UserError):
 def checkpoint_folder(run_directory: Path, step: int) -> Path:
     """Where the checkpoint after `step` steps lies."""
     return RunFolder(run_directory).checkpoints / f"step_{step:08d}"
+
+
+def step_of(name: str) -> int | None:
+    """The step of a checkpoint's folder by its name; None for other names, `step_1000` among them, which nobody would find again."""
+    match = _FOLDER.fullmatch(name)
+    step = int(match.group(1)) if match else None
+    return step if step is not None and checkpoint_folder(Path(), step).name == name else None
 
 
 def table_file(name: str, rank: int, size: int) -> str:
@@ -63,7 +75,7 @@ class Checkpoint:
 
     def manifest(self) -> dict[str, dict[str, Any]]:
         """File name -> bytes and SHA-256. Raises DamagedCheckpoint, or UserError for another version of the format."""
-        path = self.path / "manifest.json"
+        path = self.path / MANIFEST
         if not path.exists():
             raise DamagedCheckpoint(f"{path}: missing from the checkpoint")
         try:
@@ -79,13 +91,13 @@ class Checkpoint:
         return manifest["files"]
 
     def state(self) -> dict[str, Any]:
-        """state.json: step, updates, epoch, finished, ranks, vocabulary fingerprint, config. Verified. Raises DamagedCheckpoint."""
+        """state.json, verified: what `Run.begin_saving` put there, `ranks`, and `tables` with their sizes. Raises DamagedCheckpoint."""
         files = self.manifest()
-        if "state.json" not in files:
+        if STATE not in files:
             raise DamagedCheckpoint(f"{self.path}/manifest.json: does not name state.json")
-        self._verify_file("state.json", files["state.json"])
+        self._verify_file(STATE, files[STATE])
         try:
-            state = read_json(self.path / "state.json")
+            state = read_json(self.path / STATE)
         except UserError as error:
             raise DamagedCheckpoint(str(error)) from None
         if not _is_state(state):
@@ -94,6 +106,8 @@ class Checkpoint:
 
     def verify(self, rank: int = 0, size: int = 1) -> None:
         """Check size and SHA-256 of this rank's share of the files. Raises DamagedCheckpoint that names the first bad one."""
+        import torch
+
         # The largest files are spread evenly: sorted by name, a table's shares are neighbours.
         files = sorted(self.manifest().items())[rank::size]
         # Hashing and reading let go of Python's lock.
@@ -108,18 +122,18 @@ class Checkpoint:
     def core(self, kind: str = "weights") -> dict[str, Tensor] | None:
         """Core tensors by parameter name, float32; kind `weights`, `ema` (None where training kept none) or `optimizer/<key>`."""
         prefix = f"{kind}/"
-        with _reading(self.path / "core.safetensors") as file:
+        with _reading(self.path / CORE) as file:
             tensors = {name.removeprefix(prefix): file.get_tensor(name) for name in _names(file) if name.startswith(prefix)}
         return tensors or None
 
     def optimizer_keys(self) -> list[str]:
         """Names of the optimizer's state tensors, such as `sum`."""
-        with _reading(self.path / "core.safetensors") as file:
+        with _reading(self.path / CORE) as file:
             return sorted({name.split("/")[1] for name in _names(file) if name.startswith("optimizer/")})
 
     def carry(self) -> dict[str, Tensor]:
         """The recurrent state of every lane of the global batch: name -> [lanes, width]."""
-        with _reading(self.path / "carry.safetensors") as file:
+        with _reading(self.path / CARRY) as file:
             return {name: file.get_tensor(name) for name in _names(file)}
 
     def read_table(self, name: str, rank: int = 0, size: int = 1, key: str = "rows", out: Tensor | None = None) -> Tensor:
@@ -127,6 +141,10 @@ class Checkpoint:
 
         out: where to put them, contiguous [rows of this rank, width]. Nothing but a block is ever in memory twice.
         """
+        import torch
+
+        from lm1b.training.checkpoints.tensor_file import MatrixInFile
+
         state = self.state()
         if name not in state["tables"]:
             raise UserError(f"{self.path}/state.json: names no table {name}")
@@ -228,7 +246,7 @@ def list_checkpoints(run_directory: Path, *, damaged_too: bool = False) -> list[
     """Every complete checkpoint of a run, oldest first. damaged_too: also a folder of that name that has lost its manifest."""
     found = []
     for path in RunFolder(run_directory).checkpoints.glob("step_*"):
-        match = _FOLDER.fullmatch(path.name)
-        if match and path.is_dir() and (damaged_too or (path / "manifest.json").exists()):
-            found.append(Checkpoint(int(match.group(1)), path))
+        step = step_of(path.name)
+        if step is not None and path.is_dir() and (damaged_too or (path / MANIFEST).exists()):
+            found.append(Checkpoint(step, path))
     return sorted(found, key=lambda checkpoint: checkpoint.step)

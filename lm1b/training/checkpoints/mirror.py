@@ -17,11 +17,11 @@ from pathlib import Path
 
 from lm1b import console
 from lm1b.config import Config
-from lm1b.errors import UserError, describe_os_error
+from lm1b.errors import UserError, in_words
 from lm1b.remote_errors import StoreError
-from lm1b.training.checkpoints.checkpoint import Checkpoint, list_checkpoints
-from lm1b.training.checkpoints.mirrored_run import DAMAGED, MANIFEST, MirroredRun, place_of
-from lm1b.training.checkpoints.retention import lease, steps_to_keep
+from lm1b.training.checkpoints.checkpoint import MANIFEST, Checkpoint, list_checkpoints
+from lm1b.training.checkpoints.mirrored_run import DAMAGED, MirroredRun, place_of
+from lm1b.training.checkpoints.retention import best_to_keep, lease, steps_to_keep
 from lm1b.training.run_folder import RunFolder
 
 CLOSE_SECONDS = 10.0  # that an end in an error waits for a copy under way
@@ -29,7 +29,10 @@ LOG_SECONDS = 60.0  # between two copies of the logs, beside those with every ch
 
 
 class Mirror:
-    """One run's copy, from the first rank. Raises StoreError, UserError where the URL cannot be used at all."""
+    """One run's copy, from the first rank; `there` reads it.
+
+    Raises StoreError, UserError where the URL cannot be used at all.
+    """
 
     def __init__(self, config: Config, url: str):
         self._config, self._directory = config, Path(config.run.directory)
@@ -71,7 +74,7 @@ class Mirror:
                     self._let_go()
                     self._bring_logs()
             except (UserError, OSError) as error:
-                self.problem = describe_os_error(error) if isinstance(error, OSError) else str(error)
+                self.problem = in_words(error)
             except Exception as error:  # a thread's exception would be lost, and with it the mirror
                 self.problem = f"{self.there.url}: {type(error).__name__}: {error}"
             if self.problem is not None and not (logs_only and before):
@@ -99,7 +102,7 @@ class Mirror:
                         self._store.put(checkpoint.path / name, f"{folder}/{name}")
             except (UserError, FileNotFoundError) as error:
                 if checkpoint.path.exists():
-                    raise error if isinstance(error, UserError) else UserError(describe_os_error(error)) from None
+                    raise UserError(in_words(error)) from None
                 return  # retention was faster
             found = self._store.list(folder)
             for name, entry in files.items():
@@ -110,9 +113,8 @@ class Mirror:
 
     def _let_go(self) -> None:
         """Delete what the run's own retention would not keep, the manifest first; and what was never finished."""
-        steps, settings = self.there.steps(), self._config.checkpoints
-        best = RunFolder(self._directory).best_step(self._config) if settings.keep_best else None
-        kept = steps_to_keep(steps, settings.keep_last, settings.keep_every, best)
+        steps = self.there.steps()
+        kept = steps_to_keep(steps, self._config.checkpoints, best_to_keep(self._config))
         kept |= {checkpoint.step for checkpoint in list_checkpoints(self._directory)}
         unfinished = [step for step in self.there.folders() if step not in steps and DAMAGED not in self._store.list(place_of(step))]
         for step in [step for step in [*steps, *unfinished] if step not in kept]:

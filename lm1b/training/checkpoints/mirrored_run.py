@@ -24,13 +24,19 @@ from lm1b.errors import UserError, describe_os_error
 from lm1b.files import LARGEST_JSON_BYTES, atomic_file, flush_folder, megabytes, needing_space, seal
 from lm1b.remote import Store
 from lm1b.remote_errors import DamagedInStore, StoreError, WrongBytes
-from lm1b.training.checkpoints.checkpoint import Checkpoint, DamagedCheckpoint, checkpoint_folder, list_checkpoints
+from lm1b.training.checkpoints.checkpoint import (
+    MANIFEST,
+    STATE,
+    Checkpoint,
+    DamagedCheckpoint,
+    checkpoint_folder,
+    list_checkpoints,
+    step_of,
+)
 from lm1b.training.run_folder import RunFolder
 
 T = TypeVar("T")
-MANIFEST = "manifest.json"
 DAMAGED = "manifest.damaged.json"
-_FOLDER = re.compile(r"step_(\d{8,})")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -49,7 +55,7 @@ class MirroredRun:
     def folders(self) -> list[int]:
         """Steps of all checkpoints there, complete or not, rising."""
         names = self.store.list(RunFolder("").checkpoints.name)
-        return sorted(int(match.group(1)) for name in names if (match := _FOLDER.fullmatch(name)))
+        return sorted(step for name in names if (step := step_of(name)) is not None)
 
     def fetch_newer(self, accept: Callable[[dict[str, Any]], object], say: Callable[[str], object]) -> int | None:
         """Copy the newest checkpoint here that is newer than those that are -> its step, None where there is none.
@@ -97,9 +103,9 @@ class MirroredRun:
         files = self._naming(step, folder, copy.manifest)
         if not all(_NAME.fullmatch(name) for name in files):
             raise DamagedCheckpoint(f"{self.store.place(place_of(step))}/{MANIFEST}: names files that are no checkpoint's")
-        entry = files.get("state.json")
+        entry = files.get(STATE)
         if entry is not None and entry["bytes"] <= LARGEST_JSON_BYTES:
-            self._get(step, lambda place: self.store.get(place, folder / "state.json", entry["bytes"], entry["sha256"]), "state.json")
+            self._get(step, lambda place: self.store.get(place, folder / STATE, entry["bytes"], entry["sha256"]), STATE)
         self._accept(self._naming(step, folder, copy.state), accept)
         return files
 
@@ -112,7 +118,7 @@ class MirroredRun:
             files = self._open(step, folder, accept)
             num_bytes = sum(entry["bytes"] for entry in files.values())
             with needing_space(folder, num_bytes):
-                for name in sorted(files.keys() - {"state.json"}):
+                for name in sorted(files.keys() - {STATE}):
                     entry = files[name]
                     self._get(step, lambda place: self.store.get(place, folder / name, entry["bytes"], entry["sha256"]), name)  # noqa: B023
             for path in folder.iterdir():

@@ -8,9 +8,11 @@ import time
 from collections.abc import Generator
 from pathlib import Path
 
+from lm1b.config import CheckpointsConfig, Config
 from lm1b.errors import UserError
 from lm1b.processes import host_name
-from lm1b.training.checkpoints.checkpoint import Checkpoint, list_checkpoints
+from lm1b.training.checkpoints.checkpoint import MANIFEST, Checkpoint, list_checkpoints
+from lm1b.training.run_folder import RunFolder
 
 LEASE_SECONDS = 600.0  # a lease from another host that is older than this was left by a reader that died
 LONGEST_LEASE_SECONDS = 86_400.0  # on this host, where a process of that number lives: it may be another one by now
@@ -24,7 +26,7 @@ def lease(checkpoint: Checkpoint) -> Generator[None]:
     mark = leases / f"{checkpoint.path.name}.{os.getpid()}@{host_name()}"
     mark.touch()
     try:
-        if not (checkpoint.path / "manifest.json").exists():
+        if not (checkpoint.path / MANIFEST).exists():
             raise UserError(f"{checkpoint.path}: the checkpoint has been deleted meanwhile")
         yield
     finally:
@@ -46,16 +48,21 @@ def is_leased(checkpoint: Checkpoint) -> bool:
     return False
 
 
-def steps_to_keep(steps: list[int], keep_last: int, keep_every: int | None, best_step: int | None) -> set[int]:
+def best_to_keep(config: Config) -> int | None:
+    """Step of the run's best result so far, where it is to be kept."""
+    return RunFolder(config.run.directory).best_step(config) if config.checkpoints.keep_best else None
+
+
+def steps_to_keep(steps: list[int], settings: CheckpointsConfig, best_step: int | None) -> set[int]:
     """Of steps that rise, those that retention keeps: the newest, the multiples of keep_every, the best."""
-    kept = set(steps[-keep_last:])
-    return kept | {step for step in steps if step == best_step or (keep_every is not None and step % keep_every == 0)}
+    kept = set(steps[-settings.keep_last :])
+    return kept | {step for step in steps if step == best_step or (settings.keep_every is not None and step % settings.keep_every == 0)}
 
 
-def apply_retention(run_directory: Path, keep_last: int, keep_every: int | None, best_step: int | None) -> None:
+def apply_retention(run_directory: Path, settings: CheckpointsConfig, best_step: int | None) -> None:
     """Delete what need not be kept and is not being read; see `steps_to_keep`."""
     checkpoints = list_checkpoints(run_directory)
-    kept = steps_to_keep([checkpoint.step for checkpoint in checkpoints], keep_last, keep_every, best_step)
+    kept = steps_to_keep([checkpoint.step for checkpoint in checkpoints], settings, best_step)
     for checkpoint in checkpoints:
         if checkpoint.step not in kept and not is_leased(checkpoint):
             checkpoint.delete()

@@ -7,7 +7,8 @@
    and renames the folder: only now is it a checkpoint.
 4. One save at a time: `begin` and `finish` wait for the one before. What went wrong in a writer is raised here, on every rank.
 
-Memory: STAGING_BYTES at most, whatever the checkpoint's size.
+Memory: STAGING_BYTES at most beside the tables, whatever their size up to some two million rows a rank, then 4 bytes a row and matrix
+more; on rank 0 a core larger than LARGEST_STAGED_CORE_BYTES comes on top, until it is written.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lm1b.distributed import Ranks, agree, all_gather_objects, all_reduce_sum
-from lm1b.errors import UserError, describe_os_error
+from lm1b.distributed import Ranks, agree, all_gather_objects, all_reduce_sum, from_first
+from lm1b.errors import UserError, in_words
 from lm1b.files import digest_of_file, flush_folder, megabytes, needing_space, write_json, write_sealed_json
 from lm1b.model.tables import VocabularyTable
-from lm1b.training.checkpoints.checkpoint import FORMAT_VERSION, Checkpoint, checkpoint_folder, table_file
+from lm1b.training.checkpoints.checkpoint import CARRY, CORE, FORMAT_VERSION, MANIFEST, STATE, Checkpoint, checkpoint_folder, table_file
 from lm1b.training.checkpoints.snapshot import BLOCK_BYTES, RowPool, Snapshot
 from lm1b.training.checkpoints.tensor_file import TensorFile, write_tensors
 
@@ -72,7 +73,7 @@ class CheckpointSaver:
         return (16 * core + sum(_table_bytes(table) for table in tables)) / self._bytes_per_second
 
     def begin(self, state: dict[str, Any], core: dict[str, Tensor], carry: dict[str, Tensor], tables: list[VocabularyTable]) -> None:
-        """Start saving; collective. state must hold `step`; core and carry are used on rank 0 only.
+        """Start saving; collective. state must hold `step`; core and carry are rank 0's, and may be empty elsewhere.
 
         Raises UserError on every rank where one cannot write or an earlier save has failed.
         """
@@ -81,21 +82,22 @@ class CheckpointSaver:
         folder = final.with_name(final.name + ".partial")
         described = {table.name: {"num_rows": table.num_rows, "width": table.width} for table in tables}
         state = {**state, "ranks": self._ranks.size, "tables": described}
-        needed = sum(8 * table.num_rows * table.width for table in tables) + sum(tensor.nbytes for tensor in core.values())
+        table_bytes = sum(8 * table.num_rows * table.width for table in tables)
 
-        def prepare() -> None:
-            if self._ranks.is_first:
-                final.parent.mkdir(parents=True, exist_ok=True)
-                for left_over in final.parent.glob("*.partial"):
-                    _remove(left_over)
-                with needing_space(final.parent, needed):
-                    folder.mkdir(exist_ok=True)
+        def prepare() -> int:
+            core_bytes = sum(tensor.nbytes for tensor in core.values())
+            final.parent.mkdir(parents=True, exist_ok=True)
+            for left_over in final.parent.glob("*.partial"):
+                _remove(left_over)
+            with needing_space(final.parent, table_bytes + core_bytes):
+                folder.mkdir(exist_ok=True)
+            return core_bytes
 
-        agree(self._ranks, prepare)
-        save = _Save(int(state["step"]), final, folder, needed)
+        core_bytes = from_first(self._ranks, prepare)
+        save = _Save(int(state["step"]), final, folder, table_bytes + core_bytes)
         if self._ranks.is_first:
-            save.small, save.state = {"core.safetensors": core, "carry.safetensors": carry}, state
-        if sum(tensor.nbytes for tensor in core.values()) > LARGEST_STAGED_CORE_BYTES:
+            save.small, save.state = {CORE: core, CARRY: carry}, state
+        if core_bytes > LARGEST_STAGED_CORE_BYTES:
             agree(self._ranks, save.write_small, may_take_long=True)
         self._pending = save
         self._start(save, tables)
@@ -127,8 +129,8 @@ class CheckpointSaver:
             return None
         agree(self._ranks, save.wait, may_take_long=True)
         everything: Files = {}
-        for part in all_gather_objects(save.files, self._ranks):
-            everything |= part  # type: ignore[arg-type]
+        for files in all_gather_objects(save.files, self._ranks):
+            everything |= files
         agree(self._ranks, lambda: save.commit(everything) if self._ranks.is_first else None)
         self._bytes_per_second = sum(entry["bytes"] for entry in save.files.values()) / max(1e-3, save.seconds)
         return Checkpoint(save.step, save.final)
@@ -154,9 +156,9 @@ class _Save:
                 name, tensors = self.small.popitem()
                 self.files[name] = write_tensors(self.folder / name, tensors)
             if self.state is not None:
-                path = self.folder / "state.json"
+                path = self.folder / STATE
                 write_json(path, self.state)
-                self.files["state.json"] = {"bytes": path.stat().st_size, "sha256": digest_of_file(path)}
+                self.files[STATE] = {"bytes": path.stat().st_size, "sha256": digest_of_file(path)}
                 self.state = None
 
     def _in_need(self) -> contextlib.AbstractContextManager[None]:
@@ -170,10 +172,8 @@ class _Save:
             with self._in_need():
                 for table in tables:
                     self.files[names[table.name]] = _write_table(self.folder / names[table.name], table, snapshot)
-        except UserError as error:
-            self._problem = str(error)
-        except OSError as error:
-            self._problem = describe_os_error(error)
+        except (UserError, OSError) as error:
+            self._problem = in_words(error)
         except Exception as error:  # a thread's exception would be lost, and the run go on without checkpoints
             self._problem = f"{self.folder}: {type(error).__name__}: {error}"
         finally:
@@ -194,11 +194,13 @@ class _Save:
     def commit(self, files: Files) -> None:
         """The manifest, then the folder's name. On rank 0, when every rank has written."""
         with self._in_need():
-            write_sealed_json(self.folder / "manifest.json", {"format_version": FORMAT_VERSION, "files": files})
+            write_sealed_json(self.folder / MANIFEST, {"format_version": FORMAT_VERSION, "files": files})
         flush_folder(self.folder)
-        if self.final.exists():  # the same step again, after an older checkpoint had to be taken
-            _remove(self.final)
+        replaced = self.final.with_name(f"{self.final.name}.replaced.partial")
+        with contextlib.suppress(FileNotFoundError):  # the same step again: an older checkpoint had to be taken, or it is the end now
+            os.replace(self.final, replaced)
         os.replace(self.folder, self.final)
+        _remove(replaced)
         flush_folder(self.final.parent)
 
 

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lm1b.distributed import Ranks
+from lm1b.errors import UserError
 from lm1b.precision import DTYPES
 from lm1b.training.engine.process_group import at_the_end, before_the_end, import_deepspeed, quiet, without_inductor
 from lm1b.training.engine.settings import EngineSettings, deepspeed_config
@@ -94,11 +95,15 @@ class Engine:
 
         self._engine.allreduce_gradients = timed
 
-    def gradient_norms(self) -> Tensor:
+    def own_gradient_norms(self) -> Tensor:
         """Of each parameter in `names`: the norm of this rank's own gradient, before reduction and clipping, float32.
 
         The largest over the micro-batches so far, NaN if one is; as DeepSpeed has scaled it. Nothing waits for the device.
+        Raises UserError for a parameter that no gradient has come to, which a cell of one's own may have.
         """
+        without = [name for name, kept in zip(self.names, self._norms, strict=True) if not kept]
+        if without:
+            raise UserError(f"{', '.join(without)}: no gradient; every parameter must have a part in what the forward pass puts out")
         return torch.stack([torch.stack(kept).amax() for kept in self._norms])
 
     @property
@@ -161,24 +166,40 @@ class Engine:
         self.step(finite=True, learning_rate=0.0)
         self._set_optimizer_steps(0)
 
-    def core_state(self) -> dict[str, Tensor]:
-        """Every rank calls it: `weights/<name>`, `ema/<name>` and `optimizer/<key>/<name>`, whole, float32, on CPU."""
-        from deepspeed.utils import safe_get_full_optimizer_state
+    def core_state(self, *, is_kept: bool = True) -> dict[str, Tensor]:
+        """Every rank calls it: `weights/<name>`, `ema/<name>` and `optimizer/<key>/<name>`, whole, float32, on CPU.
 
-        state = {f"weights/{name}": tensor for name, tensor in self._full_weights().items()}
+        is_kept: by this rank; on one that only helps the others get it nothing is kept, and the answer is empty.
+        """
+        state = {}
+        for name, tensor in self._core_tensors():
+            assert tensor is not None, "DeepSpeed gives None only at stage 0 and for frozen parameters"
+            if is_kept:
+                state[name] = tensor.cpu().clone()
+        return state
+
+    def _core_tensors(self) -> Iterator[tuple[str, Tensor | None]]:
+        """One after the other; every rank takes them all."""
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        for name, parameter in self._parameters():
+            yield f"weights/{name}", safe_get_full_fp32_param(parameter)
         if self._ema is not None:
             self._swap_ema()
-            state |= {f"ema/{name}": tensor for name, tensor in self._full_weights().items()}
+            for name, parameter in self._parameters():
+                yield f"ema/{name}", safe_get_full_fp32_param(parameter)
             self._swap_ema()
         for key in self._optimizer_keys():
             for name, parameter in self._parameters():
-                state[f"optimizer/{key}/{name}"] = _copied(safe_get_full_optimizer_state(parameter, key))
-        return state
+                yield f"optimizer/{key}/{name}", safe_get_full_optimizer_state(parameter, key)
 
     def restore(
         self, weights: dict[str, Tensor], ema: dict[str, Tensor] | None, optimizer: dict[str, dict[str, Tensor]], updates: int
     ) -> None:
-        """Set what a checkpoint holds beside the weights that `prime` was given: moving average and optimizer state by key."""
+        """Set what a checkpoint holds beside the weights that `prime` was given: moving average and optimizer state by key.
+
+        All by parameter name, whole, float32; ema None: no average is kept. updates: applied so far.
+        """
         if ema is not None:
             self._set_full(ema, None)
             self.start_ema()
@@ -214,11 +235,6 @@ class Engine:
             kept = partition.clone()
             partition.copy_(average)
             average.copy_(kept)
-
-    def _full_weights(self) -> dict[str, Tensor]:
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        return {name: _copied(safe_get_full_fp32_param(parameter)) for name, parameter in self._parameters()}
 
     def _set_full(self, tensors: dict[str, Tensor], key: str | None) -> None:
         """Set weights (key None) or one kind of optimizer state from whole tensors."""
@@ -267,8 +283,3 @@ def _norm(gradient: Tensor) -> Tensor:
     """Float32; infinite where the sum of squares is beyond float32."""
     dtype = torch.float32 if gradient.dtype == torch.float16 else None  # bf16 has float32's range, and its own norm is cheaper
     return torch.linalg.vector_norm(gradient, dtype=dtype).float()
-
-
-def _copied(tensor: Tensor | None) -> Tensor:
-    assert tensor is not None, "DeepSpeed gives None only at stage 0 and for frozen parameters"
-    return tensor.cpu().clone()

@@ -11,23 +11,20 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Generator
-from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
-from torch.distributed.rendezvous import rendezvous
 
 from lm1b.devices import best_device
 from lm1b.distributed import Ranks, current_ranks
 from lm1b.errors import UserError, exit_with
 from lm1b.launchers import Place, here
-from lm1b.peers import Peers, naming_the_guilty
+from lm1b.peers import Peers, meet, naming_the_guilty, time_limit
 from lm1b.processes import host_name
 
 _AT_THE_END: list[Callable[[], None]] = []
-TIME_LIMIT_VARIABLE, DEFAULT_TIME_LIMIT = "LM1B_TIMEOUT_SECONDS", "60"
 
 
 def import_deepspeed() -> Any:
@@ -65,15 +62,6 @@ def without_inductor() -> Generator[None]:
         torch.compiler.set_default_backend(before)
 
 
-def time_limit() -> timedelta:
-    """How long a collective waits for the other ranks. Raises UserError where the environment says something else than seconds."""
-    text = os.environ.get(TIME_LIMIT_VARIABLE, DEFAULT_TIME_LIMIT)
-    try:
-        return timedelta(seconds=max(1.0, float(text)))
-    except (ValueError, OverflowError):
-        raise UserError(f"{TIME_LIMIT_VARIABLE}={text}: expected a number of seconds") from None
-
-
 def _without_shared_memory(deepspeed: Any) -> None:
     """Keep DeepSpeed's CPU communication operation out: it serves the inference of models cut over ranks, which nobody does here.
 
@@ -88,17 +76,18 @@ def _limit_its_groups(deepspeed: Any) -> None:
 
 
 def _join_group(backend: str, place: Place) -> Peers | None:
-    """Meet the other ranks where the launcher says, or be the only one. Raises UserError where that cannot be."""
+    """Meet the other ranks where the launcher says, or be the only one. Raises UserError where that cannot be, see also `Peers`."""
     if place.size == 1:
         os.environ["LOCAL_RANK"] = "0"  # DeepSpeed asks for it
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=time_limit())
         return None
-    os.environ.update(place.variables())  # what torch and DeepSpeed read
     try:
-        store, rank, size = next(rendezvous("env://", timeout=time_limit()))
-        store.set_timeout(time_limit())
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=time_limit())
-        return Peers(store, rank, size) if size > 1 else None
+        store = meet(place)
+        peers = Peers(store, place.rank, place.size)
+        dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=time_limit())
+        return peers
+    except UserError:
+        raise
     except (dist.DistError, ValueError) as error:
         where, what = f"{place.master_address}:{place.master_port}", " ".join(str(error).split())
         if "EADDRINUSE" in what:

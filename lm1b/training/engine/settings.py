@@ -49,12 +49,12 @@ class EngineSettings:
     """What an engine is told, whatever it trains.
 
     make_optimizer: torch's optimizer of the parameters, for DeepSpeed to wrap. clip_norm: of the global gradient; None: no clipping.
-    samples: sequences (lanes) in a rank's micro-batch. passed_on: DeepSpeed's own keys, laid over what is made here.
+    micro_batch_size: sequences (lanes) in a rank's micro-batch. passed_on: DeepSpeed's own keys, laid over what is made here.
     """
 
     make_optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
     clip_norm: float | None
-    samples: int
+    micro_batch_size: int
     micro_batches: int = 1
     zero_stage: int = 1
     passed_on: dict[str, Any] = field(default_factory=dict)
@@ -66,7 +66,7 @@ def language_model_settings(config: Config, ranks: Ranks) -> EngineSettings:
     return EngineSettings(
         make_optimizer=partial(make_optimizer, config.optimizer),
         clip_norm=config.optimizer.clip_norm,
-        samples=config.batches.lanes // ranks.size // training.micro_batches,
+        micro_batch_size=config.batches.lanes // ranks.size // training.micro_batches,
         micro_batches=training.micro_batches,
         zero_stage=training.zero_stage,
         passed_on=config.deepspeed,
@@ -87,6 +87,8 @@ def check_deepspeed_section(config: Config) -> None:
         raise UserError(f"deepspeed.zero_optimization: expected an object, found {zero!r}")
     if "stage" in zero:
         raise UserError("deepspeed.zero_optimization.stage: is training.zero_stage; remove it")
+    if not zero:
+        return
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     for key in zero:
@@ -102,7 +104,7 @@ def deepspeed_config(settings: EngineSettings, precision: str, core_size: int) -
     if settings.zero_stage == 3:
         zero |= {"stage3_param_persistence_threshold": 0, "stage3_prefetch_bucket_size": core_size}
     result: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": settings.samples,
+        "train_micro_batch_size_per_gpu": settings.micro_batch_size,
         "gradient_accumulation_steps": settings.micro_batches,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lm1b.model.recurrent import RecurrentStack
 
@@ -44,19 +45,14 @@ class ActivationWatch:
             before_H = self._largest.get(name)
             self._largest[name] = largest_H if before_H is None else torch.maximum(before_H, largest_H)
 
-    def take(self) -> dict[str, float]:
-        """`mean_activation`, and for ReLU cells `dead_relus`; empty where nothing was seen since `begin`."""
+    def take(self) -> dict[str, float | None]:
+        """`mean_activation`, None where it is not finite, and for ReLU cells `dead_relus`; empty where nothing was seen since `begin`."""
         self._is_on = False
         if not self._sums:
             return {}
-        found = {"mean_activation": float(torch.stack(self._sums).sum()) / self._sizes}
+        mean = float(torch.stack(self._sums).sum()) / self._sizes
+        found: dict[str, float | None] = {"mean_activation": mean if math.isfinite(mean) else None}
         if self._largest:
             found["dead_relus"] = float((torch.cat(list(self._largest.values())) == 0).float().mean())
         self._sums, self._largest = [], {}
         return found
-
-
-def watch_activations(model: nn.Module) -> ActivationWatch | None:
-    """Of a language model's recurrent layers."""
-    stack = getattr(model, "stack", None)
-    return ActivationWatch(stack) if isinstance(stack, RecurrentStack) else None

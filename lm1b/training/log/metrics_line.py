@@ -58,7 +58,7 @@ class Interval:
             "words": round(counts.tokens / tokens_per_word),
             "nats_per_word": counts.unlogged_nats / counts.unlogged_tokens * tokens_per_word if counts.unlogged_tokens else None,
             "words_per_second": self.tokens / tokens_per_word / seconds,
-            "gradient_norm": None if math.isnan(gradient_norm) else gradient_norm,
+            "gradient_norm": gradient_norm if math.isfinite(gradient_norm) else None,
             "largest_activation": result.largest_activation,
             "learning_rate": learning_rate,
             "skipped": counts.skipped,
@@ -75,7 +75,7 @@ class Interval:
         parts = run.training_step.parts.take(dict(zip(WAITED_FOR, waited_P, strict=False)), self.steps)
         if parts:
             line["step_seconds"] = parts
-        if run.ranks.size > 1:
+        if run.ranks.size > 1 and run.training_step.parts.is_on:
             line |= self._waiting(run, seconds)
         if self.gap is not None:
             sampled, true = self.gap

@@ -14,7 +14,7 @@ from typing import Any
 from lm1b.config import Config
 from lm1b.console import now, remark
 from lm1b.errors import UserError, describe_os_error
-from lm1b.files import append_json_line, atomic_file, read_json, read_json_lines, write_json
+from lm1b.files import append_json_line, atomic_file, read_json_lines, write_json
 from lm1b.host_facts import program_facts
 from lm1b.processes import RankProcess, write_processes
 from lm1b.training.log.board import Board
@@ -31,46 +31,51 @@ def git_revision() -> str | None:
         return None
 
 
-def _record_config(path: Path, config: Config, step: int) -> None:
-    """Write the resolved config; each later start that changed it is kept in its history."""
+def _record_config(folder: RunFolder, config: Config, step: int) -> None:
+    """Write the resolved config; each later start that changed it is kept in its history. Raises UserError for what is not a run's."""
     resolved = config.as_json()
     history = []
-    if path.exists():
-        before = read_json(path)
+    if folder.config.exists():
+        before = folder.read_written_config()
         history = before["history"]
         if before["config"] == resolved:
             return
     history.append({"started_at": now(), "step": step, "config": resolved})
-    write_json(path, {"config": resolved, "history": history})
+    write_json(folder.config, {"config": resolved, "history": history})
 
 
 class RunLog:
-    """Writes one run's logs; made on the first rank only, where a file that cannot be made is an OSError.
+    """Writes one run's logs; made on the first rank only, where a file that cannot be made is an OSError, a damaged one a UserError.
 
     After start-up a write error is not raised. It is kept in `problem`, logging ends, and the loop stops the run.
     """
 
     def __init__(self, config: Config, step: int, members: list[RankProcess], facts: dict[str, Any]):
+        """step: that the run goes on from. members: the ranks' processes. facts: more of environment.json. Raises OSError, UserError."""
         self.folder = RunFolder(config.run.directory)
+        self._step = step  # that was told of last
         self.problem: str | None = None
         self.folder.path.mkdir(parents=True, exist_ok=True)
-        _record_config(self.folder.config, config, step)
+        _record_config(self.folder, config, step)
         versions = program_facts()
         hosts = [member.host for member in members]
         environment = {"python": versions.pop("python"), "versions": versions, "git_revision": git_revision(), "hosts": hosts, **facts}
         environment |= {"command": sys.argv, "started_at": now()}
         write_json(self.folder.environment, environment)
-        write_processes(self.folder.pid, members, now())
         self._drop_metrics_after(step)
         _tell_no_tracebacks_of_tensorboard()
         self._board = Board(self.folder.tensorboard, purge_step=step + 1)
         self._board.layout()
-        self._services = Services(config, self.folder.path, lambda text: self.event(text, step))
+        self._services = Services(config, self.folder.path, lambda text: self.event(text, self._step))
+        write_processes(self.folder.pid, members, now())  # last: a start that is refused leaves no mark
 
     def _drop_metrics_after(self, step: int) -> None:
         """Steps after the checkpoint that a killed run had logged will be done again: keep one line a step."""
         path = self.folder.metrics
         lines = read_json_lines(path)
+        for number, line in enumerate(lines, 1):
+            if not isinstance(line.get("step"), int):
+                raise UserError(f"{path}:{number}: names no step; remove the line to go on")
         kept = [line for line in lines if line["step"] <= step]
         if len(kept) < len(lines):
             with atomic_file(path) as file:
@@ -88,6 +93,7 @@ class RunLog:
 
     def metrics(self, line: dict[str, Any]) -> None:
         """One line of metrics.jsonl and the same numbers in TensorBoard."""
+        self._step = line["step"]
         if self.problem is None:
             with self._noting(self.folder.metrics):
                 append_json_line(self.folder.metrics, line)
@@ -98,7 +104,16 @@ class RunLog:
     def event(self, text: str, step: int, **more: Any) -> None:
         """A noteworthy fact, printed and kept in events.jsonl; more: further keys of its line."""
         remark(text, lasting=True, step=step, **more)
-        if self.problem is None:
+        self._keep(text, step, **more)
+
+    def failed(self, problem: str, step: int) -> None:
+        """The run ends by a mistake, which the command says: kept as its end."""
+        self._keep(problem, step, ended="failed")
+
+    def _keep(self, text: str, step: int, **more: Any) -> None:
+        """A line of events.jsonl. How a run has ended is tried although some log cannot be written: it may be another file."""
+        self._step = step
+        if self.problem is None or "ended" in more:
             with self._noting(self.folder.events):
                 append_json_line(self.folder.events, {"at": now(), "step": step, "text": text, **more})
 

@@ -16,7 +16,8 @@ import torch.distributed as dist
 
 from lm1b.devices import computes_apart
 from lm1b.distributed import Ranks
-from lm1b.training.engine.process_group import at_the_end, time_limit
+from lm1b.peers import time_limit
+from lm1b.training.engine.process_group import at_the_end
 
 T = TypeVar("T")
 

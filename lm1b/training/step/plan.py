@@ -64,6 +64,12 @@ class StepPlan:
         return dataclasses.replace(self, **tensors, log_expected_U=log_expected_U, requests=requests)
 
 
+def own_lanes(config: Config, ranks: Ranks) -> range:
+    """This rank's lanes of the global batch."""
+    lanes = config.batches.lanes // ranks.size
+    return range(lanes * ranks.rank, lanes * (ranks.rank + 1))
+
+
 class StepPlanner:
     """Makes the plan of any step. On several ranks each makes the same ones in the same order."""
 
@@ -73,24 +79,23 @@ class StepPlanner:
         sampler: Sampler | None,
         batches: Batches,
         ranks: Ranks,
-        first_lane: int,
         *,
         ties_rows: bool,
         keeps_shapes: bool,
     ) -> None:
-        """sampler: None for the exact softmaxes. first_lane: of this rank. ties_rows: one request for input and output rows.
+        """sampler: None for the exact softmaxes. ties_rows: one request for input and output rows.
 
         keeps_shapes: make room for as many rows as any step can want.
         """
         self.sampler, self.batches = sampler, batches
         self.ranks = ranks.on_host
-        self._lanes = first_lane, config.batches.lanes // ranks.size
+        self._lanes = own_lanes(config, ranks)
         self._ties_rows, self._keeps_shapes = ties_rows, keeps_shapes
 
     def plan(self, step: int, group: ProcessGroup | None = None) -> StepPlan:
         """The plan of a step. A collective on several ranks. group: see `request_rows`."""
         with part("batch"):
-            batch = self.batches.at(step, *self._lanes)
+            batch = self.batches.at(step, self._lanes.start, len(self._lanes))
             inputs_TB, targets_TB = torch.from_numpy(batch.inputs_TB), torch.from_numpy(batch.targets_TB)
         with part("sampler"):
             samples = self.sampler.draw(step) if self.sampler else None

@@ -100,9 +100,8 @@ class RowPipeline:
         batches: Batches,
         ranks: Ranks,
         dtype: torch.dtype,
-        first_lane: int,
     ) -> None:
-        """sampler: None for the exact softmaxes. dtype: in which rows travel, the computing precision. first_lane: of this rank.
+        """sampler: None for the exact softmaxes. dtype: in which rows travel, the computing precision.
 
         tables: of each leaf of a step: input rows, output rows and bias, as far as the softmax has them; rows and bias where they are tied
         and sampled. names: theirs.
@@ -121,7 +120,7 @@ class RowPipeline:
         self._background = Background(ranks, is_on=config.communication.overlap)
         self._travels_behind = self._background.is_on and not self._only_plans
         self._rows_group = None if self._only_plans else self._background.group
-        self._planner = StepPlanner(config, sampler, batches, ranks, first_lane, ties_rows=self._is_shared, keeps_shapes=self._is_apart)
+        self._planner = StepPlanner(config, sampler, batches, ranks, ties_rows=self._is_shared, keeps_shapes=self._is_apart)
         self._ahead: tuple[int, Future[StepRows]] | None = None
         # What is sent together (indices of leaves), in the order in which it is waited for.
         if self._is_shared or (sampler is not None and not self._travels_behind):

@@ -32,9 +32,10 @@ from lm1b.model.sampler import Sampler
 from lm1b.model.tables import Tables
 from lm1b.profiling import part
 from lm1b.training.engine.engine import Engine
+from lm1b.training.step.plan import own_lanes
 from lm1b.training.step.rows import RowPipeline, StepRows
 from lm1b.training.step.schedule import learning_rate_factor
-from lm1b.training.timing import WAITED_FOR, StepParts, Waiting
+from lm1b.training.timing import WAITED_FOR, StepParts
 
 # Of one tensor on one rank. Squares of what is below it, summed in an accumulator, stay far from float32's end (3e38): a larger
 # one would leave the accumulator infinite, and its weights frozen for good.
@@ -54,28 +55,42 @@ class StepResult:
     not_finite: list[str]  # "rank 1: loss", ...; empty if and only if applied
     lanes_restarted: int  # lanes of all ranks whose state was not finite, after a skipped step
     gap: tuple[float, float] | None  # sampled and true nats a word on the same few positions
-    waiting_RP: list[list[float]]  # seconds that each rank waited in the step before, by part (timing.WAITED_FOR)
+    # Seconds that each rank waited, by part (timing.WAITED_FOR): status and row gradients are of the step before.
+    waiting_RP: list[list[float]]
 
 
 class TrainingStep:
     """Holds what a step reads and changes; `run()` does one step."""
 
-    def __init__(self, config: Config, engine: Engine, tables: Tables, sampler: Sampler | None, batches: Batches, ranks: Ranks):
-        """sampler: None for the exact softmaxes."""
+    def __init__(
+        self,
+        config: Config,
+        engine: Engine,
+        tables: Tables,
+        sampler: Sampler | None,
+        batches: Batches,
+        ranks: Ranks,
+        total_steps: int,
+    ) -> None:
+        """sampler: None for the exact softmaxes. total_steps: of the training, which the schedule is laid over."""
         self.config, self.engine, self.tables, self.sampler, self.batches, self.ranks = config, engine, tables, sampler, batches, ranks
-        self.lanes_here = config.batches.lanes // ranks.size
-        self.first_lane = self.lanes_here * ranks.rank
-        self.waiting = Waiting(ranks.device)
-        engine.waiting = self.waiting
+        self.total_steps = total_steps
+        self.lanes = own_lanes(config, ranks)
+        self.waiting = engine.waiting
         self.parts = StepParts(ranks.device)
-        self._rows = RowPipeline(config, tables, sampler, batches, ranks, engine.dtype, self.first_lane)
+        self._rows = RowPipeline(config, tables, sampler, batches, ranks, engine.dtype)
         # What is looked at on every rank, in the order in which trouble spreads.
         self._checked = ["recurrent state", "loss", *(f"gradient of {name}" for name in [*self._rows.names, *engine.names])]
         self.step = 0
         self.updates = 0
-        self.total_updates = 1
         self.model: LanguageModel = engine.module  # type: ignore[assignment]
         self.carry = self.zero_carry()
+
+    def restore(self, step: int, updates: int, carry: dict[str, Tensor]) -> None:
+        """Go on after so many steps. carry: the state of all lanes of the global batch."""
+        self.step, self.updates = step, updates
+        lanes = slice(self.lanes.start, self.lanes.stop)
+        self.carry = {name: state[lanes].to(self.ranks.device, self.engine.dtype, copy=True) for name, state in carry.items()}
 
     def close(self) -> None:
         """End the thread that fetches rows ahead. Every rank calls it."""
@@ -83,7 +98,7 @@ class TrainingStep:
 
     def zero_carry(self) -> dict[str, Tensor]:
         """State of this rank's lanes at an epoch's start."""
-        return self.model.zero_state(self.lanes_here, self.ranks.device)
+        return self.model.zero_state(len(self.lanes), self.ranks.device)
 
     def zero_loss(self) -> Tensor:
         """A forward pass over one made-up token in every lane, its loss times 0: what `Engine.prime` needs."""
@@ -91,7 +106,7 @@ class TrainingStep:
         input_rows = torch.zeros(1, settings.embedding, device=device, requires_grad=True)
         rows_UP, bias_U1 = (torch.zeros(2, width, device=device, requires_grad=True) for width in (self.model.output_width, 1))
         output = None if self.model.adaptive else SampledRows(rows_UP, bias_U1, torch.zeros(2, device=device), 1)
-        lanes = self.lanes_here // self.engine.micro_batches
+        lanes = len(self.lanes) // self.engine.micro_batches
         state = self.model.zero_state(lanes, device)
         positions = torch.zeros(1, lanes, dtype=torch.int64, device=device)
         targets = torch.ones(lanes, dtype=torch.int64, device=device)
@@ -102,7 +117,7 @@ class TrainingStep:
         """One step. Every rank calls it at the same time."""
         engine = self.engine
         with self.waiting.on("rows"), self.parts.on("rows"):
-            rows = self._rows.take(self.step, is_last=self.step + 1 >= self.total_updates)
+            rows = self._rows.take(self.step, is_last=self.step + 1 >= self.total_steps)
         if rows.plan.starts_epoch:
             self.carry = self.zero_carry()
         nats, new_carry, largest_activation, hidden_NP = self._forward_and_backward(rows)
@@ -113,9 +128,9 @@ class TrainingStep:
         row_scale = self.config.tables.gradient_scale * self.config.batches.lanes / (self.ranks.size * engine.loss_scale)
         with part("status"), self.parts.on("checks"):
             row_norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in rows.gradients()]) * row_scale
-            norms = torch.cat([row_norms, engine.gradient_norms()])
+            norms = torch.cat([row_norms, engine.own_gradient_norms()])
             status = self._reduce_status(nats, finite_B, norms, largest_activation, stop_requested)
-        factor = learning_rate_factor(self.config.schedule, self.updates, self.total_updates)
+        factor = learning_rate_factor(self.config.schedule, self.updates, self.total_steps)
         with part("core update"), self.parts.on("update"):
             applied = engine.step(finite=not status.not_finite, learning_rate=self.config.optimizer.learning_rate * factor)
             if applied and self.config.training.ema_decay is not None:
@@ -148,22 +163,23 @@ class TrainingStep:
 
     def _forward_and_backward(self, rows: StepRows) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
         """Every micro-batch in turn. Returns nats summed (float64), the new state of all lanes, the largest activation, hidden_NP."""
-        micro_lanes = self.lanes_here // self.engine.micro_batches
+        micro_lanes = len(self.lanes) // self.engine.micro_batches
         nats = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
         states, activations, hiddens_TBP = [], [], []
         plan, output = rows.plan, rows.output(self.ranks)
-        for first in range(0, self.lanes_here, micro_lanes):
+        for first in range(0, len(self.lanes), micro_lanes):
             lanes = slice(first, first + micro_lanes)
-            parts = self.parts.timed("forward", self.engine.forward)(
-                rows.input_rows_UD,
-                plan.input_positions_TB[:, lanes],
-                output,
-                plan.target_positions_TB[:, lanes],
-                {name: tensor[lanes] for name, tensor in self.carry.items()},
-                step=self.step,
-                first_lane=self.first_lane + first,
-                resets_TB=self._resets(plan.inputs_TB[:, lanes]),
-            )
+            with self.parts.on("forward"):
+                parts = self.engine.forward(
+                    rows.input_rows_UD,
+                    plan.input_positions_TB[:, lanes],
+                    output,
+                    plan.target_positions_TB[:, lanes],
+                    {name: tensor[lanes] for name, tensor in self.carry.items()},
+                    step=self.step,
+                    first_lane=self.lanes.start + first,
+                    resets_TB=self._resets(plan.inputs_TB[:, lanes]),
+                )
             with part("backward"), self.parts.on("backward"):
                 self.engine.backward((parts.nats / micro_lanes).float())
             nats += parts.nats.detach()
@@ -229,8 +245,8 @@ class TrainingStep:
         block = self.config.evaluation.vocabulary_block
         if there != hidden_KP.device:  # a CPU may take very long over half precision
             hidden_KP = hidden_KP.to(there, torch.float32)
-        part = full_softmax_part(hidden_KP, output.rows, bias.rows.squeeze(1), places_K.to(there), block)
-        return float(sampled) / count, float(part.reduce(self.ranks).nats().sum()) / count
+        own_part = full_softmax_part(hidden_KP, output.rows, bias.rows.squeeze(1), places_K.to(there), block)
+        return float(sampled) / count, float(own_part.reduce(self.ranks).nats().sum()) / count
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from lm1b.files import read_json_lines
 from lm1b.training.run_folder import RunFolder
 from lm1b.training.run_state import newest_step
 from parts.cluster.cluster import Cluster
-from parts.cluster.host import Host, are_idle, signal_terminal
+from parts.cluster.host import Host, are_idle
 from parts.harness.corpora import write_corpus
 from parts.harness.launching import REPOSITORY
 
@@ -113,18 +113,6 @@ class Trial:
         outcome.said = self.errors()
         outcome.problem = self._judge(fault, harmed, others, outcome, ended)
         return outcome
-
-    def interrupt(self) -> str:
-        """Train on all hosts, Ctrl-C at the launcher, and wait for the end; what the ranks have said."""
-        with self._training() as launched:
-            signal_terminal(launched, signal.SIGINT)
-            if not are_idle(self.cluster.hosts, self.limit):
-                raise RuntimeError(f"still at work {self.limit:.0f} s after Ctrl-C")
-        return "".join(file.read_text(errors="replace") for file in sorted(self.logs.iterdir()))
-
-    def saved_step(self) -> int:
-        """Step of the newest checkpoint."""
-        return newest_step(self.run)
 
     @contextlib.contextmanager
     def _training(self) -> Generator[subprocess.Popen[str]]:

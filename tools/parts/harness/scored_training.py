@@ -90,10 +90,10 @@ def try_settings(
         step = run.training_step
         training = ScoredTraining(run, text, step.engine.dtype, time.process_time)
         if num_steps is None:
-            step.total_updates = 10**6  # the first steps are in the warm-up, or at full rate
+            step.total_steps = 10**6  # the first steps are in the warm-up, or at full rate
             training.train_to(STEPS_TIMED)
             num_steps = steps_within(cpu_seconds, statistics.median(training.step_seconds), shares)
-        step.total_updates = num_steps
+        step.total_steps = num_steps
         curve = []
         for point in training.points(math.ceil(share * num_steps) for share in shares):
             perplexity = point.word_perplexity and round(point.word_perplexity, 2)

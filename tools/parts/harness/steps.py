@@ -28,8 +28,7 @@ def build_step(config: Config, counts_V: np.ndarray, ranks: Ranks, precision: st
     batches: UnigramBatches | PreparedBatches = UnigramBatches(np.cumsum(counts_V), config.batches.lanes, config.batches.steps)
     if ranks.device.type == "cuda":
         batches = PreparedBatches(batches)  # a step takes a GPU as long as drawing its tokens takes the host
-    step = TrainingStep(config, engine, tables, sampler, batches, ranks)  # type: ignore[arg-type]
-    step.total_updates = 1 << 40  # no step is the last
+    step = TrainingStep(config, engine, tables, sampler, batches, ranks, total_steps=1 << 40)  # type: ignore[arg-type]  (no step is the last)
     engine.prime(step.zero_loss)
     engine.start_ema()
     for _ in range(WARM_STEPS[ranks.device.type]):
