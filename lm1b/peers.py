@@ -40,6 +40,7 @@ from lm1b.processes import RankProcess, host_name
 
 TIME_LIMIT_VARIABLE, DEFAULT_TIME_LIMIT = "LM1B_TIMEOUT_SECONDS", "60"
 
+FIRST_RANK_SECONDS = 20.0  # how long a rank with a mistake waits for the first to come; it imports the same at the same time
 ANSWER_SECONDS = 10.0  # how long a rank that has failed waits for the others to say that they have failed too
 SETTLE_SECONDS = 1.0  # a rank that has just gone may have written before; its word is on the way
 POLL_SECONDS = 0.1
@@ -79,7 +80,7 @@ def leave_to_the_first(place: Place, message: str) -> None:
     Where the first does not come, it has found a mistake itself, most often this one, and said it.
     """
     with contextlib.suppress(dist.DistError, RuntimeError, ValueError, OSError):
-        give_up_at = time.monotonic() + time_limit().total_seconds()
+        give_up_at = time.monotonic() + min(FIRST_RANK_SECONDS, time_limit().total_seconds())
         while not _listens(place):
             if time.monotonic() > give_up_at:
                 return

@@ -88,6 +88,8 @@ def test_what_training_refuses_is_refused(tmp_path: Path) -> None:
     device = torch.device("cpu")
     with pytest.raises(UserError, match=r"batches\.lanes \(=4\) must be divisible"):
         make_plan(config, Place(rank=0, size=3, local_size=3), device)
+    with pytest.raises(UserError, match=r"zero_stage=3 with batches\.state=reset works on one rank alone"):
+        make_plan(override(config, ["training.zero_stage=3", "batches.state=reset"]), Place(rank=0, size=2, local_size=2), device)
     with pytest.raises(UserError, match=r"fewer than batches\.lanes x batches\.steps"):
         make_plan(override(config, ["batches.steps=100000"]), Place(), device)
     with pytest.raises(UserError, match=r"deepspeed\.optimizer"):

@@ -95,7 +95,9 @@ class TrainingConfig(Section):
         default="auto",
         description="Computing precision. auto: bf16 on a GPU or a CPU that is faster in it (AMX; AMD), else fp32. fp16: GPU only.",
     )
-    zero_stage: Literal[1, 2, 3] = Field(default=1, description="DeepSpeed's ZeRO stage of the core.")
+    zero_stage: Literal[1, 2, 3] = Field(
+        default=1, description="DeepSpeed's ZeRO stage of the core. On several ranks 3 does not go with batches.state=reset."
+    )
     micro_batches: Positive = Field(default=1, description="Gradient accumulation: into how many micro-batches a rank's lanes are split.")
     ema_decay: Probability | None = Field(
         default=0.999,

@@ -26,7 +26,7 @@ from lm1b.precision import DTYPES, resolve_precision
 from lm1b.progress import duration
 from lm1b.training.engine.settings import check_deepspeed_section
 from lm1b.training.log.matmul_rate import products_rate
-from lm1b.training.run import check_lanes, length_in_steps
+from lm1b.training.run import check_ranks, length_in_steps
 from lm1b.workers import usable_cores
 
 PROCESS_BYTES = 620 << 20  # torch, DeepSpeed and gloo, before a model
@@ -68,7 +68,7 @@ class TrainingPlan:
 
 def make_plan(config: Config, place: Place, device: torch.device) -> TrainingPlan:
     """The plan of a training by the ranks that have been launched, on machines like this one. Raises UserError as the training would."""
-    check_lanes(config, place.size)
+    check_ranks(config, place.size)
     check_deepspeed_section(config)
     tokens = open_tokens(config.tokens)
     vocabulary_size = tokens.vocabulary.size

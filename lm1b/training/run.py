@@ -50,13 +50,19 @@ class Counts:
     unlogged_tokens: int = 0
 
 
-def check_lanes(config: Config, num_ranks: int) -> None:
-    """Raise UserError where the lanes cannot be shared by so many ranks."""
+def check_ranks(config: Config, num_ranks: int) -> None:
+    """Raise UserError where so many ranks cannot train it: they share the lanes, and under ZeRO-3 call each layer equally often."""
     lanes, micro_batches = config.batches.lanes, config.training.micro_batches
     if lanes % (num_ranks * micro_batches):
         raise UserError(
             f"batches.lanes (={lanes}) must be divisible by ranks x training.micro_batches "
             f"(={num_ranks} x {micro_batches}); use --num_gpus or --set batches.lanes="
+        )
+    # Each rank cuts a window where its own lanes have sentence ends, and a layer's weights are gathered whenever it is called.
+    if num_ranks > 1 and config.training.zero_stage == 3 and config.batches.state == "reset":
+        raise UserError(
+            "training.zero_stage=3 with batches.state=reset works on one rank alone: the ranks would gather a layer's weights unequally "
+            "often; use --set training.zero_stage=2 or --set batches.state=carry"
         )
 
 
@@ -75,7 +81,7 @@ class Run:
     def __init__(self, config: Config, ranks: Ranks):
         self.config, self.ranks = config, ranks
         self.directory = Path(config.run.directory)
-        agree(ranks, lambda: check_lanes(config, ranks.size))
+        agree(ranks, lambda: check_ranks(config, ranks.size))
         self.mirror: Mirror | None = None  # the first rank's
         self.lock = agree(ranks, lambda: RunLock(self.directory) if ranks.is_first else None)
         try:
