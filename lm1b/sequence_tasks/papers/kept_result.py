@@ -178,6 +178,11 @@ class KeptResult:
         return self._is_float32 and self._has_guard
 
     @property
+    def is_bare(self) -> bool:
+        """With nothing that a label tells: in float32, without guards, from the cell's own first weights."""
+        return self.label == CELL_NAMES[self.cell]
+
+    @property
     def _is_float32(self) -> bool:
         return self.config.training.precision == "fp32"
 

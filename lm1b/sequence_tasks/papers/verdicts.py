@@ -169,7 +169,7 @@ def judge_pair(ours: KeptResult, other: KeptResult, *, level: bool) -> str:
 
 def guard_sentence(guarded: KeptResult, beside: list[KeptResult]) -> str:
     """What a guard does beside the plain result of the same cell and settings: seeds that diverged, and the error of the others."""
-    plain = next((one for one in beside if one.is_plain and one.cell == guarded.cell and one.model.identity_scale == 1.0), None)
+    plain = next((one for one in beside if one.is_bare and one.cell == guarded.cell), None)
     name = f"{guarded.facts['name']}, {guarded.label}"
     if plain is None:
         return f"{name}: no run without the guard to lay beside it."
