@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,25 @@ def test_verdicts_of_the_made_up_results(report: str) -> None:
     assert "IRNN, norm stabilizer 50" in section(report, "Guards")
     assert "IRNN against IRNN, W = 0.01 I: the IRNN, W = 0.01 I is ahead" in report
     assert "adding, T = 750" in section(report, "Other lengths, in neither paper")
+
+
+@pytest.fixture(scope="module")
+def kept_page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What the results that are kept in this repository are rendered as."""
+    folder = tmp_path_factory.mktemp("results") / "papers"
+    shutil.copytree(REPOSITORY / "results" / "papers", folder, ignore=shutil.ignore_patterns("papers*"))
+    return render(folder, folder).read_text()
+
+
+def test_the_kept_page_is_what_the_kept_results_make(kept_page: str) -> None:
+    page = REPOSITORY / "results" / "papers" / "papers.md"
+    assert page.read_text() == kept_page, "make it anew: python launch/papers.py --results results/papers --out results/papers"
+
+
+def test_the_readme_s_figures_are_those_of_the_page(kept_page: str) -> None:
+    figures = re.findall(r"[\d.e-]+(?: %)? \([\d.e-]+(?: %)? to [\d.e-]+(?: %)?\)", (REPOSITORY / "results" / "README.md").read_text())
+    assert len(figures) > 10
+    assert not [figure for figure in figures if figure not in kept_page]
 
 
 def test_every_result_names_its_command_commit_and_file(report: str) -> None:
