@@ -16,6 +16,7 @@ from typing import Any
 import check_hosts
 import fault_rig
 import numpy as np
+import psutil
 import pytest
 import supervise
 from parts.benchmark import everything, resume
@@ -167,7 +168,7 @@ def test_a_run_whose_ranks_are_still_starting_is_stopped_as_soon_as_they_are_the
 
         def start() -> None:
             time.sleep(1.0)
-            write_processes(folder.pid, [RankProcess(0, RankProcess.here(0).host, rank.pid)], "")
+            write_processes(folder.pid, [RankProcess(0, RankProcess.here(0).host, rank.pid, psutil.Process(rank.pid).create_time())], "")
 
         thread = threading.Thread(target=start)
         thread.start()
