@@ -73,12 +73,12 @@ def steps_of(result: KeptResult) -> int:
 
 
 def _panels(results: list[KeptResult], kind: str) -> dict[str, list[KeptResult]]:
-    """Title -> results of that kind of task, by title."""
+    """Title -> results of that kind of task: short sequences first, and short titles, which are the plain task's."""
     found: dict[str, list[KeptResult]] = {}
     for result in results:
         if result.task.kind == kind and result.is_plain:
             found.setdefault(result.title, []).append(result)
-    return dict(sorted(found.items(), key=lambda item: (steps_of(item[1][0]), item[0])))
+    return dict(sorted(found.items(), key=lambda item: (steps_of(item[1][0]), len(item[0]), item[0])))
 
 
 def _other_lengths(results: list[KeptResult], out: Path) -> list[str]:
