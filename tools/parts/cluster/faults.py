@@ -53,9 +53,9 @@ def run(arguments: argparse.Namespace) -> int:
                 outcomes.append(_try(Path(folder), name, number, arguments))
                 what = outcomes[-1].problem or "as it should be"
                 print(f"{FAULTS[name].name}, node{number}: {what} ({time.monotonic() - began_at:.0f} s)", file=sys.stderr, flush=True)
+                if arguments.json:
+                    write_json(arguments.json, {**made_by(), "trials": [asdict(outcome) for outcome in outcomes]})
     print(table(outcomes))
-    if arguments.json:
-        write_json(arguments.json, {**made_by(), "trials": [asdict(outcome) for outcome in outcomes]})
     return 1 if any(outcome.problem for outcome in outcomes) else 0
 
 
