@@ -386,6 +386,14 @@ def test_a_folder_is_the_same_experiment_wherever_it_lies_and_whatever_defaults_
         run_experiment(override(config, [f"run.directory={json.dumps(str(tmp_path / 'moved'))}"]))
 
 
+def test_a_run_takes_numbers_below_float32s_normal_range_for_zero(tmp_path: Path) -> None:
+    tiny = torch.tensor(1e-30)
+    torch.set_flush_denormal(False)
+    assert tiny * 1e-10 != 0
+    CellRuns(experiment(tmp_path, run__seeds=[1], training__updates=6), Workers(1), print, ALONE).run()
+    assert tiny * 1e-10 == 0
+
+
 def test_rates_that_are_nearly_alike_have_folders_of_their_own(tmp_path: Path) -> None:
     rates = [0.01, 0.0100000001, 1000.0]
     run_experiment(experiment(tmp_path, search__learning_rates=rates, run__seeds=[1]))
