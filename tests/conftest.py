@@ -12,6 +12,7 @@ from lm1b.config import parse_config
 from lm1b.data.preprocess.preprocess import preprocess
 
 # For every process that a test starts, on the hosts of a cluster in a box too.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each of them would compile the whole package anew
 if str(WITHOUT_MLFLOW) not in os.environ.get("PYTHONPATH", ""):
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(WITHOUT_MLFLOW), os.environ.get("PYTHONPATH"))))
 
