@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from corpora import write_archive, write_layout
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from memory_worker import measure
-from test_corpus import write_archive, write_layout
-from test_preprocess import files_of, run
-from test_shards import make_directory
+from preprocess_runs import files_of, run
+from small_tokens import make_directory
 from tiny import tiny_settings, write_corpus
 
 from lm1b.config import Config, CorpusConfig, load_config, parse_config

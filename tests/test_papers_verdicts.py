@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_papers import ADDING_150, FAILS, SOLVES, keep_made_results, made_language_models, made_result
+from made_papers import ADDING_150, FAILS, SOLVES, keep_made_results, kept, made_language_models, made_result
 from tiny import REPOSITORY
 
 from lm1b.distributed import single_process
@@ -17,7 +17,6 @@ from lm1b.sequence_tasks.config import load_task_experiment
 from lm1b.sequence_tasks.experiment.cell_runs import CellRuns
 from lm1b.sequence_tasks.experiment.provenance import neutral_command
 from lm1b.sequence_tasks.papers.kept import LARGEST_KEPT_BYTES, read_kept, rounded, shorten, write_kept
-from lm1b.sequence_tasks.papers.kept_result import KeptResult
 from lm1b.sequence_tasks.papers.language_models import judge_ratio, judge_spread, read_groups
 from lm1b.sequence_tasks.papers.plots import mark_diverged, new_figure
 from lm1b.sequence_tasks.papers.published import Claim
@@ -26,11 +25,6 @@ from lm1b.sequence_tasks.papers.sensitivity import num_diverged, rate_sentences
 from lm1b.sequence_tasks.papers.tables import our_columns
 from lm1b.sequence_tasks.papers.verdicts import compare, guard_sentence, judge, shown_range
 from lm1b.workers import Workers
-
-
-def kept(result: dict[str, Any]) -> KeptResult:
-    return KeptResult(shorten(result, "made"))
-
 
 # What may be said ---------------------------------------------------------------------------------------------------
 

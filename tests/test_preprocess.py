@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from command_runs import run_script
-from test_corpus import write_archive
-from tiny import tiny_settings, write_corpus, write_settings
+from corpora import write_archive
+from preprocess_runs import changed_at, files_of, made_config, raw_sections, run, text_of
+from tiny import write_corpus, write_settings
 
 from lm1b import distributed
-from lm1b.config import SPLITS, Config, parse_config
+from lm1b.config import SPLITS
 from lm1b.data.batches import Batches
 from lm1b.data.preprocess import passes, preprocess, publish
 from lm1b.data.preprocess.publish import lock_directory
@@ -28,7 +28,6 @@ from lm1b.data.tokens import manifest as manifest_module
 from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.distributed import Ranks
 from lm1b.errors import UserError
-from lm1b.files import digest_of_file
 from lm1b.workers import Workers
 
 
@@ -36,28 +35,6 @@ from lm1b.workers import Workers
 def folder(tmp_path: Path) -> Path:
     write_corpus(tmp_path / "corpus", sentences=60)
     return tmp_path
-
-
-def made_config(folder: Path, **sections: dict[str, Any]) -> Config:
-    return parse_config(tiny_settings(folder, "run", **sections))
-
-
-def run(folder: Path, **sections: dict[str, Any]) -> TokenDirectory:
-    return preprocess.preprocess(made_config(folder, **sections), progress=False)
-
-
-def files_of(directory: Path) -> dict[str, str]:
-    """File name -> SHA-256 of all that a finished directory holds, the lock apart."""
-    return {path.name: digest_of_file(path) for path in directory.iterdir() if path.name != ".lock" and path.is_file()}
-
-
-def changed_at(directory: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in directory.glob("*.npy")}
-
-
-def text_of(tokens: TokenDirectory, split: Any) -> str:
-    ids, _ = tokens.split(split).joined()
-    return " ".join(tokens.vocabulary.id_to_token[i] for i in ids)
 
 
 def test_every_word_of_the_corpus_is_in_the_shards(folder: Path) -> None:
@@ -271,17 +248,6 @@ def unofficial_copy(folder: Path) -> Path:
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(path.read_text() + "\n")
     return folder / "copy"
-
-
-def raw_sections(folder: Path, held_out_words: int = 300) -> dict[str, dict[str, Any]]:
-    """Raw text with duplicates: 600 different sentences, several a line."""
-    generator = random.Random(1)
-    names = ["London", "Paris", "Rome"]
-    sentences = [f"{generator.choice(names)}, said Mr. Ng, didn't win {number}." for number in range(600)]
-    lines = [" ".join([*generator.choices(sentences, k=3), sentences[number]]) for number in range(600)]
-    (folder / "raw.txt").write_text("\n".join(lines) + "\n")
-    corpus = {"kind": "text", "path": None, "train": [str(folder / "raw.txt")], "tokenized": False, "held_out_words": held_out_words}
-    return {"corpus": corpus}
 
 
 def test_raw_text(folder: Path) -> None:
