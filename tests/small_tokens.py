@@ -15,6 +15,9 @@ from lm1b.data.vocabulary.vocabulary import VOCABULARY_NAME
 from lm1b.data.vocabulary.words import WordVocabulary, build_vocabulary
 from lm1b.files import digest_of_file
 
+# Of the files of `make_directory`: every kind, and an empty one.
+FILE_NAMES = ["manifest.json", "vocabulary.txt", "train-00001.tokens.npy", "train-00001.ends.npy", "test-00000.tokens.npy"]
+
 
 def plain_tokens(data: bytes) -> list[bytes]:
     """The stream's tokens, by plain Python: what `tokens_of` must give."""
