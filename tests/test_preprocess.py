@@ -13,15 +13,14 @@ import pytest
 import torch
 from command_runs import run_script
 from corpora import write_archive
-from preprocess_runs import changed_at, files_of, made_config, raw_sections, run, text_of
+from preprocess_runs import changed_at, files_of, made_config, run, text_of
 from tiny import write_corpus, write_settings
 
 from lm1b import distributed
-from lm1b.config import SPLITS
 from lm1b.data.batches import Batches
 from lm1b.data.preprocess import passes, preprocess, publish
 from lm1b.data.preprocess.publish import lock_directory
-from lm1b.data.text import benchmark, news_sample, raw_text, sources
+from lm1b.data.text import benchmark, sources
 from lm1b.data.text.benchmark import HELD_OUT_FOLDER, TRAINING_FOLDER
 from lm1b.data.text.corpus import SourceFile
 from lm1b.data.tokens import manifest as manifest_module
@@ -248,64 +247,6 @@ def unofficial_copy(folder: Path) -> Path:
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(path.read_text() + "\n")
     return folder / "copy"
-
-
-def test_raw_text(folder: Path) -> None:
-    tokens = run(folder, **raw_sections(folder))
-    lines = {split: (folder / "tokens" / "tokenized" / f"{split}-00000.txt").read_text().splitlines() for split in SPLITS}
-    together = [line for split in SPLITS for line in lines[split]]
-    assert len(together) == len(set(together)) == 600, "duplicates are gone, nothing else"
-    assert all(line.endswith(" .") and ", said Mr. Ng , didn 't win " in line for line in together)
-    for split in ("validation", "test"):
-        words = sum(len(line.split()) for line in lines[split])
-        assert 300 <= words < 320
-        assert tokens.split(split).num_words == words
-    assert together != sorted(together)
-
-
-def test_raw_text_does_not_depend_on_chunks_or_processes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = run(folder, **raw_sections(folder))
-    monkeypatch.setattr(raw_text, "_chunk_bytes", lambda *_: 5000)
-    monkeypatch.setattr(raw_text, "FILE_BYTES", 4000)
-    pieces = run(folder, **raw_sections(folder), tokens={"directory": str(folder / "pieces"), "processes": 2})
-    assert len(pieces.split("train").shards) > 3
-    for split in SPLITS:
-        assert text_of(whole, split) == text_of(pieces, split)
-
-
-def test_raw_text_that_was_stopped_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sections = raw_sections(folder)
-    monkeypatch.setattr(raw_text, "_chunk_bytes", lambda *_: 5000)
-    calls: list[Path] = []
-    tokenizing = raw_text.tokenize_chunk
-
-    def stopping(chunk: Any, path: Path) -> int:
-        calls.append(path)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return tokenizing(chunk, path)
-
-    monkeypatch.setattr(raw_text, "tokenize_chunk", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        run(folder, **sections)
-    run(folder, **sections)
-    assert len(calls) == len(set(calls)) + 1, "only the chunk that was interrupted is done twice"
-    assert not list((folder / "tokens" / "tokenized").glob("*.sorted"))
-
-
-def test_raw_text_too_short_for_its_splits(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"only [\d,]+ words once duplicates are gone; validation, test and training need 50,000 each"):
-        run(folder, **raw_sections(folder, held_out_words=50_000))
-    with pytest.raises(UserError, match="no such corpus file; expected raw text"):
-        run(folder, corpus={"kind": "text", "path": None, "train": [str(folder / "none.txt")], "tokenized": False})
-
-
-def test_the_news_sample(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    articles = [f"Mr. Smith of {chr(65 + number % 26)}town said no. {number} men left!" for number in range(400)]
-    monkeypatch.setattr(news_sample, "read_articles", lambda path: iter(articles))
-    tokens = run(folder, corpus={"kind": "news_sample", "path": None, "held_out_words": 100}, vocabulary={"minimum_count": 1})
-    assert sum(tokens.split(split).num_sentences for split in SPLITS) == 426
-    assert "Mr. Smith of" in text_of(tokens, "train")
 
 
 def test_ranks_use_all_cores_whether_they_have_their_own_or_share_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
