@@ -19,7 +19,7 @@ if str(WITHOUT_MLFLOW) not in os.environ.get("PYTHONPATH", ""):
 # The longest files first, so that none is still at work when all others have ended (make test: --dist loadfile --no-loadscope-reorder).
 SLOWEST = (
     *("launching", "cluster", "stopping", "commands", "fault_rig", "cluster_tool", "readme_commands", "sequence_ranks", "readme_tools"),
-    *("mirror", "preprocess_ranks", "supervise", "same_everywhere", "check_hosts", "sequence_tasks", "watching"),
+    *("mirror", "preprocess_ranks", "supervise", "same_everywhere", "check_hosts", "sequence_search", "sequence_configs", "watching"),
 )
 
 
@@ -34,4 +34,12 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     write_corpus(folder / "corpus")
     preprocess(parse_config(tiny_settings(folder, "none")), progress=False)
+    return folder
+
+
+@pytest.fixture
+def cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of the test's own."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     return folder

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lm1b.sequence_tasks.papers.kept import shorten, write_kept
+from lm1b.sequence_tasks.papers.kept_result import KeptResult
 
 GENERATED = {"train_size": 100_000, "held_out_size": 10_000, "seed": 1}
 FACTS = {
@@ -72,6 +73,11 @@ def made_result(
             "torch": "2.13.0", "finished_at": "2026-11-22T12:00:00+00:00",
         },
     }  # fmt: skip
+
+
+def kept(result: dict[str, Any]) -> KeptResult:
+    """A result as it is read back from its file."""
+    return KeptResult(shorten(result, "made"))
 
 
 ADDING_150, ADDING_200 = ({"kind": "adding", "steps": steps} for steps in (150, 200))

@@ -68,6 +68,11 @@ def made_config(folder: Path, softmax: dict[str, Any] | None = None, **model: An
     )
 
 
+def run_of(config: Config) -> Path:
+    """The directory of its run."""
+    return Path(config.run.directory)
+
+
 def made_checkpoint(config: Config, step: int, *, finished: bool = False, ema: bool = True, scale: float = 1.0) -> Checkpoint:
     """One checkpoint of random weights; the averaged ones are others."""
     tokens = TokenDirectory.open(Path(config.tokens.directory))

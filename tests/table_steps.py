@@ -16,6 +16,11 @@ from lm1b.model.tables import VocabularyTable
 ALONE = single_process()
 
 
+def made_table(num_rows: int = 50, width: int = 4, name: str = "a_table") -> VocabularyTable:
+    """Random rows, on one rank."""
+    return VocabularyTable(name, num_rows, width, seed=1, initial_scale=1.0, initial_accumulator=1.0, ranks=ALONE)
+
+
 def asked(ids_U: Tensor, ranks: Ranks = ALONE, num_shared: int = 0) -> RowRequest:
     return request_rows([(ids_U, num_shared)], ranks)[0]
 

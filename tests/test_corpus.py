@@ -7,12 +7,12 @@ import io
 import os
 import re
 import subprocess
-import tarfile
 import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from corpora import lm1b, texts_of, write_archive, write_layout
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,36 +30,6 @@ from lm1b.errors import UserError
 from lm1b.files import digest_of_file
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-
-
-def write_layout(folder: Path, num_files: int = 4) -> Path:
-    """The benchmark's layout with the held-out folder's extra files."""
-    for number in range(1, num_files):
-        path = folder / TRAINING_FOLDER / f"news.en-{number:05d}-of-{num_files:05d}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"training file {number} .\n" * (number + 1))
-    (folder / HELD_OUT_FOLDER).mkdir()
-    for number in range(3):
-        (folder / HELD_OUT_FOLDER / f"news.en.heldout-{number:05d}-of-00003").write_text(f"held out {number} .\n")
-    (folder / HELD_OUT_FOLDER / f"news.en-00000-of-{num_files:05d}").write_text("the unsplit whole .\n" * 9)
-    (folder / "README").write_text("not a part of it\n")
-    return folder
-
-
-def write_archive(folder: Path, path: Path) -> Path:
-    with tarfile.open(path, "w:gz") as archive:
-        archive.add(folder, arcname="1-billion-word-language-modeling-benchmark-r13output")
-    return path
-
-
-def texts_of(config: CorpusConfig) -> dict[str, bytes]:
-    """Shard name -> text."""
-    corpus = open_corpus(config)
-    return {chunk.shard: corpus.load(chunk).read() for chunk in corpus.chunks(lambda passed: None)}
-
-
-def lm1b(path: Path) -> CorpusConfig:
-    return CorpusConfig(kind="lm1b", path=str(path))
 
 
 def test_folder_and_archive_hold_the_same(tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from made_run import made_evaluation
+from made_run import made_checkpoint, made_config, made_evaluation, made_tokens
 
+from lm1b.config import override_config
 from lm1b.data.text.benchmark import VOCABULARY_SIZE
 from lm1b.errors import UserError
 from lm1b.files import append_json_line, read_json_lines, seal
@@ -58,3 +59,36 @@ def test_all_results_of_one_call_are_one_look_at_test() -> None:
     results = [made_evaluation(split="test", look="a"), made_evaluation(split="test", look="a"), made_evaluation(look="b")]
     results += [made_evaluation(split="files", official=TEST_FILE, look="c"), made_evaluation(split="test"), made_evaluation(split="test")]
     assert count_test_looks(results) == 4, "one of each call, and those of older lines, which name none, by themselves"
+
+
+def test_the_best_is_by_the_run_s_own_settings(tmp_path: Path) -> None:
+    made_tokens(tmp_path / "tokens")
+    config = made_config(tmp_path)
+    made_checkpoint(config, 10)
+    folder = RunFolder(config.run.directory)
+    for step, perplexity, others in [
+        (1, 100.0, {}),
+        (2, 90.0, {}),
+        (3, 90.0, {}),
+        (4, 80.0, {"weights": "raw"}),
+        (5, 70.0, {"state": "reset", "lanes": None}),
+        (6, 60.0, {"precision": "bf16"}),
+        (7, 50.0, {"lanes": 4}),
+        (8, 40.0, {"split": "test"}),
+        (9, None, {}),
+    ]:
+        append_json_line(folder.evaluations, made_evaluation(step=step, word_perplexity=perplexity, **others).as_line())
+
+    def best(*overrides: str) -> int | None:
+        return folder.best_step(override_config(config, list(overrides)))
+
+    assert folder.best_step() == best() == best("evaluation.weights=both") == 2
+    assert best("evaluation.weights=raw") == best("training.ema_decay=null") == 4
+    assert best("evaluation.state=reset") == 5
+    assert best("evaluation.precision=bf16") == 6
+    assert best("evaluation.lanes=4") == 7
+    assert best("evaluation.lanes=5") is None
+    # A raw result of a checkpoint that holds no average is what `ema` falls back to.
+    of_no_average = made_evaluation(step=10, word_perplexity=30.0, weights="raw", has_average=False)
+    append_json_line(folder.evaluations, of_no_average.as_line())
+    assert best() == 10

@@ -1,14 +1,17 @@
-"""What an evaluator opens, on which device, on several ranks too; and which texts are a look at test."""
+"""What an evaluator opens, on which device, on several ranks too; which texts are a look at test; and the command."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
-from made_run import made_checkpoint, made_config, made_text, made_tokens
+from command_runs import run_script
+from made_run import made_checkpoint, made_config, made_evaluation, made_text, made_tokens, run_of
 from tiny import run_ranks
 
 import lm1b
@@ -18,6 +21,10 @@ from lm1b.errors import UserError
 from lm1b.evaluation.scoring.evaluator import Evaluator
 from lm1b.evaluation.scoring.ranks import evaluating_ranks
 from lm1b.evaluation.scoring.texts import digests_of_test, text_of_files, text_of_split
+from lm1b.evaluation.trained.open import choose_checkpoint
+from lm1b.files import append_json_line, read_json_lines
+from lm1b.training.checkpoints.checkpoint import list_checkpoints
+from lm1b.training.checkpoints.retention import is_leased
 from lm1b.training.evaluations import TEST_FILE, count_test_looks
 from lm1b.training.run_folder import RunFolder
 
@@ -53,7 +60,7 @@ def test_sentences_are_drawn_where_the_evaluator_computes_and_with_the_tokens_th
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # but it may be full: nothing is to be put there
     with evaluating_ranks("cpu") as ranks:
         moved = override_config(config, [f"tokens.directory={tmp_path / 'moved'}"])
-        Evaluator(Path(config.run.directory), moved, ranks=ranks).score(checkpoint)
+        Evaluator(run_of(config), moved, ranks=ranks).score(checkpoint)
     words = RunFolder(config.run.directory).evaluator_board / "words.tsv"
     assert len(words.read_text().splitlines()) > 10
 
@@ -94,7 +101,7 @@ def test_a_test_file_among_others_is_a_look_at_test(config: Config, tmp_path: Pa
     monkeypatch.setattr("lm1b.evaluation.scoring.evaluator.digests_of_test", lambda tokens: {digests["own"]})
     looks = []
     for names in (["official", "other"], ["other", "own"], ["own"], ["other"]):
-        evaluator = Evaluator(Path(config.run.directory), config, None, [tmp_path / name for name in names])
+        evaluator = Evaluator(run_of(config), config, None, [tmp_path / name for name in names])
         (result,) = evaluator.score(made_checkpoint(config, 10))
         assert result.is_test_look == evaluator.text.is_test
         assert result.official is None
@@ -111,3 +118,87 @@ def test_the_files_of_a_corpus_s_test_split_are_known_by_its_tokens(tiny_folder:
              if path.is_file()}  # fmt: skip
     assert found
     assert all("heldout-00000" in files[digest or ""].name for digest in found)
+
+
+def test_choosing_a_checkpoint(config: Config) -> None:
+    with pytest.raises(UserError, match="no checkpoint here yet"):
+        choose_checkpoint(run_of(config), "latest")
+    for step in (10, 20):
+        made_checkpoint(config, step)
+    assert choose_checkpoint(run_of(config), "latest").step == 20
+    assert choose_checkpoint(run_of(config), "10").step == 10
+    for wanted, message in [("11", r"10, 20.*found 11"), ("best", "nothing has been scored"), ("x", "x")]:
+        with pytest.raises(UserError, match=message):
+            choose_checkpoint(run_of(config), wanted)
+    results = RunFolder(run_of(config)).evaluations
+    append_json_line(results, made_evaluation(step=10, word_perplexity=80.0).as_line())
+    assert choose_checkpoint(run_of(config), "best").step == 10
+    append_json_line(results, made_evaluation(step=5, word_perplexity=70.0).as_line())
+    with pytest.raises(UserError, match="not there any more"):
+        choose_checkpoint(run_of(config), "best")
+
+
+def test_looks_at_the_test_split_are_counted(config: Config) -> None:
+    checkpoint = made_checkpoint(config, 10)
+    for weights, results in [("both", 2), ("ema", 1)]:
+        settings = override_config(config, [f"evaluation.weights={weights}"])
+        line, *more = Evaluator(run_of(config), settings, "test").score(checkpoint)
+        assert len(more) == results - 1
+    assert line.split == "test"
+    Evaluator(run_of(config), config).score(checkpoint)
+    assert count_test_looks(RunFolder(run_of(config)).read_evaluations()) == 2
+    assert f"word perplexity {line.word_perplexity:.2f} on test" in line.in_words()
+    assert is_leased(list_checkpoints(run_of(config))[0]) is False
+
+
+def test_a_figure_that_is_no_number_is_null_and_never_the_best(config: Config) -> None:
+    made_checkpoint(config, 10, scale=0.1)
+    diverged = made_checkpoint(config, 20, scale=1e30)
+    evaluator = Evaluator(run_of(config), config)
+    (line,) = evaluator.score(diverged)
+    assert line.word_perplexity is None
+    assert "not a finite number" in line.in_words()
+    assert RunFolder(run_of(config)).best_step() is None
+    evaluator.score(choose_checkpoint(run_of(config), "10"))
+    assert RunFolder(run_of(config)).best_step() == 10
+    json.loads((run_of(config) / "evaluations.jsonl").read_text().splitlines()[0], parse_constant=lambda name: pytest.fail(name))
+
+
+def evaluate(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return run_script("launch/evaluate.py", *arguments)
+
+
+def test_ranks_that_share_the_rows_give_the_same(config: Config, tmp_path: Path) -> None:
+    made_checkpoint(config, 10)
+    (tmp_path / "text").write_text(made_text(9, 40))
+    # Five lanes: two ranks have three and two of them, of four ranks one has two.
+    arguments = ["launch/evaluate.py", "--run", str(run_of(config)), "--files", str(tmp_path / "text"), "--lanes", "5"]
+    output = "".join(run_ranks(arguments, ranks) for ranks in (1, 4, 2))
+    assert output.count("word perplexity") == 3
+    alone, *others = read_json_lines(run_of(config) / "evaluations.jsonl")
+    for together in others:
+        assert together["nats"] == pytest.approx(alone["nats"], rel=1e-6)
+        varying = ("nats", "word_perplexity", "seconds", "finished_at", "look")
+        assert {k: v for k, v in together.items() if k not in varying} == {k: v for k, v in alone.items() if k not in varying}
+
+
+def test_the_command_line(config: Config, tmp_path: Path) -> None:
+    made_checkpoint(config, 10)
+    (tmp_path / "text").write_text(made_text(9, 5))
+    run = str(run_of(config))
+    result = evaluate("--run", run, "--files", str(tmp_path / "text"), "--state", "reset", "--weights", "both", "--precision", "bf16")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("word perplexity") == 2
+    lines = read_json_lines(run_of(config) / "evaluations.jsonl")
+    assert [(line["split"], line["state"], line["weights"], line["precision"], line["lanes"]) for line in lines] == [
+        ("files", "reset", "ema", "bf16", None),
+        ("files", "reset", "raw", "bf16", None),
+    ]
+    assert json.loads(json.dumps(lines)) == lines
+    wrong = evaluate("--run", run, "--checkpoint", "11")
+    assert wrong.returncode == 2
+    assert wrong.stderr.count("\n") == 1
+    assert wrong.stderr.startswith("lm1b: error: ")
+    fixed = evaluate("--run", run, "--set", "model.hidden=99")
+    assert (fixed.returncode, fixed.stderr.count("\n")) == (2, 1)
+    assert "--set model.hidden=99" in fixed.stderr

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_sampled_softmax import random_case, relative_error
+from softmax_reference import random_case, relative_error
 from tiny import run_ranks
 from torch import Tensor
 

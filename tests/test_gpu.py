@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from devices import DEVICES, KERNELS, ON_GPU, PRECISIONS, assert_near, kernels_of, no_waiting, on, rounded
-from test_perplexity import brute_force_nats, made_scorer
-from test_recurrent import CELLS, loop_in_float64, make_stack, random_state
-from test_sampled_softmax import ours, random_case, reference
+from recurrent_reference import CELLS, loop_in_float64, make_stack, random_state
+from scoring_reference import brute_force_nats, made_scorer
+from softmax_reference import ours, random_case, reference
 
 from lm1b.config import ModelConfig
 from lm1b.distributed import single_process

@@ -6,16 +6,14 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from command_runs import run
-from made_papers import keep_made_results, made_language_models, made_result
+from made_papers import keep_made_results, kept, made_language_models, made_result
 from tiny import REPOSITORY
 
 from lm1b.files import read_json, write_json
 from lm1b.sequence_tasks.experiment.smoke import run_smoke, smoke_configs
-from lm1b.sequence_tasks.papers.kept import shorten
 from lm1b.sequence_tasks.papers.kept_result import KeptResult
 from lm1b.sequence_tasks.papers.published import LANGUAGE_MODELS, NOT_KNOWN, TASK_TABLES
 from lm1b.sequence_tasks.papers.report import render
@@ -46,10 +44,6 @@ def section(text: str, title: str) -> str:
     """From a heading to the next one."""
     (found,) = re.findall(rf"^(#+ {re.escape(title)}\n.*?)(?=^#|\Z)", text, re.MULTILINE | re.DOTALL)
     return found
-
-
-def kept(result: dict[str, Any]) -> KeptResult:
-    return KeptResult(shorten(result, "made"))
 
 
 # What is shown ------------------------------------------------------------------------------------------------------

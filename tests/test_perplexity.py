@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_run import made_checkpoint, made_config, made_text, made_tokens, made_vocabulary
-from torch import Tensor
+from scoring_reference import brute_force_nats, made_scorer
 
 from lm1b.config import Config, ModelConfig, override_config
 from lm1b.data.tokens.directory import TokenDirectory
@@ -33,33 +33,6 @@ from lm1b.training.evaluations import Evaluation
 
 ALONE = single_process()
 VOCABULARY = made_vocabulary()
-
-
-def brute_force_nats(
-    model: LanguageModel, input_rows_VD: Tensor, output_rows_VP: Tensor, bias_V: Tensor, sequence: list[int], end: int
-) -> float:
-    """Nats of one sequence from zero state, one position at a time, everything in float64."""
-    model = model.double()
-    state = model.zero_state(1, "cpu")
-    total, before = 0.0, end
-    for token in sequence:
-        hidden_1P, state = model.hidden(input_rows_VD[before].double().view(1, 1, -1), state)
-        logits_V = output_rows_VP.double() @ hidden_1P.flatten() + bias_V.double()
-        total -= float(torch.log_softmax(logits_V, 0)[token].detach())
-        before = token
-    return total
-
-
-def made_scorer(seed: int, size: int, *, block: int = 7, cell: str = "lstm", end: int = 1) -> tuple[Scorer, Tensor]:
-    """A random model over `size` words, and its input table."""
-    config = ModelConfig(cell=cell, layers=2, embedding=4, hidden=6, projection=3)  # type: ignore[arg-type]
-    generator = torch.Generator().manual_seed(seed)
-    input_rows_VD, output_rows_VP, bias_V = (torch.randn(size, width, generator=generator) for width in (4, 3, 1))
-    ids = np.arange(size)
-    return Scorer(
-        LanguageModel(config, seed), ids, input_rows_VD, TableOutput(output_rows_VP, bias_V.flatten(), ALONE, block), end, ALONE
-    ), input_rows_VD
-
 
 SEQUENCES = st.lists(st.lists(st.integers(0, 19), min_size=1, max_size=30), min_size=1, max_size=9)
 

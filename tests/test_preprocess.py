@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,22 +12,21 @@ import numpy as np
 import pytest
 import torch
 from command_runs import run_script
-from test_corpus import write_archive
-from tiny import tiny_settings, write_corpus, write_settings
+from corpora import write_archive
+from preprocess_runs import changed_at, files_of, made_config, run, text_of
+from tiny import write_corpus, write_settings
 
 from lm1b import distributed
-from lm1b.config import SPLITS, Config, parse_config
 from lm1b.data.batches import Batches
 from lm1b.data.preprocess import passes, preprocess, publish
 from lm1b.data.preprocess.publish import lock_directory
-from lm1b.data.text import benchmark, news_sample, raw_text, sources
+from lm1b.data.text import benchmark, sources
 from lm1b.data.text.benchmark import HELD_OUT_FOLDER, TRAINING_FOLDER
 from lm1b.data.text.corpus import SourceFile
 from lm1b.data.tokens import manifest as manifest_module
 from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.distributed import Ranks
 from lm1b.errors import UserError
-from lm1b.files import digest_of_file
 from lm1b.workers import Workers
 
 
@@ -36,28 +34,6 @@ from lm1b.workers import Workers
 def folder(tmp_path: Path) -> Path:
     write_corpus(tmp_path / "corpus", sentences=60)
     return tmp_path
-
-
-def made_config(folder: Path, **sections: dict[str, Any]) -> Config:
-    return parse_config(tiny_settings(folder, "run", **sections))
-
-
-def run(folder: Path, **sections: dict[str, Any]) -> TokenDirectory:
-    return preprocess.preprocess(made_config(folder, **sections), progress=False)
-
-
-def files_of(directory: Path) -> dict[str, str]:
-    """File name -> SHA-256 of all that a finished directory holds, the lock apart."""
-    return {path.name: digest_of_file(path) for path in directory.iterdir() if path.name != ".lock" and path.is_file()}
-
-
-def changed_at(directory: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in directory.glob("*.npy")}
-
-
-def text_of(tokens: TokenDirectory, split: Any) -> str:
-    ids, _ = tokens.split(split).joined()
-    return " ".join(tokens.vocabulary.id_to_token[i] for i in ids)
 
 
 def test_every_word_of_the_corpus_is_in_the_shards(folder: Path) -> None:
@@ -271,75 +247,6 @@ def unofficial_copy(folder: Path) -> Path:
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(path.read_text() + "\n")
     return folder / "copy"
-
-
-def raw_sections(folder: Path, held_out_words: int = 300) -> dict[str, dict[str, Any]]:
-    """Raw text with duplicates: 600 different sentences, several a line."""
-    generator = random.Random(1)
-    names = ["London", "Paris", "Rome"]
-    sentences = [f"{generator.choice(names)}, said Mr. Ng, didn't win {number}." for number in range(600)]
-    lines = [" ".join([*generator.choices(sentences, k=3), sentences[number]]) for number in range(600)]
-    (folder / "raw.txt").write_text("\n".join(lines) + "\n")
-    corpus = {"kind": "text", "path": None, "train": [str(folder / "raw.txt")], "tokenized": False, "held_out_words": held_out_words}
-    return {"corpus": corpus}
-
-
-def test_raw_text(folder: Path) -> None:
-    tokens = run(folder, **raw_sections(folder))
-    lines = {split: (folder / "tokens" / "tokenized" / f"{split}-00000.txt").read_text().splitlines() for split in SPLITS}
-    together = [line for split in SPLITS for line in lines[split]]
-    assert len(together) == len(set(together)) == 600, "duplicates are gone, nothing else"
-    assert all(line.endswith(" .") and ", said Mr. Ng , didn 't win " in line for line in together)
-    for split in ("validation", "test"):
-        words = sum(len(line.split()) for line in lines[split])
-        assert 300 <= words < 320
-        assert tokens.split(split).num_words == words
-    assert together != sorted(together)
-
-
-def test_raw_text_does_not_depend_on_chunks_or_processes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = run(folder, **raw_sections(folder))
-    monkeypatch.setattr(raw_text, "_chunk_bytes", lambda *_: 5000)
-    monkeypatch.setattr(raw_text, "FILE_BYTES", 4000)
-    pieces = run(folder, **raw_sections(folder), tokens={"directory": str(folder / "pieces"), "processes": 2})
-    assert len(pieces.split("train").shards) > 3
-    for split in SPLITS:
-        assert text_of(whole, split) == text_of(pieces, split)
-
-
-def test_raw_text_that_was_stopped_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sections = raw_sections(folder)
-    monkeypatch.setattr(raw_text, "_chunk_bytes", lambda *_: 5000)
-    calls: list[Path] = []
-    tokenizing = raw_text.tokenize_chunk
-
-    def stopping(chunk: Any, path: Path) -> int:
-        calls.append(path)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return tokenizing(chunk, path)
-
-    monkeypatch.setattr(raw_text, "tokenize_chunk", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        run(folder, **sections)
-    run(folder, **sections)
-    assert len(calls) == len(set(calls)) + 1, "only the chunk that was interrupted is done twice"
-    assert not list((folder / "tokens" / "tokenized").glob("*.sorted"))
-
-
-def test_raw_text_too_short_for_its_splits(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"only [\d,]+ words once duplicates are gone; validation, test and training need 50,000 each"):
-        run(folder, **raw_sections(folder, held_out_words=50_000))
-    with pytest.raises(UserError, match="no such corpus file; expected raw text"):
-        run(folder, corpus={"kind": "text", "path": None, "train": [str(folder / "none.txt")], "tokenized": False})
-
-
-def test_the_news_sample(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    articles = [f"Mr. Smith of {chr(65 + number % 26)}town said no. {number} men left!" for number in range(400)]
-    monkeypatch.setattr(news_sample, "read_articles", lambda path: iter(articles))
-    tokens = run(folder, corpus={"kind": "news_sample", "path": None, "held_out_words": 100}, vocabulary={"minimum_count": 1})
-    assert sum(tokens.split(split).num_sentences for split in SPLITS) == 426
-    assert "Mr. Smith of" in text_of(tokens, "train")
 
 
 def test_ranks_use_all_cores_whether_they_have_their_own_or_share_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 from command_runs import run_script
+from preprocess_runs import files_of, raw_sections, run
 from preprocess_worker import killed_before_rename, preprocess_settings
-from test_preprocess import files_of, raw_sections, run
 from tiny import REPOSITORY, environment, tiny_settings, write_corpus, write_settings
 
 from lm1b.data.preprocess import preprocess

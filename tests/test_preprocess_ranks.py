@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 from command_runs import DEEPSPEED
+from corpora import write_archive
 from forked import run_each
-from test_corpus import write_archive
-from test_preprocess import changed_at, files_of, raw_sections, run
+from preprocess_runs import changed_at, files_of, raw_sections, run
 from tiny import REPOSITORY, environment, environments, free_port, write_corpus, write_settings
 
 from lm1b.data.text.benchmark import HELD_OUT_FOLDER, TRAINING_FOLDER

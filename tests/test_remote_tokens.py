@@ -20,25 +20,23 @@ import pytest
 import torch
 from command_runs import run_script
 from loopback_store import Fault, Proxy, in_environment, proxy_to, s3_server
+from remote_tokens import CACHE_BYTES, URL, assert_same_batches, batches, remote
 from tiny import REPOSITORY, environment, run_ranks, tiny_settings, write_corpus
 from training_runs import assert_same_end, job, launch, losses, run_launches
 
-from lm1b.config import TokensConfig, parse_config
-from lm1b.data.batches import LOOK_EVERY, Batches
+from lm1b.config import parse_config
+from lm1b.data.batches import LOOK_EVERY
 from lm1b.data.preprocess.preprocess import preprocess
 from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.data.tokens.manifest import PAGE_BYTES, Manifest
 from lm1b.data.tokens.page_cache import LOCKS, PageCache
 from lm1b.data.tokens.pages import NEEDED_SECONDS
-from lm1b.data.tokens.remote import open_tokens
 from lm1b.distributed import Ranks
 from lm1b.errors import UserError
 from lm1b.files import read_json, write_sealed_json
 from lm1b.remote_errors import StoreError
 from lm1b.training.same_everywhere import check_patience
 
-URL = "s3://lm1b/tokens"
-CACHE_BYTES = 6 * PAGE_BYTES
 SLOW_ENDS = """
 import json, sys, time
 from lm1b.config import parse_config
@@ -93,26 +91,6 @@ def fresh_s3() -> Any:
     """A client of the present endpoint: fsspec keeps those it has made."""
     fsspec.filesystem("s3").clear_instance_cache()
     return fsspec.filesystem("s3")
-
-
-def remote(cache: Path, cache_bytes: int = CACHE_BYTES, url: str = URL) -> TokenDirectory:
-    return open_tokens(TokensConfig(directory=url, cache_directory=str(cache), cache_bytes=cache_bytes))
-
-
-def batches(tokens: TokenDirectory, block_tokens: int = 3000) -> Batches:
-    return Batches(tokens.split("train"), end_id=tokens.vocabulary.end_id, lanes=8, steps=10, seed=3, block_tokens=block_tokens)
-
-
-def assert_same_batches(folder: Path, tokens: TokenDirectory, steps: range) -> None:
-    here, there = batches(TokenDirectory.open(folder / "tokens")), batches(tokens)
-    for step in steps:
-        for expected, found in zip(here_at(here, step), here_at(there, step), strict=True):
-            assert np.array_equal(expected, found)
-
-
-def here_at(made: Batches, step: int) -> tuple[np.ndarray, np.ndarray]:
-    batch = made.at(step, 0, 8)
-    return batch.inputs_TB, batch.targets_TB
 
 
 @pytest.mark.parametrize("cache_bytes", [CACHE_BYTES, 64 << 20])
@@ -196,7 +174,7 @@ def test_a_damaged_page_in_the_cache_is_fetched_anew(folder: Path, proxy: Proxy,
 
 def test_a_killed_reader_leaves_a_cache_that_works(folder: Path, proxy: Proxy, tmp_path: Path) -> None:
     code = (
-        "import sys; sys.path.insert(0, 'tests'); from test_remote_tokens import remote; from pathlib import Path\n"
+        "import sys; sys.path.insert(0, 'tests'); from remote_tokens import remote; from pathlib import Path\n"
         f"while True: remote(Path({str(tmp_path)!r})).split('train').joined(); print('once', flush=True)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], env=environment(), cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
@@ -15,25 +14,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from table_steps import apply, asked
+from table_steps import ALONE, apply, asked, made_table
 from tiny import REPOSITORY, environment
 
-from lm1b.distributed import single_process
 from lm1b.errors import UserError
 from lm1b.model.tables import VocabularyTable
 from lm1b.training.checkpoints import saving, snapshot
-from lm1b.training.checkpoints.checkpoint import Checkpoint, DamagedCheckpoint, list_checkpoints
+from lm1b.training.checkpoints.checkpoint import list_checkpoints
 from lm1b.training.checkpoints.saving import CheckpointSaver
 from lm1b.training.checkpoints.snapshot import RowPool, Snapshot
 from lm1b.training.checkpoints.tensor_file import MatrixInFile, write_tensors
-from lm1b.training.resume import newest_sound_checkpoint
 
-RANKS = single_process()
 CARRY = {"0.h": torch.ones(2, 3, dtype=torch.bfloat16)}
-
-
-def made_table(num_rows: int = 50, width: int = 4, name: str = "a_table") -> VocabularyTable:
-    return VocabularyTable(name, num_rows, width, seed=1, initial_scale=1.0, initial_accumulator=1.0, ranks=RANKS)
 
 
 def update(table: VocabularyTable, ids: list[int]) -> None:
@@ -113,7 +105,7 @@ def test_what_is_saved_is_the_state_when_saving_began(tmp_path: Path, in_backgro
     tables = [made_table(), made_table(40, 3, "other"), made_table(50, 1, "bias")]
     before = {table.name: contents(table) for table in tables}
     core = {"weights/a": torch.randn(5, 7), "optimizer/sum/a": torch.randn(5, 7)}
-    saver = CheckpointSaver(tmp_path, RANKS, in_background=in_background)
+    saver = CheckpointSaver(tmp_path, ALONE, in_background=in_background)
     saver.begin(state(), core, CARRY, tables)
     assert list_checkpoints(tmp_path) == []  # nothing is a checkpoint before it is committed
     for _ in range(5):
@@ -137,7 +129,7 @@ def test_what_is_saved_is_the_state_when_saving_began(tmp_path: Path, in_backgro
 
 
 def test_one_save_at_a_time_and_the_same_step_again(tmp_path: Path) -> None:
-    saver = CheckpointSaver(tmp_path, RANKS)
+    saver = CheckpointSaver(tmp_path, ALONE)
     for step in (10, 20, 20):
         saver.begin(state(step), {"weights/a": torch.full((2,), float(step))}, CARRY, [made_table()])
     assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [10, 20]
@@ -157,7 +149,7 @@ def test_what_a_killed_save_left_is_in_nobody_s_way(tmp_path: Path, left_over: s
         partial.write_text("in the way")
     else:
         partial.symlink_to(tmp_path / "nowhere")
-    saver = CheckpointSaver(tmp_path, RANKS)
+    saver = CheckpointSaver(tmp_path, ALONE)
     saver.begin(state(), {"weights/a": torch.ones(2)}, CARRY, [made_table()])
     saved = saver.finish()
     assert saved is not None
@@ -166,7 +158,7 @@ def test_what_a_killed_save_left_is_in_nobody_s_way(tmp_path: Path, left_over: s
 
 
 def test_a_save_that_fails_behind_the_steps_is_told_with_its_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    saver = CheckpointSaver(tmp_path, RANKS)
+    saver = CheckpointSaver(tmp_path, ALONE)
     saver.begin(state(), {"weights/a": torch.ones(2)}, CARRY, [made_table()])
     saver.finish()
 
@@ -186,7 +178,7 @@ def test_a_save_that_fails_behind_the_steps_is_told_with_its_cause(tmp_path: Pat
 def test_a_checkpoint_that_cannot_fit_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 1000})())
     with pytest.raises(UserError, match=r"checkpoints: not enough space, 0.0 MB are needed and 0.0 MB are free"):
-        CheckpointSaver(tmp_path, RANKS).begin(state(), {"weights/a": torch.ones(2)}, CARRY, [made_table()])
+        CheckpointSaver(tmp_path, ALONE).begin(state(), {"weights/a": torch.ones(2)}, CARRY, [made_table()])
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
@@ -227,82 +219,6 @@ def test_saving_takes_bounded_memory_beside_the_tables(tmp_path: Path) -> None:
     rows = MatrixInFile(tmp_path / "checkpoints" / "step_00000001" / "t.00000-of-00001.safetensors", "rows", (200_000, 256))
     for _, block in rows.blocks(10_000):
         assert (block == 0.5).all()
-
-
-# Which checkpoint is taken ------------------------------------------------------------------------------------------
-
-
-def saved_steps(run: Path, steps: list[int]) -> None:
-    saver = CheckpointSaver(run, RANKS)
-    for step in steps:
-        saver.begin({"step": step, "config": {}, "ranks": 1}, {"weights/a": torch.ones(2)}, CARRY, [made_table()])
-    saver.finish()
-
-
-def damage(run: Path, step: int, name: str) -> None:
-    path = run / "checkpoints" / f"step_{step:08d}" / name
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 4
-    path.write_bytes(data)
-
-
-@pytest.mark.parametrize("name", ["state.json", "manifest.json", "core.safetensors", "a_table.00000-of-00001.safetensors"])
-def test_damage_is_named_and_the_newest_sound_checkpoint_taken(tmp_path: Path, name: str) -> None:
-    saved_steps(tmp_path, [10, 20, 30])
-    damage(tmp_path, 30, name)
-    (tmp_path / "checkpoints" / "step_00000020" / "manifest.json").unlink()
-    said: list[str] = []
-    found = newest_sound_checkpoint(tmp_path, RANKS, lambda state: None, said.append)
-    assert found is not None
-    assert found.step == 10
-    assert len(said) == 2
-    assert f"step_00000030/{name}" in said[0]
-    assert "expected" in said[0] or "not valid JSON" in said[0]
-    assert "step_00000030.damaged" in said[0]
-    assert "step_00000020/manifest.json: missing" in said[1]
-    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
-    assert names == {"step_00000010", "step_00000020.damaged", "step_00000030.damaged"}
-
-
-def test_no_run_starts_anew_where_every_checkpoint_is_damaged(tmp_path: Path) -> None:
-    for _ in range(2):
-        saved_steps(tmp_path, [10])
-        damage(tmp_path, 10, "core.safetensors")
-        for _ in range(2):  # not at the next start either
-            with pytest.raises(UserError, match=r"every checkpoint is damaged \(step_00000010.damaged"):
-                newest_sound_checkpoint(tmp_path, RANKS, lambda state: None, lambda text: None)
-    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
-    assert names == {"step_00000010.damaged", "step_00000010.damaged2"}
-
-
-def test_another_experiments_checkpoint_is_refused_and_left_alone(tmp_path: Path) -> None:
-    saved_steps(tmp_path, [10])
-
-    def refuse(state: dict[str, Any]) -> None:
-        raise UserError("another experiment")
-
-    with pytest.raises(UserError, match="another experiment"):
-        newest_sound_checkpoint(tmp_path, RANKS, refuse, lambda text: pytest.fail(text))
-    assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [10]
-
-
-def test_a_pickle_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path) -> None:
-    marker = tmp_path / "it ran"
-    evil = b"cos\nsystem\n(S'touch \"" + os.fsencode(marker) + b"\"'\ntR."
-    for name in ("manifest.json", "state.json", "core.safetensors", "carry.safetensors", "a_table.00000-of-00001.safetensors"):
-        run = tmp_path / name
-        saved_steps(run, [10])
-        path = run / "checkpoints" / "step_00000010" / name
-        path.write_bytes(evil)
-        checkpoint = Checkpoint(10, path.parent)
-        with pytest.raises(DamagedCheckpoint, match=name):
-            checkpoint.verify()
-        for read in (checkpoint.core, checkpoint.carry, checkpoint.optimizer_keys, lambda: checkpoint.read_table("a_table")):  # noqa: B023
-            try:
-                read()
-            except UserError:
-                continue
-        assert not marker.exists()
 
 
 def test_the_library_reads_what_is_written_here(tmp_path: Path) -> None:

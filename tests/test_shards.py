@@ -13,41 +13,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_vocabulary import small_vocabulary
+from small_tokens import make_directory, small_vocabulary
 from tiny import REPOSITORY, environment
 
-from lm1b.config import Split
 from lm1b.data.tokens.arrays import write_array
 from lm1b.data.tokens.directory import TokenDirectory, write_shard
-from lm1b.data.tokens.manifest import LARGEST_FILE_BYTES, MANIFEST_NAME, PAGE_BYTES, CorpusFacts, MadeFrom, Manifest, Shard, SplitShards
+from lm1b.data.tokens.manifest import LARGEST_FILE_BYTES, MANIFEST_NAME, PAGE_BYTES, Manifest, SplitShards
 from lm1b.data.vocabulary.vocabulary import VOCABULARY_NAME
 from lm1b.errors import UserError
 from lm1b.files import LARGEST_JSON_BYTES, digest_of_file, read_json, read_sealed_json, seal, write_json, write_sealed_json
 
 END, UNKNOWN = 1, 2
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache folder of the test's own."""
-    folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
-    return folder
-
-
-def make_directory(folder: Path) -> Path:
-    vocabulary = small_vocabulary()
-    vocabulary.save(folder / VOCABULARY_NAME)
-    tokens = vocabulary.encode(b"a b c\nb\n").ids_N
-    shard = write_shard(folder, "train-00001", tokens.astype(np.uint16), vocabulary.end_id, vocabulary.unknown_id)
-    held_out = vocabulary.encode(b"c b a\na\n").ids_N
-    validation = write_shard(folder, "validation-00001", held_out.astype(np.uint16), vocabulary.end_id, vocabulary.unknown_id)
-    empty = write_shard(folder, "test-00000", tokens[:0].astype(np.uint16), vocabulary.end_id, vocabulary.unknown_id)
-    corpus = CorpusFacts.of("text", False, [])
-    shards: dict[Split, list[Shard]] = {"train": [shard], "validation": [validation], "test": [empty]}
-    manifest = Manifest.of(vocabulary, digest_of_file(folder / VOCABULARY_NAME), shards, corpus, MadeFrom())
-    manifest.write(folder / MANIFEST_NAME)
-    return folder
+pytestmark = pytest.mark.usefixtures("cache_folder")
 
 
 def test_a_directory_reads_back(tmp_path: Path) -> None:
@@ -217,14 +194,14 @@ def test_a_sealed_manifest_that_makes_no_sense_is_refused(tmp_path: Path, place:
         TokenDirectory.open(tmp_path)
 
 
-def test_verified_once_a_machine(tmp_path: Path, cache: Path) -> None:
+def test_verified_once_a_machine(tmp_path: Path, cache_folder: Path) -> None:
     tokens = TokenDirectory.open(make_directory(tmp_path))
     assert tokens.verify_once() == 6
     assert tokens.verify_once() == 0
     assert TokenDirectory.open(tmp_path).verify_once(1, 2) == 0
     os.utime(tmp_path / FILES[0])
     assert tokens.verify_once() == 1, "a file that was touched is read again"
-    assert (cache / "lm1b").is_dir()
+    assert (cache_folder / "lm1b").is_dir()
 
 
 def test_ranks_share_the_files(tmp_path: Path) -> None:
@@ -255,10 +232,10 @@ def test_what_is_remembered_does_not_stand_against_the_manifest(tmp_path: Path) 
         TokenDirectory.open(tmp_path).verify_once()
 
 
-def test_verify_reads_everything_and_refreshes(tmp_path: Path, cache: Path) -> None:
+def test_verify_reads_everything_and_refreshes(tmp_path: Path, cache_folder: Path) -> None:
     tokens = TokenDirectory.open(make_directory(tmp_path))
     tokens.verify_once()
-    (remembered,) = (cache / "lm1b").glob("*.json")
+    (remembered,) = (cache_folder / "lm1b").glob("*.json")
     path = tmp_path / FILES[0]
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
@@ -275,25 +252,25 @@ def test_verify_reads_everything_and_refreshes(tmp_path: Path, cache: Path) -> N
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"files": 3}', b'{"files": {"a": [null]}}', b"\x80\x04\x95", b"[" * 100_000])
-def test_a_damaged_cache_is_none(tmp_path: Path, cache: Path, content: bytes) -> None:
+def test_a_damaged_cache_is_none(tmp_path: Path, cache_folder: Path, content: bytes) -> None:
     tokens = TokenDirectory.open(make_directory(tmp_path))
     tokens.verify_once()
-    (remembered,) = (cache / "lm1b").glob("*.json")
+    (remembered,) = (cache_folder / "lm1b").glob("*.json")
     for damaged in (content, json.dumps(seal(json.loads(content))).encode() if content.startswith(b'{"') else content):
         remembered.write_bytes(damaged)
         assert tokens.verify_once() == 6
         assert tokens.verify_once() == 0
 
 
-def test_a_cache_that_cannot_be_written(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written(tmp_path: Path, cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = TokenDirectory.open(make_directory(tmp_path))
-    (cache / "lm1b").write_text("a file where the folder would be")
+    (cache_folder / "lm1b").write_text("a file where the folder would be")
     assert [tokens.verify_once(), tokens.verify_once()] == [6, 6]
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/none")
     assert [tokens.verify_once(), tokens.verify_once()] == [6, 6]
 
 
-def test_processes_that_write_the_cache_at_the_same_time(tmp_path: Path, cache: Path) -> None:
+def test_processes_that_write_the_cache_at_the_same_time(tmp_path: Path, cache_folder: Path) -> None:
     make_directory(tmp_path)
     code = "import sys; from pathlib import Path; from lm1b.data.tokens.directory import TokenDirectory as T; "
     code += "T.open(Path(sys.argv[1])).verify_once(int(sys.argv[2]), 3)"
@@ -301,5 +278,5 @@ def test_processes_that_write_the_cache_at_the_same_time(tmp_path: Path, cache: 
     processes = [subprocess.Popen([*command, str(rank)], env=environment(), cwd=REPOSITORY) for rank in range(3)]
     assert [process.wait(60) for process in processes] == [0, 0, 0]
     assert TokenDirectory.open(tmp_path).verify_once() == 0
-    (remembered,) = (cache / "lm1b").glob("*.json")
+    (remembered,) = (cache_folder / "lm1b").glob("*.json")
     assert len(read_json(remembered)["files"]) == 6

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_corpus import write_archive
-from test_preprocess import made_config, raw_sections, run
+from corpora import write_archive
+from preprocess_runs import made_config, raw_sections, run
 from tiny import write_corpus
 
 from lm1b.data.text import benchmark

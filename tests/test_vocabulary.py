@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,26 +10,13 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_tokens import plain_tokens, small_vocabulary
 
 from lm1b.data.preprocess.passes import merge_counts
 from lm1b.data.text import tokenized
 from lm1b.data.text.tokenized import blank_lines, blocks_of, check_utf8, number_tokens, tokens_of
-from lm1b.data.vocabulary.words import WordVocabulary, build_vocabulary, read_given_vocabulary
+from lm1b.data.vocabulary.words import WordVocabulary, read_given_vocabulary
 from lm1b.errors import UserError
-
-
-def plain_tokens(data: bytes) -> list[bytes]:
-    """The stream's tokens, by plain Python: what `tokens_of` must give."""
-    out = []
-    for line in data.split(b"\n"):
-        if words := line.split():
-            out += [b"<UNK>" if word in (b"</S>", b"<S>") else word for word in words] + [b"</S>"]
-    return out
-
-
-def small_vocabulary(text: bytes = b"b a b c\nb a d b\n", minimum_count: int = 2) -> WordVocabulary:
-    counts = Counter(plain_tokens(text))
-    return build_vocabulary(pa.array(list(counts), pa.binary()), np.array(list(counts.values()), dtype=np.int64), minimum_count)
 
 
 @pytest.mark.parametrize(

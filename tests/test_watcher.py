@@ -1,4 +1,4 @@
-"""The watcher: every checkpoint scored once, an end whatever becomes of the trainer; the command line's manners."""
+"""The watcher: every checkpoint scored once, an end whatever becomes of the trainer."""
 
 from __future__ import annotations
 
@@ -14,21 +14,17 @@ from typing import Any
 
 import psutil
 import pytest
-from command_runs import run_script
-from made_run import made_checkpoint, made_config, made_evaluation, made_text, made_tokens
-from tiny import environment, run_ranks
+from made_run import made_checkpoint, made_config, made_tokens, run_of
+from tiny import environment
 
 from lm1b.config import Config, override_config
 from lm1b.errors import UserError
 from lm1b.evaluation.scoring.evaluator import Evaluator
 from lm1b.evaluation.scoring.watch import watch
 from lm1b.evaluation.trained import open as open_module
-from lm1b.evaluation.trained.open import choose_checkpoint
-from lm1b.files import append_json_line, read_json_lines, write_json
+from lm1b.files import read_json_lines, write_json
 from lm1b.processes import RankProcess, write_processes
-from lm1b.training.checkpoints.checkpoint import Checkpoint, list_checkpoints
-from lm1b.training.checkpoints.retention import is_leased
-from lm1b.training.evaluations import count_test_looks
+from lm1b.training.checkpoints.checkpoint import Checkpoint
 from lm1b.training.run_folder import RunFolder
 from lm1b.training.run_state import RunLock, run_state
 
@@ -39,10 +35,6 @@ ROOT = Path(__file__).resolve().parents[1]
 def config(tmp_path: Path) -> Config:
     made_tokens(tmp_path / "tokens")
     return made_config(tmp_path)
-
-
-def run_of(config: Config) -> Path:
-    return Path(config.run.directory)
 
 
 def watched(config: Config, **arguments: Any) -> tuple[list[int], str]:
@@ -191,37 +183,6 @@ def test_raw_results_do_not_stand_for_averaged_ones(config: Config) -> None:
     assert watched(config)[0] == [30]
 
 
-def test_the_best_is_by_the_run_s_own_settings(config: Config) -> None:
-    made_checkpoint(config, 10)
-    folder = RunFolder(run_of(config))
-    for step, perplexity, others in [
-        (1, 100.0, {}),
-        (2, 90.0, {}),
-        (3, 90.0, {}),
-        (4, 80.0, {"weights": "raw"}),
-        (5, 70.0, {"state": "reset", "lanes": None}),
-        (6, 60.0, {"precision": "bf16"}),
-        (7, 50.0, {"lanes": 4}),
-        (8, 40.0, {"split": "test"}),
-        (9, None, {}),
-    ]:
-        append_json_line(folder.evaluations, made_evaluation(step=step, word_perplexity=perplexity, **others).as_line())
-
-    def best(*overrides: str) -> int | None:
-        return folder.best_step(override_config(config, list(overrides)))
-
-    assert folder.best_step() == best() == best("evaluation.weights=both") == 2
-    assert best("evaluation.weights=raw") == best("training.ema_decay=null") == 4
-    assert best("evaluation.state=reset") == 5
-    assert best("evaluation.precision=bf16") == 6
-    assert best("evaluation.lanes=4") == 7
-    assert best("evaluation.lanes=5") is None
-    # A raw result of a checkpoint that holds no average is what `ema` falls back to.
-    of_no_average = made_evaluation(step=10, word_perplexity=30.0, weights="raw", has_average=False)
-    append_json_line(folder.evaluations, of_no_average.as_line())
-    assert best() == 10
-
-
 def test_a_damaged_checkpoint_does_not_stop_it_but_is_told(config: Config) -> None:
     checkpoint = made_checkpoint(config, 10)
     made_checkpoint(config, 30, finished=True)
@@ -261,87 +222,3 @@ def test_the_state_that_a_watcher_goes_by(config: Config) -> None:
 def test_whoever_asks_for_the_state_of_a_run_does_without_torch() -> None:
     program = "import sys; import lm1b.training.run_state; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], env=environment(), cwd=ROOT, timeout=60).returncode == 0
-
-
-def test_choosing_a_checkpoint(config: Config) -> None:
-    with pytest.raises(UserError, match="no checkpoint here yet"):
-        choose_checkpoint(run_of(config), "latest")
-    for step in (10, 20):
-        made_checkpoint(config, step)
-    assert choose_checkpoint(run_of(config), "latest").step == 20
-    assert choose_checkpoint(run_of(config), "10").step == 10
-    for wanted, message in [("11", r"10, 20.*found 11"), ("best", "nothing has been scored"), ("x", "x")]:
-        with pytest.raises(UserError, match=message):
-            choose_checkpoint(run_of(config), wanted)
-    results = RunFolder(run_of(config)).evaluations
-    append_json_line(results, made_evaluation(step=10, word_perplexity=80.0).as_line())
-    assert choose_checkpoint(run_of(config), "best").step == 10
-    append_json_line(results, made_evaluation(step=5, word_perplexity=70.0).as_line())
-    with pytest.raises(UserError, match="not there any more"):
-        choose_checkpoint(run_of(config), "best")
-
-
-def test_looks_at_the_test_split_are_counted(config: Config) -> None:
-    checkpoint = made_checkpoint(config, 10)
-    for weights, results in [("both", 2), ("ema", 1)]:
-        settings = override_config(config, [f"evaluation.weights={weights}"])
-        line, *more = Evaluator(run_of(config), settings, "test").score(checkpoint)
-        assert len(more) == results - 1
-    assert line.split == "test"
-    Evaluator(run_of(config), config).score(checkpoint)
-    assert count_test_looks(RunFolder(run_of(config)).read_evaluations()) == 2
-    assert f"word perplexity {line.word_perplexity:.2f} on test" in line.in_words()
-    assert is_leased(list_checkpoints(run_of(config))[0]) is False
-
-
-def test_a_figure_that_is_no_number_is_null_and_never_the_best(config: Config) -> None:
-    made_checkpoint(config, 10, scale=0.1)
-    diverged = made_checkpoint(config, 20, scale=1e30)
-    evaluator = Evaluator(run_of(config), config)
-    (line,) = evaluator.score(diverged)
-    assert line.word_perplexity is None
-    assert "not a finite number" in line.in_words()
-    assert RunFolder(run_of(config)).best_step() is None
-    evaluator.score(choose_checkpoint(run_of(config), "10"))
-    assert RunFolder(run_of(config)).best_step() == 10
-    json.loads((run_of(config) / "evaluations.jsonl").read_text().splitlines()[0], parse_constant=lambda name: pytest.fail(name))
-
-
-def evaluate(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return run_script("launch/evaluate.py", *arguments)
-
-
-def test_ranks_that_share_the_rows_give_the_same(config: Config, tmp_path: Path) -> None:
-    made_checkpoint(config, 10)
-    (tmp_path / "text").write_text(made_text(9, 40))
-    # Five lanes: two ranks have three and two of them, of four ranks one has two.
-    arguments = ["launch/evaluate.py", "--run", str(run_of(config)), "--files", str(tmp_path / "text"), "--lanes", "5"]
-    output = "".join(run_ranks(arguments, ranks) for ranks in (1, 4, 2))
-    assert output.count("word perplexity") == 3
-    alone, *others = read_json_lines(run_of(config) / "evaluations.jsonl")
-    for together in others:
-        assert together["nats"] == pytest.approx(alone["nats"], rel=1e-6)
-        varying = ("nats", "word_perplexity", "seconds", "finished_at", "look")
-        assert {k: v for k, v in together.items() if k not in varying} == {k: v for k, v in alone.items() if k not in varying}
-
-
-def test_the_command_line(config: Config, tmp_path: Path) -> None:
-    made_checkpoint(config, 10)
-    (tmp_path / "text").write_text(made_text(9, 5))
-    run = str(run_of(config))
-    result = evaluate("--run", run, "--files", str(tmp_path / "text"), "--state", "reset", "--weights", "both", "--precision", "bf16")
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("word perplexity") == 2
-    lines = read_json_lines(run_of(config) / "evaluations.jsonl")
-    assert [(line["split"], line["state"], line["weights"], line["precision"], line["lanes"]) for line in lines] == [
-        ("files", "reset", "ema", "bf16", None),
-        ("files", "reset", "raw", "bf16", None),
-    ]
-    assert json.loads(json.dumps(lines)) == lines
-    wrong = evaluate("--run", run, "--checkpoint", "11")
-    assert wrong.returncode == 2
-    assert wrong.stderr.count("\n") == 1
-    assert wrong.stderr.startswith("lm1b: error: ")
-    fixed = evaluate("--run", run, "--set", "model.hidden=99")
-    assert (fixed.returncode, fixed.stderr.count("\n")) == (2, 1)
-    assert "--set model.hidden=99" in fixed.stderr
