@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,11 +24,12 @@ from lm1b.pinned_wheel import PinnedWheel
 from lm1b.processor import cpu_name
 from lm1b.sequence_tasks.config import load_task_experiment
 from lm1b.sequence_tasks.data.load import load_task
-from lm1b.sequence_tasks.experiment.cell_runs import CellRuns, describe, summarize
+from lm1b.sequence_tasks.experiment import cell_runs
+from lm1b.sequence_tasks.experiment.cell_runs import describe, summarize
 from lm1b.sequence_tasks.experiment.provenance import machine
+from lm1b.sequence_tasks.experiment.resumable_run import train_run
 from lm1b.sequence_tasks.experiment.trainer import SequenceRun
 from lm1b.strict import override
-from lm1b.workers import Workers
 
 
 def test_the_better_half_goes_on_and_the_best_is_trained_with_every_seed(tmp_path: Path) -> None:
@@ -103,12 +105,18 @@ def test_a_folder_is_the_same_experiment_wherever_it_lies_and_whatever_defaults_
         run_experiment(override(config, [f"run.directory={json.dumps(str(tmp_path / 'moved'))}"]))
 
 
-def test_a_run_takes_numbers_below_float32s_normal_range_for_zero(tmp_path: Path) -> None:
-    tiny = torch.tensor(1e-30)
-    torch.set_flush_denormal(False)
+def test_a_run_alone_takes_numbers_below_float32s_normal_range_for_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny, there = torch.tensor(1e-30), []
+
+    def seen(*arguments: Any) -> dict[str, Any]:
+        there.append(float(tiny * 1e-10))
+        return train_run(*arguments)
+
+    monkeypatch.setattr(cell_runs, "train_run", seen)
+    run_experiment(experiment(tmp_path, run__seeds=[1], training__updates=6))
+    assert there
+    assert not any(there)
     assert tiny * 1e-10 != 0
-    CellRuns(experiment(tmp_path, run__seeds=[1], training__updates=6), Workers(1), print, ALONE).run()
-    assert tiny * 1e-10 == 0
 
 
 def test_rates_that_are_nearly_alike_have_folders_of_their_own(tmp_path: Path) -> None:
