@@ -64,7 +64,7 @@ def test_an_engines_start_imports_no_compiler_and_leaves_torchs_default_as_it_wa
 
 
 MISTAKEN = """
-import sys
+import sys, time
 import torch, torch.distributed as dist
 from lm1b.errors import UserError, run_command
 from lm1b.launchers import here
@@ -77,12 +77,21 @@ def look(what):
     if what == when and str(here().rank) in ranks_with_it:
         raise UserError("words.json: no such file")
 
+def connect_slowly(*place, **options):
+    connect(*place, **options)
+    time.sleep(1)
+    dist.all_reduce(torch.ones(1))
+
+if when == "while others connect" and here().rank:
+    connect, dist.init_process_group = dist.init_process_group, connect_slowly
+
 def main():
     look("before they meet")
     ranks = start_ranks()
     try:
         with naming_the_guilty(ranks.peers, lambda: "go on"):
             look("once they have met")
+            look("while others connect")
             while True:
                 dist.all_reduce(torch.ones(1))
     finally:
@@ -96,6 +105,7 @@ run_command(main)
     ("ranks_with_it", "when"),
     [
         *[("12", "before they meet"), ("012", "before they meet")],
+        ("0", "while others connect"),
         *[("0", "once they have met"), ("12", "once they have met"), ("012", "once they have met")],
     ],
 )
@@ -108,4 +118,13 @@ def test_a_mistake_is_said_once_by_the_first_rank_whoever_has_found_it(
     (line,) = [line for line in done.stderr.splitlines() if "lm1b: error:" in line]
     assert line.startswith("lm1b: error: words.json: no such file")
     assert ("(rank 1" in line) == (ranks_with_it == "12")
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+
+
+def test_an_interface_that_one_host_lacks_is_said_before_the_ranks_meet() -> None:
+    first, second = environments(2)
+    done = run_forked("-c", [MISTAKEN, "", ""], [first, {**second, "GLOO_SOCKET_IFNAME": "eth77"}], REPOSITORY, timeout=120)
+    (line,) = [line for line in done.stderr.splitlines() if "lm1b: error:" in line]
+    assert line.startswith("lm1b: error: GLOO_SOCKET_IFNAME=eth77: no such network interface here, there are ")
+    assert "(rank 1" in line
     assert (done.returncode, "Traceback" in done.stderr) == (2, False)

@@ -13,16 +13,19 @@ import warnings
 from collections.abc import Callable, Generator
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, Store
 
 from lm1b.devices import best_device
 from lm1b.distributed import Ranks, current_ranks
-from lm1b.errors import UserError, exit_with
+from lm1b.errors import UserError, exit_with, listed
 from lm1b.launchers import Place, here
 from lm1b.peers import Peers, meet, naming_the_guilty, time_limit
 from lm1b.processes import host_name
+
+SEVERAL_HOSTS = "where there are several hosts: python tools/check_hosts.py --hostfile ..."
 
 _AT_THE_END: list[Callable[[], None]] = []
 
@@ -75,17 +78,11 @@ def _limit_its_groups(deepspeed: Any) -> None:
     deepspeed.comm.comm.cdb.new_group = lambda ranks: dist.new_group(ranks, timeout=time_limit())
 
 
-def _join_group(backend: str, place: Place) -> Peers | None:
-    """Meet the other ranks where the launcher says, or be the only one. Raises UserError where that cannot be, see also `Peers`."""
-    if place.size == 1:
-        os.environ["LOCAL_RANK"] = "0"  # DeepSpeed asks for it
-        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=time_limit())
-        return None
+def _meet_others(place: Place) -> tuple[Store, Peers]:
+    """Raises UserError where the ranks do not, see also `Peers`."""
     try:
         store = meet(place)
-        peers = Peers(store, place.rank, place.size)
-        dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=time_limit())
-        return peers
+        return store, Peers(store, place.rank, place.size)
     except UserError:
         raise
     except (dist.DistError, ValueError) as error:
@@ -94,11 +91,29 @@ def _join_group(backend: str, place: Place) -> Peers | None:
             raise UserError(
                 f"{where}: the port is taken, perhaps by another training; give another one: deepspeed --master_port, or MASTER_PORT="
             ) from None
-        exit_with(
-            f"rank {place.rank} on {host_name()} could not meet the other {place.size - 1} ranks at {where} ({what[:200]}); "
-            "where there are several hosts: python tools/check_hosts.py --hostfile ...",
-            1,
-        )
+        rank = f"rank {place.rank} on {host_name()}"
+        exit_with(f"{rank} could not meet the other {place.size - 1} ranks at {where} ({what[:200]}); {SEVERAL_HOSTS}", 1)
+
+
+def _check_interfaces() -> None:
+    """Raises UserError where gloo is to use a network interface that this host lacks."""
+    there = psutil.net_if_addrs()
+    for name in filter(None, os.environ.get("GLOO_SOCKET_IFNAME", "").split(",")):
+        if name not in there:
+            raise UserError(f"GLOO_SOCKET_IFNAME={name}: no such network interface here, there are {listed(sorted(there), most=10)}")
+
+
+def _join_group(backend: str, place: Place) -> Peers | None:
+    """Meet the other ranks where the launcher says, or be the only one. Raises UserError where that cannot be, see also `Peers`."""
+    if place.size == 1:
+        os.environ["LOCAL_RANK"] = "0"  # DeepSpeed asks for it
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=time_limit())
+        return None
+    _check_interfaces()  # before they meet, where the first can still be told
+    store, peers = _meet_others(place)
+    with naming_the_guilty(peers, lambda: SEVERAL_HOSTS):  # a rank that is through already may have failed while others connect
+        dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=time_limit())
+    return peers
 
 
 def start_ranks() -> Ranks:
