@@ -22,10 +22,16 @@ def best_device(number: int = 0) -> torch.device:
 
 
 def chosen_device(wanted: str | None) -> torch.device:
-    """The device asked for, the best there is where None. Raises UserError for a GPU that is not there."""
-    device = best_device() if wanted is None else torch.device(wanted)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {wanted}: no CUDA device found here; use --device cpu")
+    """The device asked for, the best there is where None. Raises UserError for one that nobody knows and for a GPU that is not there."""
+    if wanted is None:
+        return best_device()
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise UserError(f"device {wanted}: expected cpu, cuda, or a GPU's number as in cuda:1") from None
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= found:
+        raise UserError(f"device {wanted}: " + (f"only {found} CUDA devices" if found else "no CUDA device") + " found here; use cpu")
     return device
 
 

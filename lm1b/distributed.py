@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lm1b import launchers
 from lm1b.errors import AgreedError, UserError, in_words
 from lm1b.peers import Peers
 from lm1b.processes import host_name
@@ -62,16 +61,6 @@ def current_ranks(device: torch.device, peers: Peers | None = None) -> Ranks:
     if dist.is_available() and dist.is_initialized():
         return Ranks(dist.get_rank(), dist.get_world_size(), device, peers)
     return single_process(device)
-
-
-def local_rank() -> int:
-    """Rank among the processes of this host, as the launcher says."""
-    return launchers.here().local_rank
-
-
-def local_size() -> int:
-    """Number of processes of this host, as the launcher says."""
-    return launchers.here().local_size
 
 
 def share_of_cores(ranks: Ranks) -> int:
@@ -153,9 +142,9 @@ def all_gather_objects(value: object, ranks: Ranks) -> list[Any]:
     return [json.loads(bytes(each[: int(n)].cpu().numpy()).decode()) for each, n in zip(gathered, lengths, strict=True)]
 
 
-def from_first(ranks: Ranks, action: Callable[[], T]) -> T:
+def from_first(ranks: Ranks, action: Callable[[], T], *, may_take_long: bool = False) -> T:
     """What `action` gives on the first rank, a JSON value, on all of them; the others do not run it. See `agree`."""
-    value = agree(ranks, lambda: action() if ranks.is_first else None)
+    value = agree(ranks, lambda: action() if ranks.is_first else None, may_take_long=may_take_long)
     return all_gather_objects(value, ranks)[0]
 
 

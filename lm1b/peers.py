@@ -34,7 +34,7 @@ from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from lm1b.console import say_error
-from lm1b.errors import AgreedError, UserError, describe_os_error, in_one_line
+from lm1b.errors import AgreedError, UserError, describe_os_error, in_one_line, in_words
 from lm1b.launchers import Place, here
 from lm1b.processes import RankProcess, host_name
 
@@ -134,7 +134,7 @@ class Peers:
 
     def cause(self, error: BaseException) -> str | None:
         """Tell the others of this rank's error and find out whose fault it is: a sentence, or None where it is this rank's own."""
-        own = None if is_communication_error(error) else _in_words(error)
+        own = None if is_communication_error(error) else _said_of(error)
         self._said[self.rank] = _Word(own, isinstance(error, UserError))
         threading.Thread(target=self._exchange, daemon=True).start()  # the store may hang, with the rank that keeps it
         _hang_up(here().master_port)
@@ -198,12 +198,10 @@ class Peers:
         return " and ".join(f"{member} {words.get(member.condition(), 'has died or cannot be reached')}" for member in silent)
 
 
-def _in_words(error: BaseException) -> str:
+def _said_of(error: BaseException) -> str:
     """An error in one line, a system's and a user's in the words of `run_command`."""
-    if isinstance(error, UserError):
-        return str(error)
-    if isinstance(error, OSError) and error.errno is not None:
-        return describe_os_error(error)
+    if isinstance(error, UserError) or (isinstance(error, OSError) and error.errno is not None):
+        return in_words(error)
     return in_one_line(error)
 
 

@@ -29,8 +29,8 @@ from lm1b.remote_errors import (
     OfThisMachine,
     StoreError,
     WrongBytes,
-    in_words,
     may_pass,
+    meaning_of_store_error,
     naming_this_machine,
     patience_seconds,
 )
@@ -93,7 +93,7 @@ class Store:
             again = (
                 f", tried {tries} times in {seconds:.0f} s; run the same command again when the store answers" if may_pass(error) else ""
             )
-            raise StoreError(self.place(name), f"could not be {action}: {in_words(error)}{again}") from None
+            raise StoreError(self.place(name), f"could not be {action}: {meaning_of_store_error(error)}{again}") from None
 
     def _ask(self, method: str, *arguments: Any, num_bytes: int = 0, **keywords: Any) -> Any:
         """One request, with a time limit where the file system is an asynchronous one."""

@@ -2,7 +2,7 @@
 
 1. `may_pass`: a slow store, a broken connection, wrong bytes are tried again; a missing bucket or package, refused access, a full disk not.
 2. `EndOfPatience`: after `patience_seconds()`, or CHECKSUM_TRIES times the same wrong bytes.
-3. `in_words`: what it means, for the one line of a `StoreError`.
+3. `meaning_of_store_error`: what it means, for the one line of a `StoreError`.
 
 Errors of this machine's own disk on the way are no store's: `naming_this_machine`.
 """
@@ -91,7 +91,7 @@ def may_pass(error: BaseException) -> bool:
     return not isinstance(error, _HELPLESS)
 
 
-def in_words(error: BaseException) -> str:
+def meaning_of_store_error(error: BaseException) -> str:
     """What a store's error means, in a few words."""
     said = " ".join(str(error.strerror if isinstance(error, OSError) and error.strerror else error).split())[:200]
     if isinstance(error, FileNotFoundError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -84,6 +85,17 @@ def test_a_lease_is_seen_and_given_back(checkpoint: Checkpoint) -> None:
     with pytest.raises(ZeroDivisionError), lease(checkpoint):
         raise ZeroDivisionError
     assert not is_leased(checkpoint)
+
+
+def test_who_may_not_write_there_reads_without_a_lease(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path, exist_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    with lease(checkpoint):
+        assert not is_leased(checkpoint)
+    with pytest.raises(UserError, match="deleted meanwhile"), lease(Checkpoint(11, checkpoint.path.with_name("step_00000011"))):
+        pass
 
 
 def test_the_lease_of_a_reader_that_died_ends(checkpoint: Checkpoint) -> None:

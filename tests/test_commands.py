@@ -116,6 +116,11 @@ def test_interrupted_and_gone_on_with(folder: Path, trained: subprocess.Complete
         (["--set", 'deepspeed={"zero_optimisation": {}}'], "did you mean `zero_optimization`"),
         (["--set", 'deepspeed={"zero_optimization": {"overlap_com": true}}'], "did you mean `overlap_comm`"),
         (["--set", 'deepspeed={"zero_optimization": 3}'], "expected an object"),
+        (
+            ["--set", 'deepspeed={"zero_optimization": {"reduce_bucket_size": "abc"}}'],
+            "reduce_bucket_size is refused by DeepSpeed",
+        ),
+        (["--set", 'deepspeed={"communication_data_type": "fp8"}'], "Invalid communication_data_type"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_status_2(

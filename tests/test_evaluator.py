@@ -42,14 +42,16 @@ def test_a_gpu_that_is_not_there_is_refused_before_anything_is_read(tmp_path: Pa
     made_checkpoint(config, 10)
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     shutil.rmtree(tmp_path / "tokens")
-    with pytest.raises(UserError, match="--device cuda: no CUDA device found here"):
+    with pytest.raises(UserError, match="device cuda: no CUDA device found here"):
         lm1b.load(tmp_path / "run", device="cuda")
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "manifest.json").write_text("")
-    with pytest.raises(UserError, match="--device cuda: no CUDA device found here"):
+    with pytest.raises(UserError, match="device cuda: no CUDA device found here"):
         lm1b.load(tmp_path / "model", device="cuda")
-    with pytest.raises(UserError, match="--device cuda: no CUDA device found here"), evaluating_ranks("cuda"):
+    with pytest.raises(UserError, match="device cuda: no CUDA device found here"), evaluating_ranks("cuda"):
         pass
+    with pytest.raises(UserError, match="device gpu: expected cpu, cuda, or a GPU's number"):
+        lm1b.load(tmp_path / "run", device="gpu")
 
 
 def test_sentences_are_drawn_where_the_evaluator_computes_and_with_the_tokens_that_it_reads(

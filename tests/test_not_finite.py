@@ -9,7 +9,9 @@ import pytest
 import torch
 from training_runs import events, job, launch, losses, run_launches, tensors_of
 
+from lm1b.files import read_json_lines
 from lm1b.training.checkpoints.checkpoint import list_checkpoints
+from lm1b.training.log.metrics_line import describe
 
 STEPS, POISONED = 12, 4  # the fifth step is poisoned, in the middle of the warm-up
 WARMUP = 8
@@ -112,6 +114,13 @@ class TestOneStep:
         for report in seen[case.run]:
             assert report["skips"][0]["carry_finite"]
             assert report["lanes_restarted"] == report["skips"][0]["lanes"] == (1 if case.place == "state" else 0)
+
+    def test_an_activation_that_is_not_finite_has_no_figure(
+        self, tiny_folder: Path, seen: dict[str, list[dict[str, Any]]], case: Case
+    ) -> None:
+        lines = read_json_lines(tiny_folder / case.run / "metrics.jsonl")
+        assert [line["step"] - 1 for line in lines if line["largest_activation"] is None] == ([POISONED] if case.place == "state" else [])
+        assert ("largest activation not finite" in describe(lines[POISONED])) == (case.place == "state")
 
     def test_the_run_goes_on_learning(self, tiny_folder: Path, seen: dict[str, list[dict[str, Any]]], case: Case) -> None:
         found = losses(tiny_folder, case.run)

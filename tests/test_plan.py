@@ -70,7 +70,7 @@ def test_work_of_an_added_cell_is_that_of_its_own_matrices(monkeypatch: pytest.M
 
 def test_steps_and_tokens_are_those_that_training_takes(tmp_path: Path) -> None:
     tokens = made_tokens(tmp_path / "tokens")
-    config: Config = override(made_config(tmp_path), ["training.total_steps=null", "training.epochs=2.5"])
+    config: Config = override(made_config(tmp_path, {"samples": 10}), ["training.total_steps=null", "training.epochs=2.5"])
     plan = make_plan(config, Place(), torch.device("cpu"))
     train = tokens.split("train")
     batches = Batches(train, end_id=tokens.vocabulary.end_id, lanes=4, steps=5, seed=1, block_tokens=1000)
@@ -82,9 +82,9 @@ def test_steps_and_tokens_are_those_that_training_takes(tmp_path: Path) -> None:
     assert half.bytes_a_rank < plan.bytes_a_rank
 
 
-def test_what_training_refuses_is_refused(tmp_path: Path) -> None:
+def test_what_training_refuses_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made_tokens(tmp_path / "tokens")
-    config: Config = made_config(tmp_path)
+    config: Config = made_config(tmp_path, {"samples": 10})
     device = torch.device("cpu")
     with pytest.raises(UserError, match=r"batches\.lanes \(=4\) must be divisible"):
         make_plan(config, Place(rank=0, size=3, local_size=3), device)
@@ -94,11 +94,16 @@ def test_what_training_refuses_is_refused(tmp_path: Path) -> None:
         make_plan(override(config, ["batches.steps=100000"]), Place(), device)
     with pytest.raises(UserError, match=r"deepspeed\.optimizer"):
         make_plan(override(config, ['deepspeed={"optimizer": {}}']), Place(), device)
+    with pytest.raises(UserError, match="at most half the vocabulary"):
+        make_plan(override(config, ["softmax.samples=150"]), Place(), device)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"logging\.services asks for wandb, which is not installed"):
+        make_plan(override(config, ['logging.services=["wandb"]']), Place(), device)
 
 
 def test_the_plan_is_told_in_words_a_second_and_as_json_where_all_lines_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made_tokens(tmp_path / "tokens")
-    config = made_config(tmp_path)
+    config = made_config(tmp_path, {"samples": 10})
     plan = make_plan(config, Place(), torch.device("cpu"))
     assert dataclasses.replace(plan, words=500.0, seconds=10.0).text().endswith("about 10 s on this machine, 50 words/s")
     use_log_format("json")

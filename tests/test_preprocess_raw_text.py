@@ -30,8 +30,10 @@ def test_raw_text_does_not_depend_on_chunks_or_processes(tmp_path: Path, monkeyp
     whole = run(tmp_path, **raw_sections(tmp_path))
     monkeypatch.setattr(raw_text, "_chunk_bytes", lambda *_: 5000)
     monkeypatch.setattr(raw_text, "FILE_BYTES", 4000)
+    monkeypatch.setattr(raw_text, "MOST_OPEN_FILES", 3)  # so that there are merges of merges
     pieces = run(tmp_path, **raw_sections(tmp_path), tokens={"directory": str(tmp_path / "pieces"), "processes": 2})
     assert len(pieces.split("train").shards) > 3
+    assert not list((tmp_path / "pieces" / "tokenized").glob("merged-*"))
     for split in SPLITS:
         assert text_of(whole, split) == text_of(pieces, split)
 

@@ -118,6 +118,10 @@ def test_no_baselines_on_a_text_that_has_changed(config: Config, tmp_path: Path)
     found, notes = find_baselines(run, directory / "report" / "baselines.json")
     assert len(found) == 1
     assert "the text has changed" in notes[0]
+    file.unlink()
+    file.mkdir()
+    assert "Is a directory" in find_baselines(run, directory / "report" / "baselines.json")[1][0]
+    file.rmdir()
     file.write_text("w1 w2\nw3\n")
     found, notes = find_baselines(run, directory / "report" / "baselines.json")
     assert (len(found), notes) == (2, [])

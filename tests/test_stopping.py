@@ -23,6 +23,7 @@ from lm1b.files import read_json_lines
 from lm1b.processes import RankProcess
 from lm1b.training.checkpoints.checkpoint import list_checkpoints
 from lm1b.training.run_state import endings, run_state, training_ranks
+from lm1b.training.stopping import default_signals, ignore_signals
 
 ENDLESS = 1_000_000
 
@@ -287,3 +288,18 @@ assert not [name for name in names if "gloo" in name], names
 def test_no_thread_of_a_process_group_is_left_to_abort_the_exit(tiny_folder: Path, tmp_path: Path) -> None:
     config = settings_in(tiny_folder, tmp_path / "through", training={"total_steps": 3, "gap_every": None})
     run_ranks(["-c", TRAINED_THROUGH, str(config)], 2)
+
+
+@pytest.mark.parametrize("at_hangup", [signal.SIG_IGN, signal.SIG_DFL])
+def test_a_closed_terminal_means_after_the_training_what_it_meant_before(at_hangup: signal.Handlers) -> None:
+    """Under nohup it means nothing: who waits for the evaluator goes on."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        ignore_signals()
+        assert {signal.getsignal(number) for number in numbers} == {signal.SIG_IGN}
+        default_signals(at_hangup)
+        assert [signal.getsignal(number) for number in numbers] == [signal.default_int_handler, signal.SIG_DFL, at_hangup]
+    finally:
+        for number, action in before.items():
+            signal.signal(number, action)

@@ -1,8 +1,8 @@
 """The config of an experiment: one JSON file, strict, described, never changed after load. No torch in here.
 
 1. `load_config(path, overrides)` reads the JSON, applies `--set a.b=value`, and validates: lm1b/strict.py.
-2. Every field's problem is reported in one UserError: its path, its value, what was expected and the nearest right name. What does not
-   fit between fields is reported once each by itself is right.
+2. Every field's problem is reported in one UserError: its path, its value, what was expected and the nearest right name. Problems
+   between fields are reported once each field is right by itself.
 3. Paths inside the file are taken relative to the working directory, as a shell would.
 
 cells.py     the cells that a config may name, a user's own among them

@@ -122,7 +122,8 @@ class CheckpointsConfig(Section):
     every: Positive = Field(default=1000, description="Steps between two checkpoints; one more is written at the end.")
     in_background: bool = Field(
         default=True,
-        description="Write behind the steps, on a CPU, with at most 256 MB beside the tables and a larger core; false: the steps wait.",
+        description="Write behind the steps, on a CPU, with at most 256 MB beside the tables (the steps wait for a core above 64 MB); "
+        "false: the steps wait.",
     )
     keep_last: Positive = Field(default=2, description="How many of the newest checkpoints are kept.")
     keep_every: Positive | None = Field(default=None, description="Also keep every checkpoint whose step this divides; null: none.")

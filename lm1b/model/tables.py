@@ -90,8 +90,9 @@ class VocabularyTable:
         updated_places: int64, which these are. gradients: (places, float32 gradient of those rows), together of them all; each counts times
         gradient_scale, and may be overwritten. See `GradientExchange.sums`.
         """
-        if self.before_update is not None:
-            self.before_update(self.name, updated_places)
+        keep = self.before_update  # once: the thread that saves a checkpoint takes it away when it has all
+        if keep is not None:
+            keep(self.name, updated_places)
         for places, gradient in gradients:
             if kernels := triton_kernels(self.rows.device):
                 scales = {"scale": gradient_scale, "learning_rate": learning_rate, "epsilon": _EPSILON}

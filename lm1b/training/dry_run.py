@@ -1,6 +1,7 @@
 """What a training will be, before it begins: `launch/train.py --dry-run`. Reads the config and the tokens, trains nothing.
 
-It refuses what the training would refuse of config, tokens and ranks; it does not look at what lies in the run directory.
+It refuses what the training would refuse of config, corpus, tokens and ranks, but reads no shard through and does not look at what lies in
+the run directory.
 
 Memory is an estimate: tables (float32 with their accumulators, cut over the ranks), the core with its gradients, optimizer state and
 average, the rows and activations of a step, and what a process with torch and DeepSpeed takes by itself. Time comes from this machine's
@@ -18,14 +19,17 @@ from lm1b.config import Config
 from lm1b.console import say
 from lm1b.data.batches import steps_per_epoch
 from lm1b.data.tokens.remote import open_tokens
+from lm1b.data.tokens.unchanged import check_corpus_unchanged
 from lm1b.devices import best_device
 from lm1b.files import megabytes
 from lm1b.launchers import Place, here
 from lm1b.model.costs import TABLE_BYTES_A_PARAMETER, core_parameters, flops_per_word, logits_per_word, table_parameters
+from lm1b.model.sampler import make_sampler
 from lm1b.precision import DTYPES, resolve_precision
 from lm1b.progress import duration
 from lm1b.training.engine.settings import check_deepspeed_section
 from lm1b.training.log.matmul_rate import products_rate
+from lm1b.training.log.services import check_services
 from lm1b.training.run import check_ranks, length_in_steps
 from lm1b.workers import usable_cores
 
@@ -70,7 +74,10 @@ def make_plan(config: Config, place: Place, device: torch.device) -> TrainingPla
     """The plan of a training by the ranks that have been launched, on machines like this one. Raises UserError as the training would."""
     check_ranks(config, place.size)
     check_deepspeed_section(config)
+    check_services(config)
     tokens = open_tokens(config.tokens)
+    check_corpus_unchanged(config, tokens)
+    make_sampler(config.softmax, tokens.vocabulary.counts_V, config.run.seed)
     vocabulary_size = tokens.vocabulary.size
     precision = resolve_precision(config.training.precision, device)
     split, lanes, steps = tokens.split("train"), config.batches.lanes, config.batches.steps
@@ -99,7 +106,7 @@ def make_plan(config: Config, place: Place, device: torch.device) -> TrainingPla
 def _bytes_a_rank(config: Config, core: int, tables: int, vocabulary_size: int, ranks: int, precision: str) -> float:
     model, element = config.model, 4 if precision == "fp32" else 2
     positions = config.batches.lanes * config.batches.steps / ranks
-    sampled = min(vocabulary_size, config.softmax.samples) if config.softmax.kind == "sampled" else 0
+    sampled = config.softmax.samples if config.softmax.kind == "sampled" else 0
     rows = min(vocabulary_size, positions) + sampled
     gates = 4 if model.cell == "lstm" else 1
     activations = positions * (model.embedding + model.layers * model.hidden * (3 * gates + 2) + model.output_width) * element

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -38,7 +39,7 @@ def train(config: Config, evaluator: list[str] | None = None) -> None:
 
     evaluator: command that scores checkpoints beside the training, used where the config asks for it; it is waited for.
     """
-    launcher = Launcher()  # before anything takes time: as it is when the ranks are started
+    launcher, at_hangup = Launcher(), signal.getsignal(signal.SIGHUP)  # before anything takes time: as they are when the ranks are started
     ranks = start_ranks()
     beside = evaluator if ranks.is_first and config.training.evaluate_alongside else None
     try:
@@ -49,7 +50,7 @@ def train(config: Config, evaluator: list[str] | None = None) -> None:
     finally:
         stop_ranks()
     if watcher:
-        default_signals()
+        default_signals(at_hangup)
         remark("waiting for the evaluator beside the training")
         if watcher.wait() != 0:
             its_log = RunFolder(config.run.directory).evaluator_log

@@ -203,12 +203,12 @@ class Run:
     def poll_saving(self) -> None:
         """Commit the checkpoint that is being written, where every rank has written its part; collective."""
         if self.saver.poll() is not None:
-            agree(self.ranks, self._delete_old_checkpoints)
+            agree(self.ranks, self._delete_old_checkpoints, may_take_long=True)
 
     def finish_saving(self) -> None:
         """Wait for the checkpoint that is being written, if there is one, and commit it; collective."""
         if self.saver.finish() is not None:
-            agree(self.ranks, self._delete_old_checkpoints)
+            agree(self.ranks, self._delete_old_checkpoints, may_take_long=True)
 
     def _delete_old_checkpoints(self) -> None:
         if self.ranks.is_first:

@@ -9,17 +9,15 @@ events.jsonl    a line with `ended` for every orderly end, as far as it can be w
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
-import time
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from lm1b.config import Config
 from lm1b.console import now
 from lm1b.errors import UserError
-from lm1b.files import read_json_lines
+from lm1b.files import read_json_lines, try_lock
 from lm1b.processes import RankProcess, read_processes
 from lm1b.training.checkpoints.checkpoint import Checkpoint, list_checkpoints
 from lm1b.training.run_folder import RunFolder
@@ -36,7 +34,7 @@ class RunLock:
         directory.mkdir(parents=True, exist_ok=True)
         self._file: BinaryIO = open(RunFolder(directory).lock, "a+b")  # noqa: SIM115 (held until the run ends)
         owner = _owner_in(self._file)
-        if not _lock(self._file, fcntl.LOCK_EX, RETRY_SECONDS):
+        if not try_lock(self._file, RETRY_SECONDS):
             self._file.close()
             who = f": pid {owner['pid']} on {owner['host']} since {owner.get('started_at')}" if owner else ""
             raise UserError(f"{directory}: another training is at work here{who}; wait for it, or use another run.directory")
@@ -61,24 +59,11 @@ class RunLock:
                 self._file.close()
 
 
-def _lock(file: BinaryIO, kind: int, seconds: float = 0.0) -> bool:
-    """Try for so long to lock a file; whether it worked."""
-    give_up_at = time.monotonic() + seconds
-    while True:
-        try:
-            fcntl.flock(file, kind | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() >= give_up_at:
-                return False
-        time.sleep(0.1)
-
-
 def _is_held(run_directory: Path) -> bool:
     """Whether a living training holds the directory, on any host where the file system's locks reach over hosts."""
     try:
         with open(RunFolder(run_directory).lock, "rb") as file:
-            return not _lock(file, fcntl.LOCK_SH)
+            return not try_lock(file, 0.0, shared=True)
     except OSError:
         return False
 

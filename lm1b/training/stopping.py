@@ -10,7 +10,7 @@ import signal
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import Any, Literal
 
 import psutil
 
@@ -135,8 +135,11 @@ def ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def default_signals() -> None:
-    """The training is over and only waits for something else: Ctrl-C and SIGTERM mean what they mean to any program."""
+def default_signals(at_hangup: Any) -> None:
+    """The training is over and only waits for something else: Ctrl-C and SIGTERM mean what they mean to any program.
+
+    at_hangup: what SIGHUP did before the training, which is nothing under nohup.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, at_hangup)

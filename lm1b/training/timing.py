@@ -1,6 +1,6 @@
 """Where a step's time goes on this rank, and how long each rank waits for the others: host time, a few microseconds a step.
 
-A step's parts are rows, forward, backward, checks and update; a rank waits in four of them:
+A step's parts are rows, forward, backward, checks and update. In all but forward a rank waits for others:
 
     rows           until the step has its rows
     core gradient  DeepSpeed's reduction at the end of backward (ZeRO stage 3 gathers weights before, which is not counted)

@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import shutil
@@ -23,7 +22,7 @@ from lm1b.data.tokens.manifest import MANIFEST_NAME, MadeFrom, Manifest, Shard
 from lm1b.data.vocabulary.files import ALL_NAMES, check_vocabulary, remove_other_files
 from lm1b.data.vocabulary.vocabulary import VOCABULARY_NAME
 from lm1b.errors import UserError
-from lm1b.files import flush_folder
+from lm1b.files import flush_folder, try_lock
 
 UNFINISHED_NAME = "unfinished"
 _SHARD_FILE = re.compile(r"(train|validation|test)-\d{5,}(\.\d{3,})?\.(tokens|ends)\.npy")
@@ -34,10 +33,8 @@ def lock_directory(directory: Path) -> Generator[None]:
     """Hold the directory, made where it is not there. Raises UserError where another preprocessing does."""
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / ".lock", "wb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{directory}: another preprocessing is at work here; wait for it, or use another tokens.directory") from None
+        if not try_lock(lock, 0.0):
+            raise UserError(f"{directory}: another preprocessing is at work here; wait for it, or use another tokens.directory")
         yield
 
 

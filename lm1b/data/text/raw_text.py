@@ -19,10 +19,12 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from lm1b.config import SPLITS, CorpusConfig, Split
@@ -38,9 +40,11 @@ from lm1b.workers import Workers
 
 RULES_VERSION = 1  # changes where the same raw text would give other sentences
 FOLDER_NAME = "tokenized"
+MERGED_PREFIX = "merged-"
 RAW_CHUNK_BYTES = 16 << 20
 CHUNKS_A_PROCESS = 8  # fewer bytes a chunk for a small text, so that all cores have work and the bar moves
 FILE_BYTES = 40 << 20  # about a file of the benchmark
+MOST_OPEN_FILES = 256  # that are merged at a time: a process may often have 1,024 open
 _HASH_KEY = b"lm1b sentence order 1"
 _HASH_DIGITS = 16
 
@@ -132,15 +136,32 @@ def _chunk_path(folder: Path, chunk: TextChunk, origin: dict[str, Any]) -> Path:
     return folder / f"{chunk.shard}-{hashlib.sha256(what.encode()).hexdigest()[:16]}.sorted"
 
 
-def _merged(paths: list[Path]) -> Iterator[bytes]:
-    """The sentences of sorted chunks in the order of their hash, each once, with newline."""
+def _sorted_lines(paths: list[Path]) -> Iterator[bytes]:
+    """The lines of sorted files in order, each once, with newline."""
     with ExitStack() as stack:
         files = [stack.enter_context(open(path, "rb")) for path in paths]
         previous = b""
         for line in heapq.merge(*files):
             if line != previous:
-                yield line[_HASH_DIGITS + 1 :]
+                yield line
                 previous = line
+
+
+def _merged(paths: list[Path]) -> Iterator[bytes]:
+    """The sentences of sorted chunks in the order of their hash, each once, with newline.
+
+    Of very many chunks, groups are merged into files beside them first.
+    """
+    with ExitStack() as stack:
+        while len(paths) > MOST_OPEN_FILES:
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix=MERGED_PREFIX, dir=paths[0].parent)))
+            groups = [paths[start : start + MOST_OPEN_FILES] for start in range(0, len(paths), MOST_OPEN_FILES)]
+            paths = [folder / str(number) for number in range(len(groups))]
+            for path, group in zip(paths, groups, strict=True):
+                with open(path, "wb") as file:
+                    file.writelines(_sorted_lines(group))
+        for line in _sorted_lines(paths):
+            yield line[_HASH_DIGITS + 1 :]
 
 
 @dataclass
@@ -210,6 +231,8 @@ def _clear(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for path in [folder / "done.json", *folder.glob("*.partial")]:
         path.unlink(missing_ok=True)
+    for left_over in folder.glob(f"{MERGED_PREFIX}*"):
+        shutil.rmtree(left_over)
 
 
 def _merge(config: CorpusConfig, folder: Path, origin: dict[str, Any], paths: list[Path]) -> dict[Split, dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from lm1b.data.tokens.directory import TokenDirectory
 from lm1b.data.tokens.remote import open_tokens
-from lm1b.errors import UserError, describe_os_error
+from lm1b.errors import UserError, in_words
 from lm1b.evaluation.report.ngram import fit_baselines
 from lm1b.evaluation.report.records import RunRecord
 from lm1b.evaluation.scoring.texts import ScoredText, text_of_files, text_of_split
@@ -29,16 +29,19 @@ def find_baselines(run: RunRecord, cache: Path) -> tuple[Baselines, list[str]]:
     try:
         tokens = open_tokens(run.config.tokens)
     except (UserError, OSError) as error:
-        problem = describe_os_error(error) if isinstance(error, OSError) else str(error)
-        return known, [f"{run.name}: no baselines, since its token directory cannot be read ({problem})"]
+        return known, [f"{run.name}: no baselines, since its token directory cannot be read ({in_words(error)})"]
     notes, texts = [], {}
     for key, evaluation in missing.items():
         try:
             texts[key] = _text_of(tokens, evaluation)
-        except UserError as error:
-            notes.append(f"{run.name}: no baselines on {evaluation.split} {' '.join(evaluation.files)} ({error})")
-    if texts:
-        known |= _count_baselines(tokens, texts)
+        except (UserError, OSError) as error:
+            notes.append(f"{run.name}: no baselines on {evaluation.split} {' '.join(evaluation.files)} ({in_words(error)})")
+    try:
+        counted = _count_baselines(tokens, texts) if texts else {}
+    except (UserError, OSError) as error:
+        return known, [*notes, f"{run.name}: no baselines, since its training tokens cannot be read ({in_words(error)})"]
+    if counted:
+        known |= counted
         write_json(cache, known)
     return known, notes
 

@@ -30,6 +30,7 @@ from lm1b.evaluation.scoring.texts import ScoredText, digests_of_test, text_of_f
 from lm1b.evaluation.scoring.token_nats import LARGEST_TOKENS, write_token_nats
 from lm1b.evaluation.trained.loading import LoadedModel, load_checkpoint
 from lm1b.files import append_json_line, seal
+from lm1b.launchers import Place, here
 from lm1b.progress import Progress
 from lm1b.training.checkpoints.checkpoint import Checkpoint
 from lm1b.training.evaluations import KINDS, Evaluation, Weights, count_test_looks
@@ -61,7 +62,8 @@ class Evaluator:
 
     def _open(self, split: Split | None, files: list[Path]) -> tuple[TokenDirectory, ScoredText]:
         tokens = open_tokens(self.config.tokens)
-        tokens.verify_once()
+        place = here() if self.ranks.size > 1 else Place()  # a process on its own verifies all
+        tokens.verify_once(place.local_rank, place.local_size)
         return tokens, text_of_files(tokens.vocabulary, files, digests_of_test(tokens)) if split is None else text_of_split(tokens, split)
 
     def score(self, checkpoint: Checkpoint, kinds: Sequence[Weights] | None = None) -> list[Evaluation]:

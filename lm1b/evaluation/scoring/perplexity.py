@@ -95,7 +95,7 @@ def _open(checkpoint: Checkpoint, settings: EvaluationConfig, text: ScoredText, 
         with open_checkpoint(checkpoint, text.fingerprint, ranks) as trained:
             return trained, trained.rows(ids_U), trained.cores()
 
-    trained, rows, cores = agree(ranks, read)
+    trained, rows, cores = agree(ranks, read, may_take_long=True)
     scorer = Scorer.of(
         trained.architecture.core(),
         rows,

@@ -90,7 +90,8 @@ class Scorer:
     ) -> Scorer:
         """A model and its rows, made ready to compute in `dtype` on the ranks' devices. A collective.
 
-        vocabulary_block: words whose logits are held at a time. Sets that float32 products are computed as such.
+        vocabulary_block: words whose logits are held at a time.
+        Also sets, for the whole process, that float32 products are computed as such.
         """
         keep_float32_exact()
         model = model.to(ranks.device, dtype).eval()

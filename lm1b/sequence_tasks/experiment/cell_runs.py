@@ -23,9 +23,10 @@ from typing import Any
 
 import torch
 
-from lm1b.distributed import Ranks, agree, all_gather_objects, from_first, local_rank
+from lm1b.distributed import Ranks, agree, all_gather_objects, from_first
 from lm1b.errors import UserError
 from lm1b.files import read_json, write_json
+from lm1b.launchers import here
 from lm1b.model.products import keep_float32_exact
 from lm1b.sequence_tasks.config import TaskConfig, TaskExperiment
 from lm1b.sequence_tasks.data.load import fetch, load_task
@@ -160,7 +161,8 @@ class CellRuns:
 
 def _load_everywhere(config: TaskConfig, ranks: Ranks) -> None:
     """Every rank loads the task, the first of each host before the others, since a download may go with it. Raises UserError."""
-    for is_turn in (local_rank() == 0, local_rank() != 0):
+    is_first_here = here().local_rank == 0
+    for is_turn in (is_first_here, not is_first_here):
         agree(ranks, lambda is_turn=is_turn: _data(config) if is_turn else None, may_take_long=True)
     task = _data(config)
     facts = {"sources": task.sources, "sequences": [len(task.train), len(task.dev), len(task.test)]}

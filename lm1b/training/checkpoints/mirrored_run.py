@@ -58,7 +58,7 @@ class MirroredRun:
         return sorted(step for name in names if (step := step_of(name)) is not None)
 
     def fetch_newer(self, accept: Callable[[dict[str, Any]], object], say: Callable[[str], object]) -> int | None:
-        """Copy the newest checkpoint here that is newer than those that are -> its step, None where there is none.
+        """Copy the newest checkpoint here that is newer than all in the run directory -> its step, None where there is none.
 
         accept: is given the newest one's state, whether or not it is newer, before anything large is copied or anything there is
         written; raises UserError where this run cannot go on from it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Generator
@@ -20,17 +21,27 @@ LONGEST_LEASE_SECONDS = 86_400.0  # on this host, where a process of that number
 
 @contextlib.contextmanager
 def lease(checkpoint: Checkpoint) -> Generator[None]:
-    """Keep retention away while this process reads. Raises UserError where the checkpoint has gone already."""
+    """Keep retention away while this process reads. Raises UserError where the checkpoint has gone already.
+
+    Who may not write there, as in somebody else's run, reads without.
+    """
     leases = checkpoint.path.parent / ".leases"
-    leases.mkdir(exist_ok=True)
     mark = leases / f"{checkpoint.path.name}.{os.getpid()}@{host_name()}"
-    mark.touch()
+    has_mark = False
+    try:
+        leases.mkdir(exist_ok=True)
+        mark.touch()
+        has_mark = True
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
     try:
         if not (checkpoint.path / MANIFEST).exists():
             raise UserError(f"{checkpoint.path}: the checkpoint has been deleted meanwhile")
         yield
     finally:
-        mark.unlink(missing_ok=True)
+        if has_mark:
+            mark.unlink(missing_ok=True)
 
 
 def is_leased(checkpoint: Checkpoint) -> bool:

@@ -93,7 +93,7 @@ class CheckpointSaver:
                 folder.mkdir(exist_ok=True)
             return core_bytes
 
-        core_bytes = from_first(self._ranks, prepare)
+        core_bytes = from_first(self._ranks, prepare, may_take_long=True)
         save = _Save(int(state["step"]), final, folder, table_bytes + core_bytes)
         if self._ranks.is_first:
             save.small, save.state = {CORE: core, CARRY: carry}, state
@@ -131,7 +131,7 @@ class CheckpointSaver:
         everything: Files = {}
         for files in all_gather_objects(save.files, self._ranks):
             everything |= files
-        agree(self._ranks, lambda: save.commit(everything) if self._ranks.is_first else None)
+        agree(self._ranks, lambda: save.commit(everything) if self._ranks.is_first else None, may_take_long=True)
         self._bytes_per_second = sum(entry["bytes"] for entry in save.files.values()) / max(1e-3, save.seconds)
         return Checkpoint(save.step, save.final)
 

@@ -9,11 +9,12 @@ from functools import partial
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from lm1b.config import Config, OptimizerConfig
 from lm1b.distributed import Ranks
-from lm1b.errors import UserError
+from lm1b.errors import UserError, in_one_line
 
 OWNED_KEYS = {
     "train_batch_size",
@@ -74,7 +75,7 @@ def language_model_settings(config: Config, ranks: Ranks) -> EngineSettings:
 
 
 def check_deepspeed_section(config: Config) -> None:
-    """Raise UserError for a pass-through key that we own, that DeepSpeed would not read, or that is no section where it must be."""
+    """Raise UserError for a pass-through key that we own or that DeepSpeed would not read, and for a value that it would not take."""
     for key in config.deepspeed:
         if key in OWNED_KEYS:
             raise UserError(f"deepspeed.{key}: is set by the config's own fields (training, optimizer, batches); remove it")
@@ -87,14 +88,24 @@ def check_deepspeed_section(config: Config) -> None:
         raise UserError(f"deepspeed.zero_optimization: expected an object, found {zero!r}")
     if "stage" in zero:
         raise UserError("deepspeed.zero_optimization.stage: is training.zero_stage; remove it")
-    if not zero:
+    if not config.deepspeed:
         return
+    from deepspeed.runtime.config import DeepSpeedConfig
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     for key in zero:
         if key not in DeepSpeedZeroConfig.model_fields:
             near = difflib.get_close_matches(key, DeepSpeedZeroConfig.model_fields, n=1)
             raise UserError(f"deepspeed.zero_optimization.{key}: no such key" + (f", did you mean `{near[0]}`?" if near else ""))
+    zero = {**zero, "stage": config.training.zero_stage}
+    try:
+        DeepSpeedConfig({**config.deepspeed, "zero_optimization": zero, "train_micro_batch_size_per_gpu": 1})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise UserError(f"deepspeed: {where} is refused by DeepSpeed: {problem['msg']}, found {problem['input']!r}") from None
+    except (ValueError, TypeError, AttributeError, AssertionError) as error:  # what its readers of sections stumble over
+        raise UserError(f"deepspeed: DeepSpeed does not take this section: {in_one_line(error)}") from None
 
 
 def deepspeed_config(settings: EngineSettings, precision: str, core_size: int) -> dict[str, Any]:

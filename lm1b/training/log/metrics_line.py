@@ -47,7 +47,6 @@ class Interval:
         seconds = time.monotonic() - self.started_at
         run.counts.elapsed_seconds += self.lap()
         learning_rate = run.config.optimizer.learning_rate * result.learning_rate_factor
-        gradient_norm = float(result.gradient_norm)
         counts = run.counts
         # Of words spelled by pieces the step counts pieces; a figure is of words all the same, so that runs can be laid side by side.
         tokens_per_word = run.tokens_per_word
@@ -58,8 +57,8 @@ class Interval:
             "words": round(counts.tokens / tokens_per_word),
             "nats_per_word": counts.unlogged_nats / counts.unlogged_tokens * tokens_per_word if counts.unlogged_tokens else None,
             "words_per_second": self.tokens / tokens_per_word / seconds,
-            "gradient_norm": gradient_norm if math.isfinite(gradient_norm) else None,
-            "largest_activation": result.largest_activation,
+            "gradient_norm": _if_finite(float(result.gradient_norm)),
+            "largest_activation": _if_finite(result.largest_activation),
             "learning_rate": learning_rate,
             "skipped": counts.skipped,
             "lanes_restarted": counts.lanes_restarted,
@@ -93,12 +92,15 @@ class Interval:
         return {"waiting_seconds": dict(zip(WAITED_FOR, mean_PR, strict=True)), "slowest": name, "waiting_for_slowest": round(share, 4)}
 
 
+def _if_finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
 def describe(line: dict[str, Any]) -> str:
     """A line of metrics.jsonl in words, for the progress line."""
     nats = line["nats_per_word"]
     loss = f"loss {nats:.3f} nats a word" if nats is not None else "no update"
-    norm = line["gradient_norm"]
-    norm_text = f"{norm:.2f}" if norm is not None else "not finite"
+    norm, activation = ["not finite" if line[key] is None else f"{line[key]:.2f}" for key in ("gradient_norm", "largest_activation")]
     slow = f", {line['waiting_for_slowest']:.0%} of the time waiting for {line['slowest']}" if line.get("slowest") else ""
     speed = f"{line['words_per_second']:,.0f} words/s"
-    return f"{loss}, {speed}, gradient norm {norm_text}, largest activation {line['largest_activation']:.2f}{slow}"
+    return f"{loss}, {speed}, gradient norm {norm}, largest activation {activation}{slow}"

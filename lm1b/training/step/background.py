@@ -44,7 +44,7 @@ class Background:
             at_the_end(self.close)
 
     def submit(self, job: Callable[[], T]) -> Future[T]:
-        """Do it after the jobs before it; result() waits, and raises what the job has raised. By the caller itself it raises here."""
+        """Do it after the jobs before it; result() waits, and raises what the job has raised. Without a thread it is done here."""
         if self._pool is not None:
             return self._pool.submit(self._unless_failed, job)
         done: Future[T] = Future()

@@ -58,8 +58,8 @@ class StepRows:
     """What a step reads of batch and tables.
 
     With the full softmax the output rows are all of this rank's; with the adaptive one there are none. requests, fetches: of each of
-    `RowPipeline.tables`; late: what of them still has to come. leaves: the rows where they are computed with, float32 [U, width]. sent:
-    gradients on their way, by group.
+    `RowPipeline.leaf_tables`; late: what of them still has to come. leaves: the rows where they are computed with, float32 [U, width].
+    sent: gradients on their way, by group.
     """
 
     plan: StepPlan
@@ -90,7 +90,11 @@ class StepRows:
 
 
 class RowPipeline:
-    """Brings every step's rows and takes their gradients back. Every rank makes the same calls."""
+    """Brings every step's rows and takes their gradients back. Every rank makes the same calls.
+
+    leaf_tables: of each leaf of a step: input rows, output rows and bias, as far as the softmax has them; rows and bias where they are tied
+    and sampled. names: theirs.
+    """
 
     def __init__(
         self,
@@ -101,11 +105,7 @@ class RowPipeline:
         ranks: Ranks,
         dtype: torch.dtype,
     ) -> None:
-        """sampler: None for the exact softmaxes. dtype: in which rows travel, the computing precision.
-
-        tables: of each leaf of a step: input rows, output rows and bias, as far as the softmax has them; rows and bias where they are tied
-        and sampled. names: theirs.
-        """
+        """sampler: None for the exact softmaxes. dtype: in which rows travel, the computing precision."""
         self._device, self.dtype, self._is_sampled = ranks.device, dtype, sampler is not None
         self._is_apart = computes_apart(ranks.device)
         self._only_plans = self._is_apart and not config.communication.tables_on_host
@@ -113,8 +113,8 @@ class RowPipeline:
         self.ranks = ranks.on_host if self._copies_rows else ranks  # where the tables are
         self._is_shared = tables.are_tied and sampler is not None  # one leaf for input and output rows
         leaves = (tables.input, None if self._is_shared else tables.output, tables.bias)
-        self.tables = [table for table in leaves if table is not None]
-        self.names = [table.name for table in self.tables]
+        self.leaf_tables = [table for table in leaves if table is not None]
+        self.names = [table.name for table in self.leaf_tables]
         self._seed, self._micro_batches = config.run.seed, config.training.micro_batches
         self._gradient_format = config.communication.row_gradients
         self._background = Background(ranks, is_on=config.communication.overlap)
@@ -124,7 +124,7 @@ class RowPipeline:
         self._ahead: tuple[int, Future[StepRows]] | None = None
         # What is sent together (indices of leaves), in the order in which it is waited for.
         if self._is_shared or (sampler is not None and not self._travels_behind):
-            self._groups = {"all": list(range(len(self.tables)))}
+            self._groups = {"all": list(range(len(self.leaf_tables)))}
         else:
             self._groups = {"output": [1, 2], "input": [0]} if tables.output is not None else {"input": [0]}
         # Tied under the full softmax: one table, but a gradient of some rows that travels, and one of all rows that does not.
@@ -133,11 +133,11 @@ class RowPipeline:
         self._output_ranks = self.ranks if sampler else single_process(ranks.device)
         # All of this rank's output rows, by their places, wanted by nobody else: what every step of the full softmax takes.
         self._everything: list[RowRequest] = []
-        if sampler is None and len(self.tables) > 1:
-            places = torch.arange(len(self.tables[1].rows), device=ranks.device)
+        if sampler is None and len(self.leaf_tables) > 1:
+            places = torch.arange(len(self.leaf_tables[1].rows), device=ranks.device)
             self._everything = request_rows([(places, 0)], self._output_ranks) * 2
         # Of each row here, whether the present step touches it. The bias goes the output rows' way.
-        self._touched = {table: torch.zeros(len(table.rows), dtype=torch.bool, device=table.rows.device) for table in self.tables}
+        self._touched = {table: torch.zeros(len(table.rows), dtype=torch.bool, device=table.rows.device) for table in self.leaf_tables}
 
     def take(self, step: int, *, is_last: bool) -> StepRows:
         """The rows of a step, as leaves. Unless it is the last, those of the next one are then begun."""
@@ -157,7 +157,7 @@ class RowPipeline:
             rows.plan = rows.plan.moved(move, with_requests=False)
         if not self._is_sampled:
             # The tables themselves, which nobody changes until the step has its gradients.
-            rows.fetches += [RowFetch(table.rows, self.dtype, table.rows.detach()) for table in self.tables[1:]]
+            rows.fetches += [RowFetch(table.rows, self.dtype, table.rows.detach()) for table in self.leaf_tables[1:]]
         rows.leaves = [move(each.rows_UD) if self._copies_rows else each.rows_UD for each in rows.fetches]
         for leaf in rows.leaves:
             leaf.requires_grad_()
@@ -180,7 +180,7 @@ class RowPipeline:
         for name, indices in groups.items():
             exchange = self._sent(rows, name, indices, waiting)
             for place, index in enumerate(indices):
-                update(self.tables[index], rows.requests[index].updated_places, exchange.sums(place))
+                update(self.leaf_tables[index], rows.requests[index].updated_places, exchange.sums(place))
 
     def _sent(self, rows: StepRows, name: str, indices: list[int], waiting: Waiting) -> GradientExchange:
         """The gradients of a group once they are here; sent now where they are not on their way."""
@@ -215,8 +215,8 @@ class RowPipeline:
         leaves = [*range(len(plan.requests)), *range(len(plan.requests))[-1:]] if self._is_sampled else [0]
         requests = [plan.requests[i] for i in leaves]
         with part("row fetch"):
-            dtypes = [torch.float32 if table.width == 1 else self.dtype for table in self.tables]
-            wanted = list(zip(self.tables, requests, dtypes, strict=False))
+            dtypes = [torch.float32 if table.width == 1 else self.dtype for table in self.leaf_tables]
+            wanted = list(zip(self.leaf_tables, requests, dtypes, strict=False))
             fetches = allocate_rows(wanted, [plan.room[i] for i in leaves], copied_to=self._device if self._copies_rows else None)
             late = self._fetch(fetches, requests, during)
         return StepRows(plan, [*requests, *self._everything], fetches, late)
@@ -227,7 +227,7 @@ class RowPipeline:
         distinct = list(dict.fromkeys(requests))
         routes = [request.route for request in distinct]
         if during is not None:
-            touched = [self._touched[self.tables[requests.index(request)]] for request in distinct]
+            touched = [self._touched[self.leaf_tables[requests.index(request)]] for request in distinct]
             self._mark(during, True)
             routes, late = split_routes(routes, touched, self.ranks, group)
             self._mark(during, False)
@@ -237,7 +237,7 @@ class RowPipeline:
 
     def _mark(self, rows: StepRows, is_touched: bool) -> None:
         """Note what a step touches, or forget it."""
-        for table, request in zip(self.tables, rows.requests, strict=True):
+        for table, request in zip(self.leaf_tables, rows.requests, strict=True):
             if table.width > 1:
                 self._touched[table][request.updated_places] = is_touched
 
@@ -267,7 +267,7 @@ class RowPipeline:
             gradient = rows.leaves[i].grad  # not by `gradients()`: that of another table may not be there yet
             assert gradient is not None
             gradient_UD = gradient[: len(rows.requests[i].ids_U)].to(self.ranks.device)  # from a GPU to the host's tables: waits for it
-            sent.append(RowGradient(rows.requests[i], gradient_UD, self._format(rows.plan.step, self.tables[i])))
+            sent.append(RowGradient(rows.requests[i], gradient_UD, self._format(rows.plan.step, self.leaf_tables[i])))
         return GradientExchange(sent, self.ranks if 0 in indices else self._output_ranks, self._rows_group)
 
     def _format(self, step: int, table: VocabularyTable) -> RowFormat:

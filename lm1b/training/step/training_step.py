@@ -203,7 +203,7 @@ class TrainingStep:
         width = len(names) + 1 + len(WAITED_FOR)
         # A norm is finite only where every element is. (NaN is not below anything.)
         bad = 1.0 - torch.cat([torch.stack([finite_B.all(), torch.isfinite(nats)]), norms < LARGEST_NORM]).double()
-        activation = largest_activation.double().nan_to_num(nan=math.inf).clamp(max=1e300)
+        activation = largest_activation.double().nan_to_num(nan=math.inf, posinf=math.inf)
         vector = torch.zeros(3 + ranks.size * width, dtype=torch.float64, device=ranks.device)
         vector[0] = nats.nan_to_num(0.0, 0.0, 0.0)
         vector[1] = float(stop)
