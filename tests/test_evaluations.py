@@ -76,6 +76,7 @@ def test_the_best_is_by_the_run_s_own_settings(tmp_path: Path) -> None:
         (7, 50.0, {"lanes": 4}),
         (8, 40.0, {"split": "test"}),
         (9, None, {}),
+        (10, 30.0, {"predictions": 190}),  # of another token directory
     ]:
         append_json_line(folder.evaluations, made_evaluation(step=step, word_perplexity=perplexity, **others).as_line())
 

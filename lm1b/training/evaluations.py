@@ -180,14 +180,19 @@ class Evaluation:
 def best_on_validation(evaluations: Sequence[Evaluation], config: Config) -> Evaluation | None:
     """The lowest word perplexity on validation among those that compare, the earliest of equals.
 
-    Those made with the config's own evaluation settings, averaged weights where it asks for both.
+    Those made with the config's own evaluation settings, averaged weights where it asks for both, of the text that the run was first
+    scored on: with another `tokens.directory` its validation is another text.
     """
     settings = config.evaluation
     kind = "raw" if settings.weights == "raw" or config.training.ema_decay is None else "ema"
+    on_validation = [each for each in evaluations if each.split == "validation"]
     fitting = [
         (each.word_perplexity, each.step, each)
-        for each in evaluations
-        if each.split == "validation" and each.word_perplexity is not None and each.made_with(settings) and kind in each.stands_for
+        for each in on_validation
+        if each.word_perplexity is not None
+        and each.made_with(settings)
+        and kind in each.stands_for
+        and (each.predictions, each.unknown) == (on_validation[0].predictions, on_validation[0].unknown)
     ]
     return min(fitting, key=lambda found: found[:2], default=(None, None, None))[2]
 
