@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
 
 from lm1b.command_line import CommandParser, add_config_arguments
-from lm1b.config import SPLITS, Config, load_config
+from lm1b.config import Config, load_config
 from lm1b.console import say
 from lm1b.data.preprocess.preprocess import preprocess
 from lm1b.data.tokens.directory import TokenDirectory
+from lm1b.data.tokens.summary import summary_as_json, summary_in_words
 from lm1b.errors import run_command
 from lm1b.launchers import here
 
@@ -29,31 +29,6 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_log_format()
     parser.add_local_rank()
     return parser.parse_args(arguments)
-
-
-def as_json(tokens: TokenDirectory) -> dict[str, Any]:
-    """The same for `--log-format json`."""
-    counts = ("num_tokens", "num_words", "num_sentences", "num_unknown")
-    splits = {name: {key: getattr(tokens.split(name), key) for key in counts} for name in SPLITS}
-    vocabulary = {"size": tokens.manifest.vocabulary.size, "fingerprint": tokens.fingerprint}
-    return {"directory": str(tokens.directory), "vocabulary": vocabulary, "official": tokens.corpus["official"], "splits": splits}
-
-
-def describe(tokens: TokenDirectory) -> str:
-    """A few lines on what is there."""
-    vocabulary = tokens.manifest.vocabulary
-    spelled = vocabulary.kind == "sentencepiece"
-    what = f"pieces of words ({vocabulary.label})" if spelled else "words"
-    lines = [f"{tokens.directory}: vocabulary of {vocabulary.size:,} {what}, fingerprint {tokens.fingerprint[:12]}"]
-    for name in SPLITS:
-        split = tokens.split(name)
-        unknown = split.num_unknown / max(1, split.num_words)
-        means = "spell" if spelled else "="
-        counts = f"{split.num_tokens:>13,} tokens {means} {split.num_words:,} words + {split.num_sentences:,} sentences"
-        lines.append(f"  {name:<10} {counts}, {unknown:.2%} of the words unknown")
-    if tokens.corpus["official"]:
-        lines.append("  the official 1 Billion Word benchmark: every MD5 and every published count is right")
-    return "\n".join(lines)
 
 
 def run(config: Config) -> TokenDirectory | None:
@@ -76,7 +51,7 @@ def main() -> None:
     if tokens is not None:
         if arguments.verify:
             tokens.verify()
-        say(describe(tokens), event="tokens", **as_json(tokens))
+        say(summary_in_words(tokens), event="tokens", **summary_as_json(tokens))
 
 
 if __name__ == "__main__":

@@ -13,36 +13,11 @@ The results are the same but for float32's rounding, and what one way has begun 
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
-
 from lm1b.command_line import CommandParser, add_config_arguments
 from lm1b.errors import UserError, run_command
 from lm1b.launchers import here
 from lm1b.sequence_tasks.config import TaskExperiment, load_task_experiment
 from lm1b.workers import Workers, usable_cores
-
-if TYPE_CHECKING:
-    from lm1b.distributed import Ranks
-
-
-@contextmanager
-def ranks_of(configs: list[TaskExperiment]) -> Generator[Ranks]:
-    """The ranks of a launcher, or a process on its own."""
-    if here().size == 1:
-        from lm1b.devices import best_device
-        from lm1b.distributed import single_process
-
-        yield single_process(best_device())
-        return
-    from lm1b.sequence_tasks.experiment.ranks import ranks_together
-    from lm1b.training.same_everywhere import check_program
-
-    with ranks_together() as ranks:
-        for config in configs:
-            check_program(ranks, config)
-        yield ranks
 
 
 def main() -> None:
@@ -62,6 +37,7 @@ def main() -> None:
     # After the configs: a misspelt key is answered at once, before torch is loaded.
     from lm1b.sequence_tasks.experiment.cell_runs import CellRuns
     from lm1b.sequence_tasks.experiment.provenance import neutral_command
+    from lm1b.sequence_tasks.experiment.ranks import ranks_of
 
     def say(line: str) -> None:
         print(line, flush=True)

@@ -17,10 +17,13 @@ from types import FrameType
 import torch
 
 from lm1b.console import say_error
-from lm1b.distributed import Ranks, share_of_cores
+from lm1b.devices import best_device
+from lm1b.distributed import Ranks, share_of_cores, single_process
 from lm1b.launchers import here
 from lm1b.peers import naming_the_guilty
+from lm1b.sequence_tasks.config import TaskExperiment
 from lm1b.training.engine.process_group import start_ranks, stop_ranks
+from lm1b.training.same_everywhere import check_program
 from lm1b.training.stopping import Launcher
 
 GO_ON = "the same command goes on from there"
@@ -55,3 +58,15 @@ def ranks_together() -> Generator[Ranks]:
             yield ranks
     finally:
         stop_ranks()
+
+
+@contextlib.contextmanager
+def ranks_of(configs: list[TaskExperiment]) -> Generator[Ranks]:
+    """The ranks of a launcher, which run the same program, or a process on its own. Raises UserError where their programs differ."""
+    if here().size == 1:
+        yield single_process(best_device())
+        return
+    with ranks_together() as ranks:
+        for config in configs:
+            check_program(ranks, config)
+        yield ranks
