@@ -64,7 +64,7 @@ class TrainingPlan:
             f"parameters       {self.core + self.tables:,}: core {self.core:,}, tables {self.tables:,}",
             f"training tokens  {self.tokens_per_epoch:,} an epoch, {self.tokens_per_step:,} a step",
             f"length           {self.total_steps:,} steps, {tokens:,} tokens, {tokens / self.tokens_per_epoch:.2f} epochs",
-            f"memory           about {megabytes(round(self.bytes_a_rank))} a rank with {self.ranks} ranks, {self.precision}",
+            f"memory           about {megabytes(round(self.bytes_a_rank))} a rank (ranks: {self.ranks}), {self.precision}",
             f"time             about {duration(self.seconds)} on this machine, {self.words / self.seconds:,.0f} words/s",
         ]
         return "\n".join(lines)
