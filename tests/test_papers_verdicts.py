@@ -11,11 +11,11 @@ from lm1b.files import write_json
 from lm1b.sequence_tasks.papers.kept import read_kept, shorten, write_kept
 from lm1b.sequence_tasks.papers.language_models import judge_ratio, judge_spread, read_groups
 from lm1b.sequence_tasks.papers.plots import mark_diverged, new_figure
-from lm1b.sequence_tasks.papers.published import Claim
+from lm1b.sequence_tasks.papers.published import Claim, Row
 from lm1b.sequence_tasks.papers.report import render
 from lm1b.sequence_tasks.papers.sensitivity import num_diverged, rate_sentences
 from lm1b.sequence_tasks.papers.tables import our_columns
-from lm1b.sequence_tasks.papers.verdicts import compare, guard_sentence, judge, shown_range
+from lm1b.sequence_tasks.papers.verdicts import compare, guard_sentence, judge, judge_figure, shown_range
 
 
 def test_cells_differ_only_where_the_ranges_of_their_seeds_do_not_overlap() -> None:
@@ -40,7 +40,27 @@ def test_a_cell_stands_for_itself_by_its_error_on_dev_not_on_test() -> None:
     one, two = made_result(ADDING_150, "irnn", SOLVES), made_result(ADDING_150, "irnn", FAILS, model={"identity_scale": 0.01})
     for run_of_one in one["runs"]:
         run_of_one["dev_error"] = 1.0
-    assert "here 0 of 5 seeds" in judge(Claim("solves", "irnn"), [kept(one), kept(two)])
+    said = judge(Claim("solves", "irnn"), [kept(one), kept(two)])
+    assert "here 0 of 5 seeds" in said
+    assert said.endswith("The IRNN here is the one of 2 initialisations that was best on dev.")
+    assert "initialisations" not in judge(Claim("solves", "irnn"), [kept(one)])
+
+
+@pytest.mark.parametrize(
+    ("errors", "said"),
+    [
+        ([0.02, 0.03, 0.2, 0.3, 0.4], "it agrees."),
+        ([0.02, 0.03, 0.2, 0.3, None], "it agrees in part, for 1 of 5 diverged."),
+        ([0.02, 0.02, 0.02, 0.02, None], "it disagrees."),
+        ([0.02, 0.03, None, None, None], "at least half of our seeds diverged: it disagrees."),
+    ],
+)
+def test_a_seed_that_diverged_brings_no_figure_into_the_range(errors: list[float | None], said: str) -> None:
+    found = judge_figure(
+        Row("irnn", "RNN", "18 %", "recalled", 0.18), [kept(made_result({"kind": "actions", "path": "x"}, "irnn", errors))]
+    )
+    assert found is not None
+    assert found.endswith(said)
 
 
 GUARDS = {

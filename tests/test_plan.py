@@ -146,6 +146,6 @@ def test_a_dry_run_prints_config_and_plan_once_and_leaves_no_run(tmp_path: Path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("vocabulary   ") == 1
     assert '"lanes": 16' in done.stdout
-    assert re.search(r"memory           about [\d,.]+ MB a rank with 2 ranks", done.stdout)
+    assert re.search(r"memory           about [\d,.]+ MB a rank \(ranks: 2\)", done.stdout)
     assert re.search(r"length           60 steps, [\d,]+ tokens", done.stdout)
     assert not (folder / "run").exists()

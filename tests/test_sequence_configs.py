@@ -64,6 +64,7 @@ def test_the_cells_of_a_table_differ_in_the_model_alone() -> None:
         (["task.steps=1"], r"task\.steps: Input should be greater than or equal to 2, found 1"),
         (["task.stepz=3"], r"stepz: unknown key"),
         (["run.seeds=[1,1]"], r"run.seeds must differ"),
+        (["run.seeds=[0,1]"], r"run.seeds: 0 is the search's own"),
         (["search.shares=[0.5,0.25]"], r"search.shares must grow"),
         (["task.kind=subtraction"], r"task: .*subtraction"),
     ],

@@ -52,6 +52,17 @@ def test_a_bidirectional_layer_reads_the_future() -> None:
     changed[4] += 1.0
     first, other = (network(Batch(x, torch.tensor([5]), torch.zeros(5, 1))).values for x in (x_TBD, changed))
     assert not torch.allclose(first[0], other[0])
+    whole = SequenceNetwork(config, 3, "number", 1, seed=4)
+    lengths_B = torch.tensor([4])
+    ends = [whole(Batch(x, lengths_B, torch.zeros(1))) for x in (x_TBD, changed)]
+    assert torch.equal(ends[0].values, ends[1].values)  # what comes after the end
+    for step in (0, 3):  # the answer at the end has read the whole sequence in both directions
+        changed = x_TBD.clone()
+        changed[step] += 1.0
+        answers = whole(Batch(changed, lengths_B, torch.zeros(1)))
+        first_and_last = torch.cat([answers.y_TBW[3, :, :6], answers.y_TBW[0, :, 6:]], dim=1)
+        assert torch.equal(answers.values, whole.readout(first_and_last))
+        assert not torch.allclose(answers.y_TBW[0, :, 6:], ends[0].y_TBW[0, :, 6:])
     with torch.no_grad():  # forward and backward are two networks with weights of their own
         names = [name for name, _ in network.named_parameters()]
     assert sum("left_to_right" in name for name in names) == sum("right_to_left" in name for name in names) == 4

@@ -107,6 +107,9 @@ class TrainingConfig(Section):
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="Of the recurrent layers; weights are float32 in any case.")
 
 
+SEARCH_SEED = 0  # of the search's runs; the seeds that are reported are others
+
+
 class SearchConfig(Section):
     """Choosing the learning rate on dev by successive halving (Jamieson and Talwalkar 2016), seed 0 of its own."""
 
@@ -138,6 +141,8 @@ class TaskExperiment(Section):
             problems.append(f"search.learning_rates must differ, found {search.learning_rates}")
         if len(set(self.run.seeds)) < len(self.run.seeds):
             problems.append(f"run.seeds must differ, found {self.run.seeds}")
+        if search and SEARCH_SEED in self.run.seeds:
+            problems.append(f"run.seeds: {SEARCH_SEED} is the search's own, by which the rate is chosen; take others")
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -28,7 +28,7 @@ from lm1b.errors import UserError
 from lm1b.files import read_json, write_json
 from lm1b.launchers import here
 from lm1b.model.products import keep_float32_exact
-from lm1b.sequence_tasks.config import TaskConfig, TaskExperiment
+from lm1b.sequence_tasks.config import SEARCH_SEED, TaskConfig, TaskExperiment
 from lm1b.sequence_tasks.data.load import fetch, load_task
 from lm1b.sequence_tasks.data.task import Task
 from lm1b.sequence_tasks.experiment.provenance import provenance, task_facts
@@ -36,7 +36,6 @@ from lm1b.sequence_tasks.experiment.resumable_run import Job, train_run
 from lm1b.strict import parse
 from lm1b.workers import Workers
 
-SEARCH_SEED = 0
 # Of what lies in the folder already, which may have been moved.
 MAY_DIFFER = {("run", "directory"), ("run", "seeds"), ("search", "learning_rates"), ("search", "shares")}
 

@@ -1,6 +1,6 @@
 """Recurrent layers and a linear read-out: the language model's own cells, on sequences of vectors.
 
-    x_TBD --layer 0--> [T, B, W] --layer 1--> ... --> y_TBW --read-out--> answers, of the last step or of every one
+    x_TBD --layer 0--> [T, B, W] --layer 1--> ... --> y_TBW --read-out--> answers, of the ends or of every step
 
 1. A layer is one `RecurrentStack` of one layer, or two, one of which goes through each sequence backward (Schuster 1997).
 2. In bfloat16 the recurrent layers' weights are rounded for use and kept in float32; the read-out is float32.
@@ -59,11 +59,11 @@ class SequenceNetwork(nn.Module):
             self.readout.bias.zero_()
 
     def forward(self, batch: Batch) -> Answers:
-        """What the network says of a batch: of each sequence's last step, or of every step where every one is asked.
+        """What the network says of a batch: of each sequence's end (backward: its beginning), or of every step where every one is asked.
 
         Every sequence starts from a zero state. What is said of steps after a sequence's end means nothing.
         """
-        x_TBD = batch.x_TBD.to(self.dtype)
+        x_TBD, outputs = batch.x_TBD.to(self.dtype), list[Tensor]()
         for layer in self.layers:
             assert isinstance(layer, nn.ModuleDict)
             outputs = [self._through(layer[LEFT_TO_RIGHT], x_TBD)]
@@ -74,8 +74,10 @@ class SequenceNetwork(nn.Module):
         y_TBW = x_TBD.float()
         if self.asked == "label_per_step":
             return Answers(self.readout(y_TBW), y_TBW)
-        last_BW = y_TBW[batch.lengths_B - 1, torch.arange(len(batch.lengths_B), device=y_TBW.device)]
-        return Answers(self.readout(last_BW), y_TBW)
+        ends_BW = y_TBW[batch.lengths_B - 1, torch.arange(len(batch.lengths_B), device=y_TBW.device)]
+        if len(outputs) > 1:  # each direction where it has read all of the sequence: backward that is the first step
+            ends_BW = torch.cat([half_BW.chunk(2, dim=1)[i] for i, half_BW in enumerate((ends_BW, y_TBW[0]))], dim=1)
+        return Answers(self.readout(ends_BW), y_TBW)
 
     def _through(self, stack: nn.Module, x_TBD: Tensor) -> Tensor:
         """y_TBH of one layer in one direction, from a zero state."""

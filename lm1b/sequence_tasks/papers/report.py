@@ -46,7 +46,8 @@ How to read the tables:
   memory of the paper, not read again). What we do not know is said so and not filled in. What a sentence says a paper claims is recalled
   too.
 - Ours: unless a table says otherwise, every cell gets the same search for its learning rate on dev and the same budget, then several seeds
-  with the rate found; test is looked at once a run, with the weights that were best on dev. Median, and least to greatest over the seeds;
+  with the rate found; test is looked at once a run, with the weights that were best on dev. A cell that was tried from several
+  initialisations had as many searches: a sentence that lays it beside another says so. Median, and least to greatest over the seeds;
   a seed that diverged counts as infinitely wrong. A rate at an end of the grid is marked: a better one may lie beyond.
 - *diverged*: given up after {MAX_SKIPPED} updates in a row whose gradient was not finite, or at the end a loss on dev of more than
   {DIVERGED_LOSS:g} times a constant answer's. *Skipped*: updates, of all seeds together, whose gradient was not finite.
