@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from command_runs import run_script
 from parts.fault_rig import launches
 from parts.fault_rig.compare import wrong_bytes, wrong_lines
 from parts.fault_rig.damage import KINDS, is_refused, read_tokens, spoil
@@ -54,6 +55,27 @@ def test_every_patch_point_is_a_function_of_the_program() -> None:
     for point in POINTS.values():
         owner, name = find(point)
         assert callable(getattr(owner, name))
+
+
+DELETING = """
+import contextlib, os, sys
+from pathlib import Path
+sys.path.insert(0, "tools")
+from lm1b.training.checkpoints.checkpoint import Checkpoint
+from parts.fault_rig.points import Order, install
+folder, path = Path(sys.argv[1]), Path(sys.argv[1], "step_00000010")
+install(Order("", "retention", str(folder / "mark"), moment="after"), is_worker=False)
+with contextlib.suppress(FileNotFoundError):
+    os.replace(path, folder / "step_00000010.replaced.partial")  # as a save does with a checkpoint of the same step, if there is one
+path.mkdir()
+Checkpoint(10, path).delete()
+"""
+
+
+def test_retention_is_struck_as_a_checkpoint_loses_its_name(tmp_path: Path) -> None:
+    assert run_script("-c", DELETING, str(tmp_path)).returncode == -9
+    assert (tmp_path / "mark").exists()
+    assert (tmp_path / "step_00000010.deleted.partial").is_dir()
 
 
 def test_a_launch_with_an_order_goes_by_way_of_the_victim(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

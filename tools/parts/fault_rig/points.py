@@ -53,6 +53,7 @@ MANIFEST = r"manifest\.json"
 CORE = r"core\..*"
 TABLE = r"(input_table|output_table|output_bias)\..*"
 CHECKPOINT = r"step_\d{8}"
+DELETED = r"step_\d{8}\.deleted\.partial"
 
 POINTS: dict[str, Point] = {
     "backward": Point("lm1b.training.engine.engine:Engine.backward"),
@@ -61,7 +62,7 @@ POINTS: dict[str, Point] = {
     "table file": Point("lm1b.training.checkpoints.tensor_file:TensorFile.write", TABLE, "self", _write_half),
     "manifest": Point("lm1b.training.checkpoints.saving:write_sealed_json", MANIFEST),
     "rename": Point("os:replace", CHECKPOINT, path=1),
-    "retention": Point("os:replace", CHECKPOINT, path=0),  # a complete checkpoint loses its name
+    "retention": Point("os:replace", DELETED, path=1),  # a complete checkpoint loses its name
     "evaluation line": Point("lm1b.evaluation.scoring.evaluator:append_json_line", r"evaluations\.jsonl", half=_append_half),
     "preprocessing: numbers": Point("lm1b.data.preprocess.passes:write_array"),
     "preprocessing: shard": Point("lm1b.data.tokens.directory:write_array"),
@@ -172,9 +173,11 @@ class _Trigger:
         if order.moment == "half":
             assert point.half is not None
             point.half(original, *arguments, **keywords)
-        if order.moment == "after":
-            original(*arguments, **keywords)
-        os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            if order.moment == "after":
+                original(*arguments, **keywords)
+        finally:  # whatever became of the call: the rig has been told
+            os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError("killed")
 
 
